@@ -1,0 +1,1 @@
+"""An ordinary Scrapy project, and the small shop that it crawls."""

@@ -1,0 +1,19 @@
+"""Settings of the example; ADDONS is the only line that has to do with the request queue."""
+
+BOT_NAME = "shop_example"
+
+SPIDER_MODULES = ["shop_example.spiders"]
+NEWSPIDER_MODULE = "shop_example.spiders"
+
+ADDONS = {"scrapy_apify_rq.Addon": 500}
+
+# The shop comes with the example. SHOP_URL, where it is set, names one that runs elsewhere.
+EXTENSIONS = {"shop_example.extension.ShopExtension": 500}
+SHOP_PORT = 8765
+
+ROBOTSTXT_OBEY = True
+LOG_LEVEL = "INFO"
+TELNETCONSOLE_ENABLED = False
+
+# A resumed crawl adds to the items of the run before it.
+FEEDS = {"items.jsonl": {"format": "jsonlines", "overwrite": False}}

@@ -1,0 +1,167 @@
+"""Serves the shop on loopback: in a thread (``with ShopServer() as shop``), or as a program.
+
+``python -m shop_example.site --port 0`` prints its URL on a line and serves until it is killed;
+``GET /_hits`` tells which requests it has had. Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+from collections import Counter
+from http import HTTPStatus
+from types import TracebackType
+from typing import NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from shop_example.catalog import Catalog, Page
+
+FAILURES_OF_A_FLAKY_PAGE = 2
+
+# The client left, the client speaks no HTTP, or the shop closes.
+_END_OF_CONNECTION = (
+    *(EOFError, ConnectionError),
+    *(ValueError, asyncio.LimitOverrunError),
+    asyncio.CancelledError,
+)
+
+
+class Hit(NamedTuple):
+    """A request that the shop has had; ``path`` is as sent, with its query."""
+
+    method: str
+    path: str
+    body: str
+
+
+class _Request(NamedTuple):
+    hit: Hit
+    keep_alive: bool
+
+
+class ShopServer:
+    """The shop, in a thread of its own: one event loop serves every connection.
+
+    ``hits`` holds all requests in the order of their arrival; only the server's thread appends to
+    it, so that other threads may read it at any time.
+    """
+
+    def __init__(self, *, port: int = 0, products: int = 200, delay: float = 0.0) -> None:
+        self.catalog = Catalog(products)
+        self.hits: list[Hit] = []
+        self.url = ""
+        self._port = port
+        self._delay = delay
+        self._failures: Counter[str] = Counter()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Serve from now on; OSError if the port is taken."""
+        listener = socket.create_server(("127.0.0.1", self._port), backlog=128)
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        ready = threading.Event()
+        # A daemon: a crawl that fails before its end must not be kept alive by the shop.
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve(listener, ready)), name="shop", daemon=True
+        )
+        self._thread.start()
+        ready.wait()
+
+    def stop(self) -> None:
+        """Close every connection; the hits remain."""
+        if self._thread is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            self._thread.join()
+            self._thread = None
+
+    def __enter__(self) -> ShopServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    async def _serve(self, listener: socket.socket, ready: threading.Event) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        server = await asyncio.start_server(self._connection, sock=listener)
+        ready.set()
+        await self._stopping.wait()
+        # No wait_closed(): it waits for clients that keep their connection open. asyncio.run()
+        # cancels what serves them.
+        server.close()
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(*_END_OF_CONNECTION), contextlib.closing(writer):
+            keep_alive = True
+            while keep_alive:
+                request = await _read_request(reader)
+                keep_alive = request.keep_alive
+                page = await self._answer(request.hit)
+                writer.write(_encode(page, keep_alive=keep_alive))
+                await writer.drain()
+
+    async def _answer(self, hit: Hit) -> Page:
+        if hit.path == "/_hits":
+            return Page(json.dumps(self.hits), content_type="application/json")
+        self.hits.append(hit)
+        if self._delay:
+            await asyncio.sleep(self._delay)
+        url = urlsplit(hit.path)
+        path = unquote(url.path)
+        if path in self.catalog.flaky and self._failures[path] < FAILURES_OF_A_FLAKY_PAGE:
+            self._failures[path] += 1
+            return Page("Try again", status=503)
+        fields = hit.body if hit.method == "POST" else url.query
+        return self.catalog.page(path, dict(parse_qsl(fields)))
+
+
+async def _read_request(reader: asyncio.StreamReader) -> _Request:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    first, *lines = head.rstrip().split("\r\n")
+    method, path, _ = first.split(" ")
+    headers = dict(line.lower().split(":", 1) for line in lines)
+    body = await reader.readexactly(int(headers.get("content-length", 0)))
+    keep_alive = headers.get("connection", "").strip() != "close"
+    return _Request(Hit(method, path, body.decode()), keep_alive)
+
+
+def _encode(page: Page, *, keep_alive: bool) -> bytes:
+    body = page.body.encode()
+    head = [
+        f"HTTP/1.1 {page.status} {HTTPStatus(page.status).phrase}",
+        f"Content-Type: {page.content_type}; charset=utf-8",
+        f"Content-Length: {len(body)}",
+        f"Connection: {'keep-alive' if keep_alive else 'close'}",
+    ]
+    if page.location:
+        head.append(f"Location: {page.location}")
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+def main() -> None:
+    """Serve until killed."""
+    parser = argparse.ArgumentParser(description="The shop that the example crawls.")
+    parser.add_argument("--port", type=int, default=8765, help="0: any free port")
+    parser.add_argument("--products", type=int, default=200, help="how many to list")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds to wait on each page")
+    options = parser.parse_args()
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        ShopServer(port=options.port, products=options.products, delay=options.delay) as shop,
+    ):
+        print(shop.url, flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""One-line installation: ``ADDONS = {"scrapy_apify_rq.Addon": 500}``.
+
+https://docs.scrapy.org/en/latest/topics/addons.html
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from scrapy.exceptions import NotConfigured
+from scrapy.settings import BaseSettings
+
+from scrapy_apify_rq.middlewares import DownloaderMiddleware, SpiderMiddleware
+from scrapy_apify_rq.scheduler import Scheduler
+
+# Next to the downloader and next to the spider: see the middlewares.
+_INNERMOST: Final = 10_000
+
+
+class Addon:
+    """Puts the scheduler and both middlewares in place."""
+
+    def update_settings(self, settings: BaseSettings) -> None:
+        if not settings.getbool("APIFY_RQ_ENABLED", True):
+            raise NotConfigured
+        settings.set("SCHEDULER", Scheduler, "addon")
+        if settings["SCHEDULER"] is not Scheduler:
+            raise NotConfigured(
+                f"the SCHEDULER setting is {settings['SCHEDULER']!r} and takes precedence; remove"
+                " it to keep the requests in a request queue"
+            )
+        for name, middleware in (
+            ("DOWNLOADER_MIDDLEWARES", DownloaderMiddleware),
+            ("SPIDER_MIDDLEWARES", SpiderMiddleware),
+        ):
+            settings.setdefault_in_component_priority_dict(name, middleware, _INNERMOST)

@@ -1,0 +1,24 @@
+"""The places where a queue can live; ``backends.base.Backend`` is what they have in common."""
+
+from __future__ import annotations
+
+from scrapy_apify_rq.backends.base import Backend
+from scrapy_apify_rq.backends.sqlite import SqliteBackend, connect
+from scrapy_apify_rq.config import Config
+
+
+def backend_for(config: Config) -> Backend:
+    """The backend that the settings ask for, not open yet."""
+    return SqliteBackend(
+        config.storage_dir,
+        name=config.queue_name,
+        id=config.queue_id,
+        lock_secs=config.lock_secs if config.access == "shared" else None,
+        client_key=config.client_key,
+        patience=config.unavailable_timeout,
+    )
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError now for what ``open`` would only find when the engine is up."""
+    connect(config.storage_dir).close()

@@ -1,0 +1,419 @@
+"""The embedded queue: the backend that keeps its entries in one SQLite file.
+
+The calls run on the event loop, not in a thread: a batch of 25 adds takes about 0.3 ms and an ack
+less than 0.1 ms, a hop to a thread and back about as much. WAL with ``synchronous=NORMAL``: a
+killed process loses nothing, a power cut may lose the last moments but never the file
+(https://sqlite.org/pragma.html#pragma_synchronous). Several processes may use one file; who finds
+it locked waits without blocking the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sqlite3
+import string
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, State
+from scrapy_apify_rq.errors import BackendError, ConfigError
+from scrapy_apify_rq.models import Entry
+
+FILE_NAME: Final = "request_queues.sqlite"
+_APPLICATION_ID: Final = 0x5352_5131
+_SCHEMA_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE queues (
+    key INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    name TEXT UNIQUE,
+    created_at REAL NOT NULL,
+    total INTEGER NOT NULL DEFAULT 0,
+    handled INTEGER NOT NULL DEFAULT 0,
+    first INTEGER NOT NULL DEFAULT 0,  -- the smallest position given out so far
+    last INTEGER NOT NULL DEFAULT 0    -- the greatest
+);
+CREATE TABLE requests (
+    queue INTEGER NOT NULL REFERENCES queues (key),
+    id TEXT NOT NULL,
+    position INTEGER,                  -- place in the queue; NULL once handled
+    failed INTEGER NOT NULL,
+    lock_by TEXT,
+    lock_expires_at REAL,
+    json TEXT NOT NULL                 -- the entry as the API would send it
+);
+CREATE UNIQUE INDEX requests_by_id ON requests (queue, id);
+CREATE INDEX requests_pending ON requests (queue, position, id) WHERE position IS NOT NULL;
+CREATE INDEX requests_failed ON requests (queue) WHERE failed;
+"""
+_WHERE: Final[dict[State | None, str]] = {
+    None: "TRUE",
+    "pending": "position IS NOT NULL",
+    "handled": "position IS NULL",
+    "failed": "failed",
+    "locked": "position IS NOT NULL AND lock_expires_at > :now",
+}
+# Rows that are read between two chances for the event loop to do something else.
+_CHUNK: Final = 100
+# How long SQLite itself may wait for another process's write, blocking the loop, in seconds.
+_BLOCKING_WAIT: Final = 0.005
+
+_T = TypeVar("_T")
+
+
+def connect(folder: Path) -> sqlite3.Connection:
+    """Open the file of embedded queues in ``folder``, made if missing.
+
+    Raises ConfigError, naming the file, where it cannot be used.
+    """
+    file = folder / FILE_NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(file, timeout=_BLOCKING_WAIT, isolation_level=None)
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(_unusable(file, error)) from error
+    try:
+        _prepare(db, file)
+    except sqlite3.Error as error:
+        db.close()
+        raise ConfigError(_unusable(file, error)) from error
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _unusable(file: Path, error: Exception) -> str:
+    return (
+        f"The embedded queue {file} cannot be used ({error}). Set APIFY_RQ_STORAGE_DIR to a folder "
+        "that can be written to and holds no other file of that name."
+    )
+
+
+def _prepare(db: sqlite3.Connection, file: Path) -> None:
+    db.execute("PRAGMA busy_timeout = 10000")  # nothing runs yet that this could hold up
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = NORMAL")
+    db.execute("BEGIN IMMEDIATE")
+    with db:
+        (application_id,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if not tables:
+            for statement in _SCHEMA.split(";\n"):
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        elif application_id != _APPLICATION_ID:
+            raise ConfigError(
+                f"{file} is a SQLite database of another program. Set APIFY_RQ_STORAGE_DIR to "
+                "another folder."
+            )
+        elif version != _SCHEMA_VERSION:
+            raise ConfigError(
+                f"{file} was made by a newer version of scrapy-apify-rq (format {version}, this "
+                f"one reads {_SCHEMA_VERSION}). Upgrade scrapy-apify-rq, or set "
+                "APIFY_RQ_STORAGE_DIR to another folder."
+            )
+    db.execute(f"PRAGMA busy_timeout = {round(_BLOCKING_WAIT * 1000)}")
+
+
+@dataclass(slots=True)
+class _Counters:
+    """The counters of a queue while one transaction changes it."""
+
+    total: int
+    handled: int
+    first: int
+    last: int
+
+    def place(self, handled: bool, forefront: bool) -> int | None:
+        if handled:
+            return None
+        if forefront:
+            self.first -= 1
+            return self.first
+        self.last += 1
+        return self.last
+
+
+class SqliteBackend:
+    """One queue of the file; see ``Backend`` for what each method promises.
+
+    ``lock_secs`` turns leases on (shared access); ``patience`` is how long, in seconds, to wait
+    for other processes that keep the file locked.
+    """
+
+    batch = 25
+    lag = 0.0
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str | None = None,
+        id: str | None = None,
+        lock_secs: int | None = None,
+        client_key: str | None = None,
+        patience: float = 600,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._folder = folder
+        self._name = name
+        self._id = id
+        self._lock_secs = lock_secs
+        self._client_key = client_key or secrets.token_hex(16)
+        self._patience = patience
+        self._now = now
+
+    @property
+    def location(self) -> str:
+        return str(self._folder / FILE_NAME)
+
+    async def open(self) -> None:
+        self._db = connect(self._folder)
+        self._key = await self._transaction(self._get_or_create)
+
+    def _get_or_create(self) -> int:
+        # `username~name` addresses a queue by name on the platform; here there is one user.
+        name = self._id.partition("~")[2] if self._id and "~" in self._id else self._name
+        row = self._db.execute(
+            "SELECT key FROM queues WHERE id = ? OR name = ?", (self._id, name)
+        ).fetchone()
+        if row is None and self._id:
+            raise ConfigError(
+                f"APIFY_RQ_ID is {self._id!r}, but {self.location} holds no such queue. Set "
+                "APIFY_RQ_NAME to create one by name."
+            )
+        if row is None:
+            alphabet = string.ascii_letters + string.digits
+            new_id = "".join(secrets.choice(alphabet) for _ in range(17))
+            row = self._db.execute(
+                "INSERT INTO queues (id, name, created_at) VALUES (?, ?, ?) RETURNING key",
+                (new_id, name, self._now()),
+            ).fetchone()
+        return int(row[0])
+
+    async def close(self) -> None:
+        if hasattr(self, "_db"):
+            self._db.close()
+
+    async def info(self) -> Info:
+        id, name, total, handled = self._db.execute(
+            "SELECT id, name, total, handled FROM queues WHERE key = ?", (self._key,)
+        ).fetchone()
+        return Info(id, name, total, handled, total - handled)
+
+    async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
+        rows = [(entry, entry.to_json()) for entry in entries]
+        return await self._write(
+            lambda counters: [self._add(*row, forefront, counters) for row in rows]
+        )
+
+    def _add(self, entry: Entry, json: str, forefront: bool, counters: _Counters) -> Added:
+        handled = entry.handled_at is not None
+        stored = self._db.execute(
+            "INSERT INTO requests (queue, id, position, failed, json) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING",
+            (self._key, entry.id, counters.place(handled, forefront), entry.failed, json),
+        ).rowcount
+        if stored:
+            counters.total += 1
+            counters.handled += handled
+            return Added(entry.id, False, False)
+        return Added(entry.id, True, self._position(entry.id) is None)
+
+    def _position(self, id: str) -> int | None:
+        row = self._db.execute(
+            "SELECT position FROM requests WHERE queue = ? AND id = ?", (self._key, id)
+        ).fetchone()
+        return None if row is None else row[0]
+
+    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> None:
+        rows = [(entry, entry.to_json()) for entry in entries]
+
+        def work(counters: _Counters) -> None:
+            for row in rows:
+                self._update(*row, forefront, counters)
+
+        await self._write(work)
+
+    def _update(self, entry: Entry, json: str, forefront: bool, counters: _Counters) -> None:
+        handled = entry.handled_at is not None
+        values = (counters.place(handled, forefront), entry.failed, json, self._key, entry.id)
+        was = self._db.execute(
+            "SELECT position IS NULL FROM requests WHERE queue = ? AND id = ?", values[3:]
+        ).fetchone()
+        if was is None:
+            counters.total += 1
+            self._db.execute(
+                "INSERT INTO requests (position, failed, json, queue, id) VALUES (?, ?, ?, ?, ?)",
+                values,
+            )
+        else:
+            self._db.execute(
+                "UPDATE requests SET position = ?, failed = ?, json = ?, lock_by = NULL,"
+                " lock_expires_at = NULL WHERE queue = ? AND id = ?",
+                values,
+            )
+        counters.handled += handled - (was is not None and was[0])
+
+    async def claim(self, limit: int, known: Collection[str]) -> Claim:
+        lease: float | None = None
+        if self._lock_secs is None:
+            ids, more = self._head(limit, known)
+        else:
+            lease = self._now() + self._lock_secs
+            ids, more = await self._write(lambda _: self._lock(limit, known, lease))
+        claimed: list[Claimed] = []
+        for start in range(0, len(ids), _CHUNK):
+            entries = self._entries(ids[start : start + _CHUNK])
+            claimed += [Claimed(entry, lease) for entry in entries]
+            await asyncio.sleep(0)
+        return Claim(claimed, more)
+
+    def _head(self, limit: int, known: Collection[str], free: str = "") -> tuple[list[str], bool]:
+        rows = self._db.execute(
+            f"SELECT id FROM requests WHERE queue = ? AND position IS NOT NULL {free}"
+            " ORDER BY position LIMIT ?",
+            (self._key, limit + len(known) + 1),
+        )
+        ids = [id for (id,) in rows if id not in known]
+        return ids[:limit], len(ids) > limit
+
+    def _lock(
+        self, limit: int, known: Collection[str], until: float | None
+    ) -> tuple[list[str], bool]:
+        free = f"AND (lock_expires_at IS NULL OR lock_expires_at <= {self._now()!r})"
+        ids, more = self._head(limit, known, free)
+        self._db.executemany(
+            "UPDATE requests SET lock_by = ?, lock_expires_at = ? WHERE queue = ? AND id = ?",
+            [(self._client_key, until, self._key, id) for id in ids],
+        )
+        return ids, more
+
+    def _entries(self, ids: Sequence[str]) -> Iterator[Entry]:
+        marks = ", ".join("?" * len(ids))
+        found = dict(
+            self._db.execute(
+                f"SELECT id, json FROM requests WHERE queue = ? AND id IN ({marks})",
+                (self._key, *ids),
+            )
+        )
+        return (Entry.from_json(id, found[id]) for id in ids if id in found)
+
+    async def prolong(self, ids: Collection[str]) -> dict[str, float]:
+        until = self._now() + (self._lock_secs or 0)
+
+        def work(_: _Counters) -> dict[str, float]:
+            return {id: until for id in ids if self._prolong(id, until)}
+
+        return await self._write(work)
+
+    def _prolong(self, id: str, until: float) -> bool:
+        changed = self._db.execute(
+            "UPDATE requests SET lock_expires_at = ? WHERE queue = ? AND id = ?"
+            " AND lock_by = ? AND lock_expires_at > ?",
+            (until, self._key, id, self._client_key, self._now()),
+        ).rowcount
+        return changed == 1
+
+    async def unlock(self) -> None:
+        await self._write(
+            lambda _: self._db.execute(
+                "UPDATE requests SET lock_by = NULL, lock_expires_at = NULL"
+                " WHERE queue = ? AND position IS NOT NULL AND lock_by = ?",
+                (self._key, self._client_key),
+            )
+        )
+
+    async def purge(self) -> None:
+        def work(counters: _Counters) -> None:
+            self._db.execute("DELETE FROM requests WHERE queue = ?", (self._key,))
+            counters.total = counters.handled = 0
+
+        await self._write(work)
+
+    async def get(self, id: str) -> Entry | None:
+        return next(self._entries([id]), None)
+
+    async def list(self, state: State | None = None) -> AsyncIterator[Entry]:
+        last = 0
+        while True:
+            rows = self._db.execute(
+                f"SELECT rowid, id, json FROM requests WHERE queue = :queue AND {_WHERE[state]}"
+                " AND rowid > :last ORDER BY rowid LIMIT :chunk",
+                {"queue": self._key, "last": last, "chunk": _CHUNK, "now": self._now()},
+            ).fetchall()
+            if not rows:
+                return
+            for last, id, json in rows:  # noqa: B007 (the last one is where the next page starts)
+                yield Entry.from_json(id, json)
+            await asyncio.sleep(0)
+
+    async def delete(self, ids: Collection[str]) -> None:
+        def work(counters: _Counters) -> None:
+            for id in ids:
+                gone = self._db.execute(
+                    "DELETE FROM requests WHERE queue = ? AND id = ? RETURNING position IS NULL",
+                    (self._key, id),
+                ).fetchone()
+                if gone is not None:
+                    counters.total -= 1
+                    counters.handled -= gone[0]
+
+        await self._write(work)
+
+    async def _write(self, work: Callable[[_Counters], _T]) -> _T:
+        """Run ``work`` in a transaction that also keeps the counters of the queue."""
+
+        def counted() -> _T:
+            row = self._db.execute(
+                "SELECT total, handled, first, last FROM queues WHERE key = ?", (self._key,)
+            ).fetchone()
+            counters = _Counters(*row)
+            result = work(counters)
+            self._db.execute(
+                "UPDATE queues SET total = ?, handled = ?, first = ?, last = ? WHERE key = ?",
+                (*astuple(counters), self._key),
+            )
+            return result
+
+        return await self._transaction(counted)
+
+    async def _transaction(self, work: Callable[[], _T]) -> _T:
+        """Run ``work`` in one transaction; all of it is stored, or nothing."""
+        await self._begin()
+        try:
+            result = work()
+            self._db.execute("COMMIT")
+        except BaseException as error:
+            with suppress(sqlite3.Error):  # SQLite has rolled back by itself on a full disk
+                self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise self._failed(error) from error
+            raise
+        return result
+
+    async def _begin(self) -> None:
+        give_up_at = time.monotonic() + self._patience
+        while True:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+            except sqlite3.Error as error:
+                if "locked" not in str(error) or time.monotonic() > give_up_at:
+                    raise self._failed(error) from error
+                await asyncio.sleep(0.02)
+            else:
+                return
+
+    def _failed(self, error: sqlite3.Error) -> BackendError:
+        return BackendError(
+            f"The embedded queue {self.location} failed: {error}. Nothing that was stored is lost:"
+            " cure the cause and run the spider again."
+        )

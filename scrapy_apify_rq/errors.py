@@ -1,0 +1,29 @@
+"""The exceptions of this package.
+
+    RequestQueueError
+        ConfigError    a setting is wrong, or what it points at cannot be used
+        CodecError     a request cannot be written as JSON, or an entry cannot be read back
+        BackendError   the queue failed and retrying did not cure it
+
+Every message names the setting, file or entry it is about, and the cure where there is one.
+"""
+
+
+class RequestQueueError(Exception):
+    """Base of all errors that this package raises."""
+
+
+class ConfigError(RequestQueueError, ValueError):
+    """A setting is wrong. Raised before the crawl starts."""
+
+
+class CodecError(RequestQueueError, ValueError):
+    """A value cannot be written as JSON without loss, or stored data cannot be read back."""
+
+
+class BackendError(RequestQueueError):
+    """The queue failed for good. ``reason`` becomes the closing reason of the spider."""
+
+    def __init__(self, message: str, reason: str = "apify_rq_unavailable") -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -1,0 +1,424 @@
+"""Scrapy's face of the queue: what the engine calls, synchronous and in memory only.
+
+The scheduler turns requests into entries and back, remembers what it has handed out, and decides
+what becomes of an entry when Scrapy has finished with it. The contract with the engine is
+``scrapy.core.scheduler.BaseScheduler``: https://docs.scrapy.org/en/latest/topics/scheduler.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from collections import Counter
+from collections.abc import Coroutine
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from scrapy import Request, Spider, signals
+from scrapy.core.scheduler import BaseScheduler
+from scrapy.core.scheduler import Scheduler as StockScheduler
+from scrapy.dupefilters import BaseDupeFilter, RFPDupeFilter
+from scrapy.utils.defer import deferred_from_coro, maybe_deferred_to_future
+from scrapy.utils.misc import build_from_crawler, load_object
+from twisted.internet.defer import Deferred
+
+from scrapy_apify_rq import scrapy_private
+from scrapy_apify_rq.backends import backend_for
+from scrapy_apify_rq.config import Config
+from scrapy_apify_rq.errors import BackendError, CodecError, ConfigError
+from scrapy_apify_rq.frontier import Frontier
+from scrapy_apify_rq.middlewares import DownloaderMiddleware, SpiderMiddleware
+from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.requests import RequestConverter, stored_priority
+from scrapy_apify_rq.unique_keys import crawlee_key, request_id
+from scrapy_apify_rq.visits import Visit
+
+if TYPE_CHECKING:
+    from scrapy.crawler import Crawler
+    from typing_extensions import Self
+
+logger = logging.getLogger(__name__)
+
+# Seconds between two looks for finished requests while the engine, busy downloading, asks for none.
+_REAP_INTERVAL: Final = 0.1
+
+
+class Scheduler(BaseScheduler):
+    """Put this into ``SCHEDULER``, or let ``ADDONS`` do it.
+
+    Promises: a request whose ``enqueue_request`` was confirmed by the queue is crawled at least
+    once, whatever happens to the process; none of the three methods that the engine calls for each
+    request waits for anything. Raises ConfigError at open if the queue cannot be used, RuntimeError
+    if Scrapy is not one that it knows.
+    """
+
+    @classmethod
+    def from_crawler(cls, crawler: Crawler) -> Self:
+        config = Config.from_settings(crawler.settings, os.environ, crawler.spidercls.name)
+        if not config.enabled or not scrapy_private.is_crawl(crawler):
+            return cast("Self", StockScheduler.from_crawler(crawler))
+        return cls(crawler, config)
+
+    def __init__(self, crawler: Crawler, config: Config) -> None:
+        self.crawler = crawler
+        self.config = config
+        self.stats = crawler.stats
+        self.running: dict[Request, Visit] = {}
+        """What the engine has been given and has not finished."""
+        self.backend = backend_for(config)
+        self.frontier = Frontier(
+            self.backend,
+            stats=crawler.stats,
+            window=config.window,
+            outbox=config.outbox,
+            idle_before_close=config.idle_before_close,
+            urgency=self._urgency,
+            wake=lambda: scrapy_private.wake(crawler.engine),
+            dropped=self._dropped,
+            failed=self._failed,
+        )
+        self._is_open = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._starts: Counter[str] = Counter()
+        """How many start requests of each key this run has seen."""
+        self._unserializable_logged = False
+
+    def __len__(self) -> int:
+        """Requests waiting in this process; the queue may hold many more."""
+        return self.frontier.waiting
+
+    # Opening and closing.
+
+    def open(self, spider: Spider) -> Deferred[None]:
+        return deferred_from_coro(self._open(spider))
+
+    async def _open(self, spider: Spider) -> None:
+        scrapy_private.verify(self.crawler.engine)
+        self.spider = spider
+        self.converter = RequestConverter(
+            spider, self.config.callbacks, self.config.trusted_modules
+        )
+        self.spider_middleware = self._attach_middlewares()
+        await self._open_dupefilter()
+        try:
+            await self.backend.open()
+            await self._begin_or_resume()
+        except BaseException:
+            await self.backend.close()
+            raise
+        await self.frontier.open()
+        self._spawn(self._reap_regularly())
+        self._is_open = True
+
+    def _attach_middlewares(self) -> SpiderMiddleware:
+        downloader = self.crawler.get_downloader_middleware(DownloaderMiddleware)
+        spider = self.crawler.get_spider_middleware(SpiderMiddleware)
+        if downloader is None or spider is None:
+            raise ConfigError(
+                "SCHEDULER is scrapy_apify_rq.Scheduler, but DOWNLOADER_MIDDLEWARES lacks"
+                " scrapy_apify_rq.DownloaderMiddleware or SPIDER_MIDDLEWARES lacks"
+                " scrapy_apify_rq.SpiderMiddleware. Set both to 10000, or set only"
+                ' ADDONS = {"scrapy_apify_rq.Addon": 500}.'
+            )
+        downloader.running = spider.running = self.running
+        spider.room = self.frontier.room
+        return spider
+
+    async def _open_dupefilter(self) -> None:
+        """The queue itself filters duplicates; a filter of the project's own is asked first."""
+        settings = self.crawler.settings
+        cls = load_object(settings["DUPEFILTER_CLASS"])
+        self._filters_nothing = cls is BaseDupeFilter
+        self._dupefilter: BaseDupeFilter | None = None
+        # Made by hand, because from_crawler() would write its own set of seen requests to JOBDIR.
+        self._duplicates = RFPDupeFilter(
+            debug=settings.getbool("DUPEFILTER_DEBUG"),
+            fingerprinter=self.crawler.request_fingerprinter,
+        )
+        if cls not in (BaseDupeFilter, RFPDupeFilter):
+            self._dupefilter = build_from_crawler(cls, self.crawler)
+            if (opened := self._dupefilter.open()) is not None:
+                await maybe_deferred_to_future(opened)
+
+    async def _begin_or_resume(self) -> None:
+        info = await self.backend.info()
+        queue = f"Request queue {info.name or info.id!r} in {self.backend.location}"
+        finished = info.total > 0 and not info.pending
+        purge = self.config.purge_on_start
+        if info.total and (purge or (finished and self.config.queue_is_default)):
+            await self.backend.purge()
+            why = "APIFY_RQ_PURGE_ON_START is set" if purge else "its crawl was finished"
+            self._log(logging.INFO, f"{queue}: emptied of {info.total} entries, {why}")
+        elif finished:
+            self._log(
+                logging.WARNING,
+                f"{queue} is finished: {info.handled} handled, none pending, so that only requests"
+                " new to it are crawled. To crawl all again, set APIFY_RQ_PURGE_ON_START = True"
+                " for one run, or choose another APIFY_RQ_NAME",
+            )
+        elif info.total:
+            self._log(
+                logging.INFO,
+                f"{queue}: resuming, {info.pending} pending, {info.handled} handled",
+            )
+        else:
+            self._log(logging.INFO, f"{queue}: new")
+
+    def close(self, reason: str) -> Deferred[None]:
+        return deferred_from_coro(self._close(reason))
+
+    async def _close(self, reason: str) -> None:
+        if not self._is_open:
+            return
+        self._is_open = False
+        self._reap()
+        for task in self._tasks:
+            task.cancel()
+        try:
+            await self.frontier.close()
+            self._announce(await self._summary())
+        finally:
+            await self.backend.close()
+            if self._dupefilter is not None and (closed := self._dupefilter.close(reason)):
+                await maybe_deferred_to_future(closed)
+
+    async def _summary(self) -> str:
+        if self.frontier.error is not None:
+            return (
+                f"The queue in {self.backend.location} failed; {self.frontier.unsaved} changes"
+                " could not be saved. The requests they belong to are still pending: run the"
+                " spider again to go on"
+            )
+        info = await self.backend.info()
+        handled, failed, retried = (
+            self.stats.get_value(f"apify_rq/{name}", 0) for name in ("handled", "failed", "retried")
+        )
+        return (
+            f"Request queue {info.name or info.id!r} in {self.backend.location}: this run handled"
+            f" {handled} ({failed} of them failed) and retried {retried};"
+            f" the queue holds {info.handled} handled, {info.pending} pending"
+        )
+
+    def _announce(self, text: str) -> None:
+        """Log this last of all, below the stats, where people look first."""
+        # The closure must not know the crawler, or its signals would keep it alive for ever.
+        self.crawler.signals.connect(lambda: logger.info(text), signals.engine_stopped, weak=False)
+
+    def _log(self, level: int, text: str) -> None:
+        logger.log(level, text, extra={"spider": self.spider})
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # From Scrapy to the queue.
+
+    def enqueue_request(self, request: Request) -> bool:
+        if (original := self._original(request)) is not None:
+            original.retry = request
+            return True
+        self._note_redirect(request)
+        key, repeatable = self._unique_key(request)
+        if not repeatable and self._is_duplicate(request, key):
+            return False
+        priority = request.priority
+        forefront = priority > 0 or (
+            self.config.order == "lifo" and request not in self.spider_middleware.started
+        )
+        visit = Visit(None, request, urgency=(False, priority))
+        try:
+            visit.entry = self.converter.encode(request, key)
+        except CodecError as error:
+            self._note_unserializable(request, error)
+            self.frontier.remember(request_id(key))
+            self.stats.inc_value("scheduler/enqueued")
+            self.stats.inc_value("scheduler/enqueued/memory")
+            self.frontier.keep(visit, forefront=forefront)
+        else:
+            self.frontier.add(visit, visit.entry, forefront=forefront)
+        return True
+
+    def _original(self, request: Request) -> Visit | None:
+        """The visit that ``request`` is a retry of, made by ``get_retry_request()``."""
+        if not (times := request.meta.get("retry_times")):
+            return None
+        same = self.crawler.request_fingerprinter.fingerprint
+        found = [
+            visit
+            for original, visit in self.running.items()
+            if visit.retry is None
+            and original.meta.get("retry_times", 0) + 1 == times
+            and (same(original) == same(request) or _target(original) == _target(request))
+        ]
+        # Two in flight may differ in nothing but what a custom fingerprinter looks at.
+        found.sort(key=lambda visit: same(cast("Request", visit.request)) != same(request))
+        return found[0] if found else None
+
+    def _note_redirect(self, request: Request) -> None:
+        """Tell the redirected request in flight where it led."""
+        urls = request.meta.get("redirect_urls")
+        if not urls:
+            return
+        for original, visit in self.running.items():
+            hops = len(original.meta.get("redirect_urls", ()))
+            came_from = original.url == urls[-1] and hops + 1 == len(urls)
+            if came_from and not visit.reached_callback and visit.loaded_url is None:
+                visit.loaded_url = request.url
+                return
+
+    def _unique_key(self, request: Request) -> tuple[str, bool]:
+        """The key, and whether it was made so that the request is not taken for a duplicate."""
+        if self.config.unique_key == "crawlee":
+            key = crawlee_key(request.url, request.method, request.body, _text_headers(request))
+        else:
+            key = self.crawler.request_fingerprinter.fingerprint(request).hex()
+        if not (request.dont_filter or self._filters_nothing):
+            return key, False
+        if request not in self.spider_middleware.started:
+            return f"{key}:{secrets.token_hex(8)}", True
+        # The n-th of its kind is the same in every run and every worker, so none repeats it.
+        self._starts[key] += 1
+        return f"{key}:start{self._starts[key]}", True
+
+    def _is_duplicate(self, request: Request, key: str) -> bool:
+        if self._dupefilter is not None and self._dupefilter.request_seen(request):
+            self._dupefilter.log(request, self.spider)
+            return True
+        if self.frontier.knows(request_id(key)):
+            self._duplicates.log(request, self.spider)
+            return True
+        return False
+
+    def _dropped(self, visit: Visit) -> None:
+        """The queue had the entry already, from an earlier run or from others."""
+        request = cast("Request", visit.request)
+        self._duplicates.log(request, self.spider)
+        self.crawler.signals.send_catch_log(
+            signals.request_dropped, request=request, spider=self.spider
+        )
+
+    def _note_unserializable(self, request: Request, error: CodecError) -> None:
+        self.stats.inc_value("scheduler/unserializable")
+        if not self._unserializable_logged:
+            self._unserializable_logged = True
+            self._log(
+                logging.WARNING,
+                f"{request} cannot be written to the queue: {error}. It is crawled from memory and"
+                " lost if this process ends first. No more of these are logged; see the stat"
+                " scheduler/unserializable",
+            )
+
+    # From the queue to Scrapy.
+
+    def next_request(self) -> Request | None:
+        self._reap()
+        while (visit := self.frontier.next()) is not None:
+            request = self._request(visit)
+            if request is not None:
+                visit.request = request
+                self.running[request] = visit
+                self.stats.inc_value("scheduler/dequeued")
+                if visit.entry is None:
+                    self.stats.inc_value("scheduler/dequeued/memory")
+                return request
+        return None
+
+    def _request(self, visit: Visit) -> Request | None:
+        if visit.request is not None and visit.request not in self.running:
+            return visit.request
+        if visit.entry is None:  # one object, yielded twice
+            return cast("Request", visit.request).copy()
+        try:
+            return self.converter.decode(visit.entry)
+        except CodecError as error:
+            self._refuse(visit, visit.entry, error)
+            return None
+
+    def _refuse(self, visit: Visit, entry: Entry, error: CodecError) -> None:
+        self.stats.inc_value("apify_rq/undecodable")
+        self._log(
+            logging.ERROR,
+            f"Entry {entry.id} ({entry.url or 'no URL'}) is no request: {error}. It is marked"
+            " handled, with this message",
+        )
+        self._ack(visit, entry, f"not crawled, since it cannot be decoded: {error}")
+
+    def has_pending_requests(self) -> bool:
+        self._reap()
+        return bool(self.running) or self.frontier.has_pending()
+
+    def _urgency(self, entry: Entry) -> tuple[bool, int]:
+        return self.config.retry_forefront and entry.retry_count > 0, stored_priority(entry)
+
+    # When Scrapy has finished with a request.
+
+    async def _reap_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(_REAP_INTERVAL)
+            self._reap()
+
+    def _reap(self) -> None:
+        """Settle all that has left the engine since the last look."""
+        if not self.running:
+            return
+        unfinished = scrapy_private.running(self.crawler.engine)
+        for request in [request for request in self.running if request not in unfinished]:
+            self._settle(self.running.pop(request), request)
+
+    def _settle(self, visit: Visit, request: Request) -> None:
+        if visit.retry is not None:
+            self._requeue(visit, visit.retry, visit.retry_reason)
+        elif (
+            visit.callback_error is not None
+            and visit.spider_errors < self.config.retry_spider_errors
+        ):
+            visit.spider_errors += 1
+            self._requeue(visit, request, visit.callback_error)
+        elif visit.entry is not None:
+            self._ack(visit, visit.entry, visit.problem)
+
+    def _ack(self, visit: Visit, entry: Entry, problem: str | None) -> None:
+        entry.handled_at = datetime.now(timezone.utc)
+        entry.loaded_url = visit.loaded_url
+        if problem is not None:
+            entry.error_messages.append(problem)
+        self.frontier.update(visit, entry)
+
+    def _requeue(self, visit: Visit, request: Request, reason: str) -> None:
+        """Send the same entry back, as the request is now."""
+        front = self.config.retry_forefront
+        again = Visit(
+            None, request, urgency=(front, request.priority), spider_errors=visit.spider_errors
+        )
+        if (old := visit.entry) is None:
+            self.frontier.keep(again, forefront=front)
+            return
+        try:
+            entry = self.converter.encode(request, old.unique_key, replaced=old)
+        except CodecError as error:
+            # The request that runs next is the new one; a restart would find the old one.
+            self._note_unserializable(request, error)
+            entry = old
+        entry.retry_count = old.retry_count + 1
+        entry.error_messages = [*old.error_messages, reason]
+        entry.loaded_url = None
+        self.frontier.update(again, entry, forefront=front)
+
+    def _failed(self, error: BackendError) -> None:
+        self._log(logging.ERROR, f"{error} The spider is closed ({error.reason}).")
+        self._spawn(self.crawler.engine.close_spider_async(reason=error.reason))
+
+
+def _target(request: Request) -> tuple[str, str, bytes]:
+    return request.method, request.url, request.body
+
+
+def _text_headers(request: Request) -> list[tuple[str, str]]:
+    return [
+        (name.decode("latin-1"), value.decode("latin-1"))
+        for name, values in request.headers.items()
+        for value in values
+    ]

@@ -1,0 +1,53 @@
+"""All use of Scrapy's private names, so that a new version of Scrapy can break one file only.
+
+There is no public signal for "Scrapy has finished with this request" and no public call that makes
+the engine ask the scheduler again, hence ``engine._slot.inprogress`` and
+``engine._slot.nextcall.schedule`` (scrapy/core/engine.py, the same from 2.13 to 2.19).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING
+
+from scrapy import Request, __version__
+
+if TYPE_CHECKING:
+    from scrapy.core.engine import ExecutionEngine
+    from scrapy.crawler import Crawler
+
+
+def verify(engine: ExecutionEngine) -> None:
+    """Raise RuntimeError unless the private names that we rely on are there."""
+    slot = getattr(engine, "_slot", None)
+    inprogress = getattr(slot, "inprogress", None)
+    schedule = getattr(getattr(slot, "nextcall", None), "schedule", None)
+    if not isinstance(inprogress, set) or not callable(schedule):
+        raise RuntimeError(
+            f"scrapy-apify-rq does not know the engine of Scrapy {__version__}: it lacks"
+            " _slot.inprogress or _slot.nextcall.schedule. Install a version of scrapy-apify-rq"
+            " that supports it."
+        )
+
+
+def running(engine: ExecutionEngine) -> AbstractSet[Request]:
+    """The requests handed out whose callback and item pipelines have not ended yet."""
+    slot = engine._slot
+    return slot.inprogress if slot is not None else frozenset()
+
+
+def wake(engine: ExecutionEngine) -> None:
+    """Make the engine ask the scheduler soon instead of at its next heartbeat (5 seconds)."""
+    if engine._slot is not None:
+        engine._slot.nextcall.schedule()
+
+
+def is_crawl(crawler: Crawler) -> bool:
+    """False in ``scrapy shell``, ``fetch``, ``view``, ``parse`` and ``check``.
+
+    They run a spider of the project on requests of their own, which are none of the queue's
+    business. The shell drives the engine itself, without ``Crawler.crawl()``; the others put a
+    ``start`` of their own in the place of the spider's (scrapy/commands/).
+    """
+    start = getattr(crawler.spidercls, "start", None)
+    return crawler.crawling and not getattr(start, "__module__", "").startswith("scrapy.commands.")

@@ -1,0 +1,80 @@
+"""Unique keys and the ids that follow from them.
+
+A request queue holds one entry for each unique key. ``request_id`` is the platform's rule for the
+id of an entry. ``crawlee_key`` is the extended unique key of Crawlee for Python, for
+``APIFY_RQ_UNIQUE_KEY = "crawlee"``: two programs on one queue deduplicate against each other only
+if their keys are equal to the byte.
+
+Neither rule is specified anywhere. They are written from the outcomes of running crawlee 1.11.0
+with yarl 1.25.1, which tests/test_unique_keys.py replays. Keys of Crawlee for JavaScript differ.
+Crawlee's key lower-cases the whole URL, so that pages whose addresses differ only in case are one.
+"""
+
+from __future__ import annotations
+
+from binascii import b2a_base64
+from collections.abc import Iterable
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+from scrapy_apify_rq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from yarl import URL
+
+_ID_LENGTH: Final = 15
+# The other headers are no part of the key.
+_KEY_HEADERS: Final = frozenset(("accept", "accept-language", "authorization", "content-type"))
+
+
+def request_id(unique_key: str) -> str:
+    """The id that the platform gives to a unique key; verified against executed vectors."""
+    encoded = b2a_base64(sha256(unique_key.encode()).digest(), newline=False)
+    return encoded.translate(None, b"+/=")[:_ID_LENGTH].decode()
+
+
+def crawlee_key(url: str, method: str, body: bytes, headers: Iterable[tuple[str, str]]) -> str:
+    """Crawlee's key ``METHOD|headers|payload|url`` of a request that is bound to no session.
+
+    Of a header given twice the last value counts. Join several values of one header first, as
+    they are joined in the entry.
+    """
+    return f"{method.upper()}|{_headers_hash(headers)}|{_short_hash(body)}|{normalize_url(url)}"
+
+
+def normalize_url(url: str, *, keep_fragment: bool = False) -> str:
+    """The URL as Crawlee writes it in a key; one that cannot be parsed is returned unchanged."""
+    url_class = _url_class()
+    try:
+        return _normalized(url_class(url.strip()), keep_fragment)
+    except ValueError:
+        return url
+
+
+def _url_class() -> type[URL]:
+    # Imported late: yarl is needed for this one setting only.
+    try:
+        from yarl import URL
+    except ImportError as error:
+        raise ConfigError(
+            'APIFY_RQ_UNIQUE_KEY = "crawlee" needs the package yarl: pip install yarl'
+        ) from error
+    return URL
+
+
+def _normalized(url: URL, keep_fragment: bool) -> str:
+    query = sorted(pair for pair in url.query.items() if not pair[0].startswith("utm_"))
+    # The decoded path is what Crawlee sets again: this is why %2F becomes a slash in its keys.
+    # Setting a path drops the query. keep_fragment is there since yarl 1.19.
+    clean = url.with_path(url.path.removesuffix("/"), keep_fragment=keep_fragment)
+    return str(clean.with_query(query)).lower()
+
+
+def _headers_hash(headers: Iterable[tuple[str, str]]) -> str:
+    lowered = {name.strip().lower(): value.strip() for name, value in headers}
+    lines = (f"{name}:{lowered[name]}" for name in sorted(_KEY_HEADERS & lowered.keys()))
+    return _short_hash("|".join(lines).encode())
+
+
+def _short_hash(data: bytes) -> str:
+    return sha256(data).hexdigest()[:8]

@@ -1,0 +1,174 @@
+"""Real crawls in real processes: a Scrapy project in a folder of its own, judged from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+from scrapy_apify_rq.backends.base import Info
+from scrapy_apify_rq.backends.sqlite import SqliteBackend
+from scrapy_apify_rq.models import Entry
+
+QUEUE = "test-queue"
+_DEFAULTS = {
+    "SPIDER_MODULES": ["project.spiders"],
+    "ADDONS": {"scrapy_apify_rq.Addon": 500},
+    "EXTENSIONS": {"project.stats.StatsFile": 0},
+    "APIFY_RQ_NAME": QUEUE,
+    "ROBOTSTXT_OBEY": False,
+    "TELNETCONSOLE_ENABLED": False,
+    "DOWNLOAD_DELAY": 0,
+    "LOG_LEVEL": "DEBUG",
+}
+_STATS_FILE = '''
+import json
+from pathlib import Path
+from scrapy import signals
+
+class StatsFile:
+    """Writes the stats where the test can read them, when all is over."""
+
+    @classmethod
+    def from_crawler(cls, crawler):
+        self = cls()
+        self.crawler = crawler
+        crawler.signals.connect(self.write, signals.engine_stopped)
+        return self
+
+    def write(self):
+        stats = self.crawler.stats.get_stats()
+        Path(f"stats-{self.crawler.spidercls.name}.json").write_text(json.dumps(stats, default=str))
+'''
+
+
+@dataclass
+class Crawl:
+    """What one run of Scrapy left behind. ``log`` is its standard error."""
+
+    returncode: int
+    log: str
+    output: str
+    stats: dict[str, Any]
+
+
+class Project:
+    """A Scrapy project with the given spiders. Settings are Python values or texts of code.
+
+    ``spiders`` is the source of its one spider module; it starts with ``import scrapy`` and the
+    site's address as ``SITE``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        spiders: str,
+        *,
+        site: str = "",
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = folder
+        package = folder / "project"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / "stats.py").write_text(_STATS_FILE)
+        header = f"import scrapy\nSITE = {site!r}\n"
+        (package / "spiders.py").write_text(header + dedent(spiders))
+        values = {**_DEFAULTS, **(settings or {})}
+        lines = [f"{name} = {value!r}\n" for name, value in values.items()]
+        (package / "settings.py").write_text("".join(lines))
+        (folder / "scrapy.cfg").write_text("[settings]\ndefault = project.settings\n")
+
+    def start(self, *command: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """Run ``scrapy`` with these words; the caller waits for it or kills it."""
+        clean = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("APIFY_", "ACTOR_", "CRAWLEE_"))
+        }
+        return subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "scrapy", *command],
+            cwd=self.folder,
+            env={**clean, **(env or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(
+        self, *command: str, env: Mapping[str, str] | None = None, timeout: float = 60
+    ) -> Crawl:
+        """Run ``scrapy`` with these words to its end, warnings being errors."""
+        with self.start(*command, env=env) as process:
+            try:
+                output, log = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise AssertionError(
+                    f"no end after {timeout} s:\n{process.communicate()[1]}"
+                ) from None
+        return Crawl(process.returncode, log, output, self._stats())
+
+    def crawl(self, *options: str, spider: str = "spider", timeout: float = 60) -> Crawl:
+        """Crawl with success: exit status 0, no bug of ours, no warning."""
+        crawl = self.run("crawl", spider, *options, timeout=timeout)
+        assert crawl.returncode == 0, crawl.log
+        assert "Bug in scrapy-apify-rq" not in crawl.log, crawl.log
+        assert "Warning: " not in crawl.log, crawl.log
+        return crawl
+
+    def _stats(self) -> dict[str, Any]:
+        stats: dict[str, Any] = {}
+        for file in self.folder.glob("stats-*.json"):
+            stats |= json.loads(file.read_text())
+            file.unlink()
+        return stats
+
+    # The queue, as the backend sees it.
+
+    def backend(self, name: str = QUEUE) -> SqliteBackend:
+        return SqliteBackend(self.folder / "storage", name=name)
+
+    def entries(self, name: str = QUEUE) -> list[Entry]:
+        async def read() -> list[Entry]:
+            backend = self.backend(name)
+            await backend.open()
+            entries = [entry async for entry in backend.list()]
+            await backend.close()
+            return entries
+
+        return asyncio.run(read())
+
+    def entry(self, path: str, name: str = QUEUE) -> Entry:
+        """The one entry whose URL ends with ``path``."""
+        found = [entry for entry in self.entries(name) if entry.url.endswith(path)]
+        assert len(found) == 1, [(entry.url, entry.unique_key) for entry in found]
+        return found[0]
+
+    def info(self, name: str = QUEUE) -> Info:
+        async def read() -> Info:
+            backend = self.backend(name)
+            await backend.open()
+            info = await backend.info()
+            await backend.close()
+            return info
+
+        return asyncio.run(read())
+
+    def add(self, *entries: Entry, name: str = QUEUE) -> None:
+        """Put entries into the queue, as another program would."""
+
+        async def write() -> None:
+            backend = self.backend(name)
+            await backend.open()
+            await backend.add(entries, forefront=False)
+            await backend.close()
+
+        asyncio.run(write())

@@ -1,0 +1,123 @@
+"""A small web site on a real socket, for crawls to fetch and misbehave on demand."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import NamedTuple
+
+
+class Hit(NamedTuple):
+    method: str
+    path: str
+    body: bytes
+    headers: tuple[tuple[str, str], ...]
+
+
+@dataclass
+class Page:
+    """One answer. ``drop`` closes the connection without one."""
+
+    body: str | bytes = "<html><body>nothing here</body></html>"
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    delay: float = 0
+    drop: bool = False
+
+
+def links(*paths: str) -> str:
+    """The HTML of a page that links to these paths."""
+    return "<html><body>" + "".join(f'<a href="{path}">x</a>' for path in paths) + "</body></html>"
+
+
+Answer = Page | str | int | Sequence[Page | str | int] | Callable[[Hit], Page]
+
+
+class Site:
+    """Serves ``pages`` by path (query included) until the ``with`` block ends.
+
+    A page is a ``Page``, an HTML text, a status, a function of the hit, or a list of these that
+    is used up from its start, its last one for ever. Other paths answer 404, or what ``default``
+    says. ``hits`` holds every request in order.
+    """
+
+    def __init__(self, pages: Mapping[str, Answer], default: Answer = 404) -> None:
+        self._pages = dict(pages)
+        self._default = default
+        self._served: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self.hits: list[Hit] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths fetched, in order, robots.txt aside."""
+        with self._lock:
+            return [hit.path for hit in self.hits if hit.path != "/robots.txt"]
+
+    def __enter__(self) -> Site:
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _answer(self, hit: Hit) -> Page:
+        with self._lock:
+            self.hits.append(hit)
+            answer = self._pages.get(hit.path, self._default)
+            if isinstance(answer, Sequence) and not isinstance(answer, str):
+                served = min(self._served[hit.path], len(answer) - 1)
+                self._served[hit.path] += 1
+                answer = answer[served]
+        if isinstance(answer, int):
+            return Page(status=answer)
+        if isinstance(answer, str):
+            return Page(answer)
+        return answer if isinstance(answer, Page) else answer(hit)
+
+    def _handler(site) -> type[BaseHTTPRequestHandler]:  # noqa: N805 (the handler has its own self)
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_one_request(self) -> None:
+                try:
+                    super().handle_one_request()
+                except ConnectionError:  # the crawler was killed
+                    self.close_connection = True
+
+            def respond(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                page = site._answer(Hit(self.command, self.path, body, tuple(self.headers.items())))
+                time.sleep(page.delay)
+                if page.drop:
+                    self.close_connection = True
+                    return
+                content = page.body.encode() if isinstance(page.body, str) else page.body
+                self.send_response(page.status)
+                for name, value in {"Content-Type": "text/html", **page.headers}.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(content)
+
+            do_GET = do_POST = do_PUT = do_HEAD = respond
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (its name)
+                pass
+
+        return Handler
