@@ -130,7 +130,8 @@ def _run(function: Callable[..., _T], *arguments: Any) -> _T:
     except CodecError:
         raise
     except Exception as error:
-        raise CodecError(f"{type(error).__name__}: {_short(str(error))}") from error
+        reason = _short(" ".join(str(error).split()))
+        raise CodecError(f"{type(error).__name__}: {reason}") from error
 
 
 def _short(text: str) -> str:
@@ -401,9 +402,17 @@ def _state(item: Any) -> dict[str, Any]:
     for base in type(item).__mro__:
         if "__slots__" in vars(base):
             for name, slot in vars(base).items():
-                if isinstance(slot, MemberDescriptorType) and hasattr(item, name):
-                    state[name] = slot.__get__(item)
+                if isinstance(slot, MemberDescriptorType) and _is_filled(slot, item):
+                    state.setdefault(name, slot.__get__(item))
     return dict(sorted(state.items()))
+
+
+def _is_filled(slot: MemberDescriptorType, item: Any) -> bool:
+    try:
+        slot.__get__(item)
+    except AttributeError:
+        return False
+    return True
 
 
 def _split(item: Any) -> tuple[dict[str, Any], dict[str, Any]]:

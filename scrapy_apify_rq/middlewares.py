@@ -21,6 +21,7 @@ from scrapy_apify_rq import backends, scrapy_private
 from scrapy_apify_rq.config import Config
 from scrapy_apify_rq.errors import ConfigError
 from scrapy_apify_rq.requests import RequestConverter
+from scrapy_apify_rq.unique_keys import normalize_url
 
 if TYPE_CHECKING:
     from scrapy.crawler import Crawler
@@ -48,6 +49,8 @@ def check(crawler: Crawler) -> None:
             " needs asyncio. Remove the setting, or set it to"
             " 'twisted.internet.asyncioreactor.AsyncioSelectorReactor'."
         )
+    if config.unique_key == "crawlee":
+        normalize_url("")  # raises where yarl is not installed
     backends.check(config)
     if crawler.spider is not None:
         RequestConverter(crawler.spider, config.callbacks)

@@ -12,9 +12,8 @@ import logging
 import os
 import secrets
 from collections import Counter
-from collections.abc import Coroutine
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from scrapy import Request, Spider, signals
 from scrapy.core.scheduler import BaseScheduler
@@ -80,7 +79,8 @@ class Scheduler(BaseScheduler):
             failed=self._failed,
         )
         self._is_open = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._reaper: asyncio.Task[None] | None = None
+        self._closer: asyncio.Task[None] | None = None
         self._starts: Counter[str] = Counter()
         """How many start requests of each key this run has seen."""
         self._unserializable_logged = False
@@ -109,7 +109,7 @@ class Scheduler(BaseScheduler):
             await self.backend.close()
             raise
         await self.frontier.open()
-        self._spawn(self._reap_regularly())
+        self._reaper = asyncio.create_task(self._reap_regularly())
         self._is_open = True
 
     def _attach_middlewares(self) -> SpiderMiddleware:
@@ -174,8 +174,8 @@ class Scheduler(BaseScheduler):
             return
         self._is_open = False
         self._reap()
-        for task in self._tasks:
-            task.cancel()
+        if self._reaper is not None:
+            self._reaper.cancel()
         try:
             await self.frontier.close()
             self._announce(await self._summary())
@@ -208,11 +208,6 @@ class Scheduler(BaseScheduler):
 
     def _log(self, level: int, text: str) -> None:
         logger.log(level, text, extra={"spider": self.spider})
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     # From Scrapy to the queue.
 
@@ -409,7 +404,10 @@ class Scheduler(BaseScheduler):
 
     def _failed(self, error: BackendError) -> None:
         self._log(logging.ERROR, f"{error} The spider is closed ({error.reason}).")
-        self._spawn(self.crawler.engine.close_spider_async(reason=error.reason))
+        # Kept, because the event loop itself holds its tasks weakly.
+        self._closer = asyncio.create_task(
+            self.crawler.engine.close_spider_async(reason=error.reason)
+        )
 
 
 def _target(request: Request) -> tuple[str, str, bytes]:
@@ -418,7 +416,6 @@ def _target(request: Request) -> tuple[str, str, bytes]:
 
 def _text_headers(request: Request) -> list[tuple[str, str]]:
     return [
-        (name.decode("latin-1"), value.decode("latin-1"))
+        (name.decode("latin-1"), b", ".join(values).decode("latin-1"))
         for name, values in request.headers.items()
-        for value in values
     ]

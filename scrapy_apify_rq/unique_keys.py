@@ -57,7 +57,8 @@ def _url_class() -> type[URL]:
         from yarl import URL
     except ImportError as error:
         raise ConfigError(
-            'APIFY_RQ_UNIQUE_KEY = "crawlee" needs the package yarl: pip install yarl'
+            'APIFY_RQ_UNIQUE_KEY = "crawlee" needs the package yarl: '
+            'pip install "scrapy-apify-rq[crawlee]"'
         ) from error
     return URL
 

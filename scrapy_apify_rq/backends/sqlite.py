@@ -25,6 +25,7 @@ from scrapy_apify_rq.errors import BackendError, ConfigError
 from scrapy_apify_rq.models import Entry
 
 FILE_NAME: Final = "request_queues.sqlite"
+_OLDEST_SQLITE: Final = (3, 35)  # RETURNING
 _APPLICATION_ID: Final = 0x5352_5131
 _SCHEMA_VERSION: Final = 1
 _SCHEMA: Final = """
@@ -72,6 +73,11 @@ def connect(folder: Path) -> sqlite3.Connection:
     Raises ConfigError, naming the file, where it cannot be used.
     """
     file = folder / FILE_NAME
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        raise ConfigError(
+            f"The embedded queue needs SQLite 3.35 or newer, and this Python has"
+            f" {sqlite3.sqlite_version}. Use another build of Python."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(file, timeout=_BLOCKING_WAIT, isolation_level=None)
