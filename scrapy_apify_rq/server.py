@@ -271,11 +271,11 @@ class _Query:
         return value
 
     def limit(self, default: int, maximum: int) -> int:
-        # Choice: more than the maximum is cut down to it, less than one is refused.
-        value = self.number("limit")
-        if value is not None and value < 1:
-            raise _wrong("limit", "1 or more")
-        return default if value is None else min(int(value), maximum)
+        # Choice: more than the maximum is cut down to it; 0 is like none, as Apify's clients say.
+        value = self.number("limit") or 0
+        if value < 0:
+            raise _wrong("limit", "0 or more")
+        return min(int(value), maximum) or default
 
     def offset(self) -> int:
         value = self.number("offset") or 0
@@ -287,7 +287,7 @@ class _Query:
         value = self.number("lockSecs")
         if value is None:
             raise ApiError(400, "parameter-required", 'Parameter "lockSecs" is required')
-        # Choice: the platform's bounds are unknown, as is whether it keeps fractions.
+        # Choice: the platform's bounds are unknown, as is whether it keeps fractions; we do.
         if not 0 < value <= _MAX_LOCK_SECS:
             raise _wrong("lockSecs", f"more than 0 and at most {_MAX_LOCK_SECS}")
         return value
@@ -638,7 +638,11 @@ class _Api:
         )
         if query.one_of("ownership", ("ownedByMe", "sharedWithMe")) == "sharedWithMe":
             records, total = [], 0
-        items = [{**self._record(record), "username": _USERNAME} for record in records]
+        # Choice: an empty name for unnamed queues, since the description demands a text here.
+        items = [
+            {**self._record(record), "name": record.name or "", "username": _USERNAME}
+            for record in records
+        ]
         return _answer(
             {
                 "total": total,
@@ -752,7 +756,7 @@ class _Api:
             "queueModifiedAt": _date(call.now if locked.rows else call.record.modified_at),
             "queueHasLockedRequests": locked.any_locked,
             "hadMultipleClients": call.several_clients,
-            "lockSecs": int(secs) if secs.is_integer() else secs,
+            "lockSecs": math.ceil(secs),  # the description has whole ones only
             "items": [{**_head_item(row), "lockExpiresAt": expires_at} for row in locked.rows],
         }
         if client_key := call.query.client_key():

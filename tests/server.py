@@ -77,9 +77,9 @@ def start(folder: Path, *options: str) -> subprocess.Popen[str]:
     environ = {
         name: value for name, value in os.environ.items() if not name.startswith(("APIFY_", "ACT"))
     }
+    command = [sys.executable, "-W", "error", "-m", "scrapy", "rq", "serve"]
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "scrapy", "rq", "serve"]
-        + ["--storage-dir", str(folder), *options],
+        [*command, "--storage-dir", str(folder), *options],
         env=environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -45,7 +45,11 @@ class Command(ScrapyCommand):
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         subparsers = parser.add_subparsers(
-            title="Subcommands", dest="subcommand", required=True, metavar="<subcommand>", prog="scrapy rq"
+            title="Subcommands",
+            dest="subcommand",
+            required=True,
+            metavar="<subcommand>",
+            prog="scrapy rq",
         )
         for subcommand in SUBCOMMANDS:
             subparser = subparsers.add_parser(
