@@ -4,60 +4,56 @@
 aiohttp server. Reference: https://docs.apify.com/api/v2/storage-request-queues. What the reference
 leaves open, and what it says against the platform's own behaviour, is marked by "Choice:".
 
-A call passes through ``_Api.serve``: faults if some are asked for, then the token, the rate, the
-operation. Every operation is one method of ``_Api``, listed with its path in ``_Api.routes``.
+A call passes through ``_Api._serve``: faults if some are asked for, then the token, the rate, the
+operation. Every operation is one method of ``_Api``, listed with its path in ``routes``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import hmac
 import ipaddress
 import json
 import logging
 import math
-import re
 import time
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from aiohttp import hdrs, web
-from pydantic import ConfigDict, Strict, ValidationError, field_validator
-from pydantic_core import from_json
 
 from scrapy_apify_rq.backends.base import Added
 from scrapy_apify_rq.backends.sqlite_store import QueueRecord, Row, Store, StoredQueue
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.faults import Counts, Faults, Misbehaviour
 from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.unique_keys import request_id
-
-try:
-    import brotli  # type: ignore[import-untyped, unused-ignore]
-except ImportError:  # then callers may not use it
-    brotli = None
+from scrapy_apify_rq.server_input import (
+    MAX_BATCH,
+    MAX_BODY,
+    ApiError,
+    Query,
+    check_name,
+    invalid,
+    named_id,
+    not_found,
+    read_batch,
+    read_entry,
+    read_json,
+    read_new_entry,
+    write_cursor,
+)
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY: Final = 9_437_184
-_MAX_BATCH: Final = 25
-_MAX_LOCK_SECS: Final = 365 * 24 * 3600
-_METHODS: Final = frozenset(
-    ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
-)
 _ACCESSES: Final = (
     "ANYONE_WITH_ID_CAN_READ",
     "ANYONE_WITH_NAME_CAN_READ",
     "FOLLOW_USER_SETTING",
     "RESTRICTED",
 )
-_NAME: Final = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?")
-_CLIENT_KEY_LENGTH: Final = 32
 _USER_ID: Final = "embeddedQueueUser"  # there is one user, and who asks is that one
 _USERNAME: Final = "local"
 _CUT: Final = "...[truncated]"
@@ -66,29 +62,8 @@ _CUT_LENGTH: Final = 128
 _CRUD_RATE: Final = 400
 _BATCH_RATE: Final = 40
 _OTHER_RATE: Final = 60
-_UNPACKING_ERRORS: Final[tuple[type[Exception], ...]] = (
-    (zlib.error, EOFError, brotli.error) if brotli else (zlib.error, EOFError)
-)
 # How long a write waits for other processes that use the file, in seconds.
 _PATIENCE: Final = 10
-
-
-class ApiError(Exception):
-    """An answer other than success."""
-
-    def __init__(self, status: int, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.type = kind
-
-
-def _invalid(message: str) -> ApiError:
-    # Choice: the types of most errors 400 of request queues are unknown; clients go by the status.
-    return ApiError(400, "invalid-value", f"Invalid value provided: {message}")
-
-
-def _not_found(what: str) -> ApiError:
-    return ApiError(404, "record-not-found", f"{what} was not found")
 
 
 def application(
@@ -113,242 +88,6 @@ def application(
 
     app.cleanup_ctx.append(opened)
     return app
-
-
-# What comes in
-
-
-class _Incoming(Entry):
-    """A request in a body. Unlike a stored entry it must follow the schema to the letter.
-
-    Choice: fields that the schema does not know are dropped; the platform may refuse them.
-    """
-
-    model_config = ConfigDict(strict=True, populate_by_name=False)
-
-    handled_at: Annotated[datetime | None, Strict(False)] = None
-
-    @field_validator("method")
-    @classmethod
-    def _known(cls, method: str) -> str:
-        if method not in _METHODS:
-            raise ValueError(f"must be one of {', '.join(sorted(_METHODS))}")
-        return method
-
-    @field_validator("handled_at", mode="before")
-    @classmethod
-    def _text(cls, date: object) -> object:
-        if not isinstance(date, str):
-            raise ValueError("must be a date in ISO 8601")
-        return date
-
-    @field_validator("handled_at")
-    @classmethod
-    def _utc(cls, date: datetime) -> datetime:
-        return date.replace(tzinfo=date.tzinfo or timezone.utc).astimezone(timezone.utc)
-
-
-def _entry(raw: object, where: str = "") -> Entry:
-    if not isinstance(raw, dict):
-        raise _invalid(f"{where or 'the body'} must be an object")
-    given = {name: value for name, value in raw.items() if value is not None}
-    unique_key = given.get("uniqueKey")
-    given["id"] = request_id(unique_key) if isinstance(unique_key, str) else ""
-    try:
-        entry = _Incoming.model_validate(given)
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        path = ".".join(str(part) for part in (where, *problem["loc"]) if part != "")
-        raise _invalid(f"{path}: {problem['msg']}") from None
-    return Entry.model_construct(**dict(entry))
-
-
-def _new_entry(raw: object, where: str = "") -> Entry:
-    if isinstance(raw, dict) and "id" in raw:
-        raise _invalid(f"{where or 'the request'} must not have an id, the queue makes it")
-    return _entry(raw, where)
-
-
-async def _json(request: web.Request, kind: type) -> Any:
-    """The body, which must be a JSON object or array, whichever ``kind`` says."""
-    if request.content_type != "application/json":
-        raise ApiError(
-            400,
-            "invalid-content-type-header",
-            'The header Content-Type must be "application/json".',
-        )
-    body = await _body(request)
-    name = "object" if kind is dict else "array"
-    error = ApiError(400, "invalid-request", f"{request.method} data must be a JSON {name}")
-    try:
-        value = from_json(body, allow_inf_nan=False)
-    except ValueError:
-        raise error from None
-    if not isinstance(value, kind):
-        raise error
-    return value
-
-
-async def _batch(request: web.Request) -> list[Any]:
-    raw: list[Any] = await _json(request, list)
-    # Choice: neither the type for too many nor the treatment of none is known.
-    if not 1 <= len(raw) <= _MAX_BATCH:
-        raise _invalid(f"a batch has 1 to {_MAX_BATCH} requests, not {len(raw)}")
-    return raw
-
-
-async def _body(request: web.Request) -> bytes:
-    try:
-        body = await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_large(request.content_length or MAX_BODY + 1) from None
-    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
-    try:
-        body = _decoded(body, encoding)
-    except _UNPACKING_ERRORS:
-        raise ApiError(
-            400, "invalid-request", f"The body is no {encoding} as its Content-Encoding says"
-        ) from None
-    if len(body) > MAX_BODY:
-        raise _too_large(len(body))
-    return body
-
-
-def _too_large(length: int) -> ApiError:
-    # Choice: of a compressed body the actual length is told as far as it was unpacked.
-    return ApiError(
-        413,
-        "request-too-large",
-        f"The POST payload is too large (limit: {MAX_BODY} bytes, actual length: {length} bytes).",
-    )
-
-
-def _decoded(body: bytes, encoding: str) -> bytes:
-    """The body unpacked, or at least one byte more of it than is allowed."""
-    if encoding == "identity":
-        return body
-    if encoding in ("gzip", "deflate"):
-        unzip = zlib.decompressobj(wbits=47)  # either, by the first bytes
-        decoded, complete = unzip.decompress(body, MAX_BODY + 1), unzip.eof
-    elif encoding == "br" and brotli:
-        unbrotli = brotli.Decompressor()
-        decoded = unbrotli.process(body, output_buffer_limit=MAX_BODY + 1)
-        complete = unbrotli.is_finished()
-    else:
-        raise ApiError(
-            415, "unsupported-content-encoding", f'Content-Encoding "{encoding}" is not supported.'
-        )
-    if not complete and len(decoded) <= MAX_BODY:
-        raise EOFError
-    return bytes(decoded)
-
-
-class _Query:
-    """The parameters of a call, each read in its own way."""
-
-    def __init__(self, request: web.Request) -> None:
-        self._values = request.query
-
-    def text(self, name: str) -> str | None:
-        return self._values.get(name) or None
-
-    def flag(self, name: str) -> bool:
-        value = self._values.get(name, "").lower()
-        if value not in ("", "0", "1", "true", "false"):
-            raise _wrong(name, "true or false")
-        return value in ("1", "true")
-
-    def number(self, name: str) -> float | None:
-        text = self.text(name)
-        if text is None:
-            return None
-        try:
-            value = float(text)
-        except ValueError:
-            raise _wrong(name, "a number") from None
-        if not math.isfinite(value):
-            raise _wrong(name, "a number")
-        return value
-
-    def limit(self, default: int, maximum: int) -> int:
-        # Choice: more than the maximum is cut down to it; 0 is like none, as Apify's clients say.
-        value = self.number("limit") or 0
-        if value < 0:
-            raise _wrong("limit", "0 or more")
-        return min(int(value), maximum) or default
-
-    def offset(self) -> int:
-        value = self.number("offset") or 0
-        if not 0 <= value < 2**53:
-            raise _wrong("offset", "0 or more")
-        return int(value)
-
-    def lock_secs(self) -> float:
-        value = self.number("lockSecs")
-        if value is None:
-            raise ApiError(400, "parameter-required", 'Parameter "lockSecs" is required')
-        # Choice: the platform's bounds are unknown, as is whether it keeps fractions; we do.
-        if not 0 < value <= _MAX_LOCK_SECS:
-            raise _wrong("lockSecs", f"more than 0 and at most {_MAX_LOCK_SECS}")
-        return value
-
-    def client_key(self) -> str | None:
-        key = self._values.get("clientKey")
-        if key is not None and not 1 <= len(key) <= _CLIENT_KEY_LENGTH:
-            raise ApiError(
-                400,
-                "invalid-client-key",
-                f'Parameter "clientKey" must have 1 to {_CLIENT_KEY_LENGTH} characters',
-            )
-        return key
-
-    def one_of(self, name: str, values: Collection[str]) -> str | None:
-        value = self.text(name)
-        if value is not None and value not in values:
-            raise _not_one_of(name, values)
-        return value
-
-    def states(self) -> frozenset[str]:
-        states = frozenset(filter(None, (self.text("filter") or "").split(",")))
-        if not states <= {"locked", "pending"}:
-            raise _not_one_of("filter", ("locked", "pending"))
-        return states
-
-    def start(self) -> str:
-        """The id after which a page of requests starts."""
-        after, cursor = self.text("exclusiveStartId"), self.text("cursor")
-        if after is not None and self.text("filter"):
-            raise ApiError(
-                400, "invalid-parameter", '"exclusiveStartId" cannot be used with "filter"'
-            )
-        if cursor is not None:
-            after = _read_cursor(cursor)
-        return after or ""
-
-
-def _wrong(name: str, cure: str) -> ApiError:
-    return ApiError(400, "invalid-parameter", f'Parameter "{name}" must be {cure}')
-
-
-def _not_one_of(name: str, values: Collection[str]) -> ApiError:
-    return ApiError(
-        400, "param-not-one-of", f'Parameter "{name}" must be one of: {", ".join(values)}'
-    )
-
-
-def _write_cursor(id: str) -> str:
-    text = json.dumps({"requestId": id}, separators=(",", ":"))
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
-
-
-def _read_cursor(cursor: str) -> str:
-    try:
-        id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))["requestId"]
-    except (ValueError, TypeError, KeyError):
-        id = None
-    if not isinstance(id, str):
-        raise _wrong("cursor", "what an answer gave as nextCursor")
-    return id
 
 
 # What goes out
@@ -421,7 +160,7 @@ class _Call:
     """One call to one queue."""
 
     request: web.Request
-    query: _Query
+    query: Query
     record: QueueRecord
     queue: StoredQueue
     several_clients: bool
@@ -571,7 +310,7 @@ class _Api:
             return _error_answer(error)
         except BackendError as error:
             if error.reason == "apify_rq_gone":
-                return _error_answer(_not_found("Request Queue"))
+                return _error_answer(not_found("Request Queue"))
             logger.error("%s failed: %s", name, error)
             return _error_answer(ApiError(500, "internal-server-error", str(error)))
         except Exception:
@@ -582,7 +321,7 @@ class _Api:
 
     async def _perform(self, operation: _Operation, request: web.Request) -> web.StreamResponse:
         self._authorize(request)
-        query = _Query(request)
+        query = Query(request)
         client_key = query.client_key() if operation.client else None
         record = self._find(request)
         queue_key = record.key if record else None
@@ -624,13 +363,13 @@ class _Api:
         _, tilde, name = id.partition("~")
         record = self._store.find(name=name) if tilde else self._store.find(id=id)
         if record is None:
-            raise _not_found("Request Queue")
+            raise not_found("Request Queue")
         return record
 
     # Queues
 
     async def _list_queues(self, request: web.Request) -> web.Response:
-        query = _Query(request)
+        query = Query(request)
         limit, offset = query.limit(1000, 1000), query.offset()
         newest_first, unnamed = query.flag("desc"), query.flag("unnamed")
         records, total = await self._store.page(
@@ -656,9 +395,9 @@ class _Api:
         )
 
     async def _create_queue(self, request: web.Request) -> web.Response:
-        name = _Query(request).text("name")
+        name = Query(request).text("name")
         if name is not None:
-            _check_name(name)
+            check_name(name)
         record, created = await self._store.get_or_create(name)
         data = self._queue_object(record, request)
         if not created:
@@ -668,20 +407,20 @@ class _Api:
     async def _get_queue(self, call: _Call) -> web.Response:
         record = await self._store.get(call.key)
         if record is None:
-            raise _not_found("Request Queue")
+            raise not_found("Request Queue")
         return _answer(self._queue_object(record, call.request))
 
     async def _update_queue(self, call: _Call) -> web.Response:
-        raw = await _json(call.request, dict)
+        raw = await read_json(call.request, dict)
         columns = {"name": "name", "title": "title", "generalAccess": "general_access"}
         values = {columns[name]: raw[name] for name in raw.keys() & columns.keys()}
         for name, value in values.items():
             if not isinstance(value, str | None):
-                raise _invalid(f"{name} must be a text")
+                raise invalid(f"{name} must be a text")
         if values.get("name") is not None:
-            _check_name(values["name"])
+            check_name(values["name"])
         if values.get("general_access") not in (None, *_ACCESSES):
-            raise _invalid(f"generalAccess must be one of {', '.join(_ACCESSES)}")
+            raise invalid(f"generalAccess must be one of {', '.join(_ACCESSES)}")
         if not await self._store.change(call.key, values):
             raise ApiError(
                 400, "name-not-unique", f'There is a request queue named "{values["name"]}" already'
@@ -746,7 +485,7 @@ class _Api:
         )
 
     async def _lock_head(self, call: _Call) -> web.Response:
-        secs, limit = call.query.lock_secs(), call.query.limit(_MAX_BATCH, _MAX_BATCH)
+        secs, limit = call.query.lock_secs(), call.query.limit(MAX_BATCH, MAX_BATCH)
         # An entry whose change is not visible yet is left alone.
         hidden = self._misbehaviour.hidden(call.key)
         locked = await call.queue.lock(limit, secs, without=hidden)
@@ -782,20 +521,20 @@ class _Api:
             if value := query.text(name):
                 rest[name] = value
         if len(rows) > limit:
-            rest["nextCursor"] = _write_cursor(page[-1].id)
+            rest["nextCursor"] = write_cursor(page[-1].id)
         items = ",".join(_full(row, call.now) for row in page)
         return _raw_answer(f'{{"items":[{items}],{json.dumps(rest)[1:]}')
 
     async def _add_request(self, call: _Call) -> web.Response:
         forefront = call.query.flag("forefront")
-        entry = _new_entry(await _json(call.request, dict))
+        entry = read_new_entry(await read_json(call.request, dict))
         (added,) = await self._add(call, [entry], forefront)
         return _answer(_registration(added), 201)
 
     async def _add_batch(self, call: _Call) -> web.Response:
         forefront = call.query.flag("forefront")
-        raw = await _batch(call.request)
-        entries = [_new_entry(item, f"requests.{n}") for n, item in enumerate(raw)]
+        raw = await read_batch(call.request)
+        entries = [read_new_entry(item, f"requests.{n}") for n, item in enumerate(raw)]
         if len({entry.id for entry in entries}) < len(entries):
             raise ApiError(
                 400,
@@ -828,8 +567,8 @@ class _Api:
         return await call.queue.add(entries, forefront=forefront) if entries else []
 
     async def _delete_batch(self, call: _Call) -> web.Response:
-        raw = await _batch(call.request)
-        ids = [_named_id(item, n) for n, item in enumerate(raw)]
+        raw = await read_batch(call.request)
+        ids = [named_id(item, n) for n, item in enumerate(raw)]
         self._before_change(call, ids)
         await call.queue.delete(ids)
         # Choice: an unknown request counts as processed.
@@ -846,14 +585,14 @@ class _Api:
     async def _get_request(self, call: _Call) -> web.Response:
         row = call.queue.row(call.id)
         if row is None:
-            raise _not_found("Request")
+            raise not_found("Request")
         self._store.count(call.key, reads=1)
         return _raw_answer(_full(row, call.now))
 
     async def _update_request(self, call: _Call) -> web.Response:
         """Choice: whoever holds the lock, since delivery is at least once; the lock ends."""
         forefront = call.query.flag("forefront")
-        entry = _entry(await _json(call.request, dict))
+        entry = read_entry(await read_json(call.request, dict))
         if entry.id != call.id:
             raise ApiError(400, "request-id-invalid", "Request ID does not correspond to uniqueKey")
         self._before_change(call, [entry.id])
@@ -889,31 +628,9 @@ def _in_states(rows: Collection[Row | None], states: Collection[str], now: float
     return [row for row in rows if row is not None and row.state(now) in states]
 
 
-def _check_name(name: str) -> None:
-    if len(name) > 63:
-        raise _invalid("Name must have at most 63 characters")
-    if not _NAME.fullmatch(name):
-        raise _invalid(
-            "Name can only contain letters 'a' through 'z', the digits '0' through '9', and the"
-            " hyphen ('-') but only in the middle of the string (e.g. 'my-value-1')"
-        )
-
-
-def _named_id(raw: Any, index: int) -> str:
-    """The id of an entry in a batch to delete, which names it by id or uniqueKey."""
-    id, unique_key = (raw.get("id"), raw.get("uniqueKey")) if isinstance(raw, dict) else (0, 0)
-    if not isinstance(id, str | None) or not isinstance(unique_key, str | None):
-        raise _invalid(f"requests.{index}: must be an object with a text as id or uniqueKey")
-    if id:
-        return id
-    if not unique_key:
-        raise _invalid(f"requests.{index}: id or uniqueKey is missing")
-    return request_id(unique_key)
-
-
 def _raise_not_held(call: _Call) -> NoReturn:
     if call.queue.row(call.id) is None:
-        raise _not_found("Request")
+        raise not_found("Request")
     raise ApiError(
         400,
         "request-handled-or-locked",
