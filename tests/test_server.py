@@ -790,6 +790,7 @@ def test_the_head_lags(server: Server, queue: Api) -> None:
     queue.add("old", "done", "back")
     server.faults(head_lag=600)
     queue.add("new", forefront=1)
+    queue("PUT", one("new"), request("new", retryCount=1), params={"forefront": 1})
     queue("PUT", one("done"), handled("done"))
     queue("PUT", one("back"), request("back"), params={"forefront": 1})
     queue("DELETE", one("old"))
