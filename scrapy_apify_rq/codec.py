@@ -14,10 +14,11 @@ What JSON can hold is written as it is. All else is an object with one key, whic
                              are set after construction (init=False, defaults of pydantic)
 
 Limits: a subclass (IntEnum, OrderedDict, namedtuple) is refused: it would come back as another
-type. An item is refused unless all of its state comes back; to know, it is read back: its
-constructor runs. What occurs twice comes back as two objects. JSON of more than about 100 levels
-is refused. Reading finds classes only in loaded or trusted modules, and calls only the constructors
-of item classes.
+type. The exception is lxml's text, a str that knows its element: it comes back as a plain str, for
+CrawlSpider keeps the text of every link in meta. An item is refused unless all of its state comes
+back; to know, it is read back: its constructor runs. What occurs twice comes back as two objects.
+JSON of more than about 100 levels is refused. Reading finds classes only in loaded or trusted
+modules, and calls only the constructors of item classes.
 """
 
 import base64
@@ -36,6 +37,7 @@ from zoneinfo import ZoneInfo
 
 import attr
 from itemadapter import ItemAdapter
+from lxml import etree  # type: ignore[import-untyped]
 from pydantic import AliasChoices, BaseModel, JsonValue
 from scrapy import Item
 
@@ -49,6 +51,8 @@ _MAX_INT = 2**53
 _MAX_DIGITS = 4300
 # The type flag of classes that are not static C types (CPython's Py_TPFLAGS_HEAPTYPE).
 _HEAP_TYPE = 1 << 9
+# Not by its name, which is private.
+_LXML_TEXT: type[str] = type(etree.XPath("string()")(etree.Element("a")))
 # What vars() would return, were it not for an own __getattribute__ of a module or metaclass.
 _MODULE_DICT: Any = vars(ModuleType)["__dict__"]
 _CLASS_DICT: Any = vars(type)["__dict__"]
@@ -334,6 +338,7 @@ _ENCODERS: dict[type, Callable[[Any, _Place], JsonValue]] = {
     dt.date: lambda value, _: {"$date": value.isoformat()},
     dt.time: _encode_time,
     dt.timedelta: lambda value, _: {"$timedelta": [value.days, value.seconds, value.microseconds]},
+    _LXML_TEXT: lambda value, _: str(value),
     Decimal: lambda value, _: {"$decimal": str(value)},
     UUID: lambda value, _: {"$uuid": str(value)},
 }

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from bisect import insort
 from collections import deque
@@ -79,6 +80,7 @@ class Frontier:
 
         self._tasks: list[asyncio.Task[None]] = []
         self._error: BackendError | None = None
+        self._closing = False
         self._known: set[bytes] = set()
         """Ids that the backend has confirmed, as bytes: a third less memory than text."""
 
@@ -101,8 +103,9 @@ class Frontier:
         self._orders = 0
         self._more = True
         """The backend may hold pending entries that are neither in the window nor handed out."""
-        self._left_behind = False
-        """Such an entry came into being while a claim was under way."""
+        self._left_at = -math.inf
+        """When such an entry last came into being; a lagging ``claim`` may not see it yet."""
+        self._claim_again_at = 0.0
         self._claiming = False
         self._out: dict[str, Visit] = {}
         self._refill = asyncio.Event()
@@ -115,13 +118,15 @@ class Frontier:
         self._asked_at = 0.0
         self._ask_timer: asyncio.TimerHandle | None = None
 
-    async def open(self) -> None:
+    async def open(self, *, has_pending: bool = True) -> None:
+        self._more = has_pending
         self._tasks = [
             asyncio.create_task(self._guard(work())) for work in (self._send, self._read)
         ]
 
     async def close(self) -> None:
         """Send what is unsent, release what is held; unfinished entries stay pending."""
+        self._closing = True
         if self._tasks and self._error is None:
             self._work.set()
             await self._flushed.wait()
@@ -172,7 +177,7 @@ class Frontier:
         """The most urgent visit, from now on handed out; None if there is none at present."""
         visit = self._pop()
         if self._is_low():
-            self._refill.set()
+            self._ask_at(self._claim_again_at)
         if visit is not None and visit.entry is not None:
             self._out[visit.entry.id] = visit
         return visit
@@ -195,8 +200,15 @@ class Frontier:
         return not self._drained
 
     async def room(self) -> None:
-        """Wait until the outbox has room for one more."""
-        while len(self._sending) >= self._outbox_limit and self._error is None:
+        """Wait until the outbox has room for one more.
+
+        During ``close`` there is none: only ``start()`` can still ask, and Scrapy cancels it.
+        """
+        while self._closing or len(self._sending) >= self._outbox_limit:
+            if self._error is not None:
+                # Callbacks must come to their end. One that never waits must not stop the loop.
+                await asyncio.sleep(0)
+                return
             self._has_room.clear()
             await self._has_room.wait()
 
@@ -205,6 +217,7 @@ class Frontier:
     def _put(self, visit: Visit, entry: Entry) -> None:
         self._disturb()
         self._sending[entry.id] = visit
+        self._stats.max_value("apify_rq/outbox_max", len(self._sending))
         self._flushed.clear()
         self._work.set()
 
@@ -212,7 +225,6 @@ class Frontier:
         while True:
             await self._work.wait()
             self._work.clear()
-            self._stats.max_value("apify_rq/outbox_max", len(self._sending))
             while self._sending:
                 await self._send_adds()
                 await self._send_updates()
@@ -308,7 +320,8 @@ class Frontier:
 
     def _leave(self) -> None:
         """A pending entry stays out of the window."""
-        self._more = self._left_behind = True
+        self._more = True
+        self._left_at = time.monotonic()
 
     def _pop(self) -> Visit | None:
         while self._window:
@@ -338,21 +351,24 @@ class Frontier:
 
     async def _claim(self) -> None:
         at_rest = self._is_at_rest()
-        self._disturbed = self._left_behind = False
+        self._disturbed = False
         self._asked_at = asked_at = time.monotonic()
         room = self._window_limit - len(self._waiting)
         held = self._waiting.keys() | self._out.keys() | self._sending.keys()
         claim = await self._backend.claim(room, held)
-        self._more = claim.more or self._left_behind
+        self._more = claim.more or self._left_at >= asked_at - self._backend.lag
         self._forget_settled(asked_at)
         new = [claimed for claimed in claim.entries if self._is_news(claimed.entry.id)]
         for claimed in new:
             self._take(claimed)
+        self._claim_again_at = 0.0 if new else asked_at + self._backend.lag / 4
         if new:
             self._stats.inc_value("apify_rq/window_refills")
             self._wake()
         elif at_rest and not self._disturbed:
             self._note_quiet(asked_at, conclusive=not claim.entries)
+        elif self._backend.lag and self._is_low():
+            self._ask_at(self._claim_again_at)
 
     def _is_news(self, id: str) -> bool:
         """False for an entry that the answer shows as it was before our last write."""
@@ -371,6 +387,7 @@ class Frontier:
         entry = claimed.entry
         visit = Visit(entry, lease=claimed.lease, urgency=self._urgency(entry))
         self._disturb()
+        self.remember(entry.id)
         self._push(visit, forefront=False)
 
     # Finished?
@@ -395,12 +412,17 @@ class Frontier:
             self._wake()
 
     def _ask_at(self, when: float) -> None:
-        """Ask the backend at this time, unless a question is due already."""
+        """Ask the backend at this time, unless a question is due by then."""
+        loop = asyncio.get_running_loop()
         seconds = when - time.monotonic()
         if seconds <= 0:
             self._refill.set()
-        elif self._ask_timer is None:
-            self._ask_timer = asyncio.get_running_loop().call_later(seconds, self._ask)
+            return
+        if self._ask_timer is not None:
+            if self._ask_timer.when() <= loop.time() + seconds:
+                return
+            self._ask_timer.cancel()
+        self._ask_timer = loop.call_later(seconds, self._ask)
 
     def _ask(self) -> None:
         self._ask_timer = None

@@ -7,12 +7,13 @@ middleware also holds back a spider that yields requests faster than the queue t
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from scrapy import Request, signals
+from scrapy import Request, Spider, signals
 from scrapy.http import Response
+from scrapy.utils.asyncgen import as_async_generator
 from scrapy.utils.asyncio import is_asyncio_available
 from scrapy.utils.python import global_object_name
 from twisted.python.failure import Failure
@@ -35,7 +36,8 @@ MESSAGE_LIMIT = 1000
 def describe(error: BaseException) -> str:
     """An exception as one line of ``errorMessages``."""
     name = global_object_name(type(error)).removeprefix("builtins.")
-    return f"{name}: {error}"[:MESSAGE_LIMIT] if str(error) else name
+    text = f"{name}: {error}"[:MESSAGE_LIMIT] if str(error) else name
+    return text.encode(errors="replace").decode()  # JSON has no lone surrogates
 
 
 def check(crawler: Crawler) -> None:
@@ -100,6 +102,8 @@ class SpiderMiddleware:
         self.room: Callable[[], Awaitable[None]] = _no_limit
         self.started: WeakSet[Request] = WeakSet()
         """Start requests; ``is_start_request`` does not tell, since copies of meta carry it."""
+        self.sync_only = True
+        """Before Scrapy 2.16: a middleware of the project may not know asynchronous output."""
 
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> Self:
@@ -119,7 +123,28 @@ class SpiderMiddleware:
             visit.reached_callback = True
             visit.loaded_url = response.url
 
-    async def process_spider_output(
+    def process_start_requests(
+        self, start_requests: Iterable[Any], spider: Spider
+    ) -> Iterator[Any]:
+        """Before Scrapy 2.16, in projects with a middleware that knows no ``process_start``."""
+        for output in start_requests:
+            if isinstance(output, Request):
+                self.started.add(output)
+            yield output
+
+    def process_spider_output(
+        self, response: Response, result: Iterable[Any]
+    ) -> Iterable[Any] | AsyncIterator[Any]:
+        """Before Scrapy 2.16, for callbacks that are not asynchronous.
+
+        Where Scrapy has to collect asynchronous output for a middleware that does not know it, all
+        that a callback yielded before it raised is lost. So there the spider is not held back.
+        """
+        if self.sync_only:
+            return result
+        return self.process_spider_output_async(response, as_async_generator(result))
+
+    async def process_spider_output_async(
         self, response: Response, result: AsyncIterator[Any]
     ) -> AsyncIterator[Any]:
         async for output in result:
@@ -133,4 +158,10 @@ class SpiderMiddleware:
 
     def _visit(self, response: Response | Failure) -> Visit | None:
         request = getattr(response, "request", None)
-        return None if request is None else self.running.get(request)
+        if request is None:
+            return None
+        if (visit := self.running.get(request)) is not None:
+            return visit
+        # A downloader middleware put in the response to a request of its own.
+        same_url = (visit for ours, visit in self.running.items() if ours.url == request.url)
+        return next(same_url, None)

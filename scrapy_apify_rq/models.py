@@ -7,18 +7,30 @@ it. Absent and null mean the same, so nulls are not written.
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+)
 from pydantic.alias_generators import to_camel
 
 
-def _wire_date(value: object) -> str:
+def _wire_date(value: datetime) -> str:
     """ISO 8601 in UTC with milliseconds and Z, as the API writes dates."""
-    if not isinstance(value, datetime):  # an entry kept although it breaks the schema
-        return str(value)
+    value = value.astimezone(timezone.utc)
     return value.strftime("%Y-%m-%dT%H:%M:%S.") + f"{value.microsecond // 1000:03d}Z"
+
+
+def _null_is(make: Callable[[], Any]) -> BeforeValidator:
+    """The API's own examples show null where its clients leave a field out."""
+    return BeforeValidator(lambda value: make() if value is None else value)
 
 
 class Entry(BaseModel):
@@ -29,13 +41,13 @@ class Entry(BaseModel):
     id: str
     unique_key: str
     url: str
-    method: str = "GET"
+    method: Annotated[str, _null_is(lambda: "GET")] = "GET"
     payload: str | dict[str, Any] | None = None
     headers: dict[str, str] | None = None
-    user_data: dict[str, Any] = Field(default_factory=dict)
-    retry_count: int = 0
+    user_data: Annotated[dict[str, Any], _null_is(dict)] = Field(default_factory=dict)
+    retry_count: Annotated[int, _null_is(int)] = 0
     no_retry: bool | None = None
-    error_messages: list[str] = Field(default_factory=list)
+    error_messages: Annotated[list[str], _null_is(list)] = Field(default_factory=list)
     loaded_url: str | None = None
     handled_at: Annotated[datetime, PlainSerializer(_wire_date)] | None = None
     broken: str | None = Field(default=None, exclude=True)
@@ -51,40 +63,50 @@ class Entry(BaseModel):
 
     def to_json(self, *, with_id: bool = True) -> str:
         exclude = None if with_id else {"id"}
-        return self.model_dump_json(
-            by_alias=True, exclude_none=True, exclude=exclude, warnings=False
-        )
+        return self.model_dump_json(by_alias=True, exclude_none=True, exclude=exclude)
 
     @classmethod
-    def from_json(cls, id: str, text: str) -> Entry:
-        """Read a stored entry; one that breaks the schema comes back with ``broken`` set.
+    def from_json(cls, id: str, text: str | bytes) -> Entry:
+        """Read the stored entry of this id; one that breaks the schema comes back with ``broken``
+        set.
 
         It must come back, with all it holds: an entry that could not even be claimed could never
         be reported.
         """
         try:
-            return cls.model_validate_json(text)
+            entry = cls.model_validate_json(text)
         except ValidationError as error:
-            problem = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in problem["loc"]) or "the entry"
-            return cls._from_broken(id, text, f"{where}: {problem['msg']}")
+            entry = cls._from_broken(text, error)
+        entry.id = id  # under any other, an ack would miss it
+        return entry
 
     @classmethod
-    def _from_broken(cls, id: str, text: str, broken: str) -> Entry:
-        try:
-            raw = json.loads(text)
-        except (ValueError, RecursionError):
-            raw = None
-        if not isinstance(raw, dict):
-            raw = {"userData": {"unreadable": text}}
-        names = {field.alias or name: name for name, field in cls.model_fields.items()}
-        known: dict[str, Any] = {names[key]: raw[key] for key in raw.keys() & names.keys()}
-        messages = known.get("error_messages")
-        known |= {
-            "id": id,
-            "broken": broken,
-            "handled_at": None,
-            "error_messages": messages if isinstance(messages, list) else [],
-            "retry_count": known["retry_count"] if isinstance(known.get("retry_count"), int) else 0,
-        }
-        return cls.model_construct(**{"unique_key": "", "url": "", **known})
+    def _from_broken(cls, text: str | bytes, error: ValidationError) -> Entry:
+        """Keep the fields that follow the schema, and the rest as text in the user data."""
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "the entry"
+        fields, rest = _split(text, error)
+        entry = cls.model_validate({"id": "", "uniqueKey": "", "url": "", **fields})
+        entry.user_data["unreadable"] = rest
+        entry.broken = f"{where}: {problem['msg']}"
+        return entry
+
+
+def _split(text: str | bytes, error: ValidationError) -> tuple[dict[str, Any], str]:
+    """The fields of a broken entry that are valid, and the others as text."""
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError):
+        raw = None
+    fields = raw if isinstance(raw, dict) else {}
+    if wrong := {problem["loc"][0] for problem in error.errors() if problem["loc"]}:
+        known = {field.alias for field in Entry.model_fields.values()}
+        kept = {name: fields[name] for name in fields.keys() & known - wrong}
+        return kept, json.dumps({name: fields[name] for name in fields if name not in kept})
+    # Not JSON, or nested more deeply than pydantic reads and writes: only plain texts are safe.
+    plain = {name: fields[name] for name in ("uniqueKey", "url") if _is_plain(fields.get(name))}
+    return plain, text.decode(errors="replace") if isinstance(text, bytes) else text
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable()

@@ -8,6 +8,7 @@ in ``userData.scrapy``, an object with a version, and only where it differs from
     priority, dont_filter, encoding, method (one that the schema does not know)
     meta, cb_kwargs, cookies, flags, attributes (those of a Request subclass)   written by codec
     body            base64, for a body that is no UTF-8 text and cannot be the ``payload``
+    spider_errors   how many times the request was requeued because its callback raised
     headers         [[name, [value, ...]], ...], for headers that have no exact form as texts
 
 ``userData.label`` is the name of the callback. Entries made by others hold no such object; those of
@@ -38,14 +39,41 @@ VERSION: Final = 1
 _METHODS: Final = frozenset(
     ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"]
 )
+# What is wrong with an entry may be as long as the entry; it goes into the log.
+_REASON_LIMIT: Final = 500
+_TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
+    "method": str,
+    "priority": int,
+    "dont_filter": bool,
+    "encoding": str,
+    "meta": dict,
+    "cb_kwargs": dict,
+    "cookies": (dict, list, tuple),
+    "flags": list,
+    "attributes": dict,
+}
 _DESCRIPTORS: Final = (property, classmethod, staticmethod)
 
 
 def stored_priority(entry: Entry) -> int:
     """``Request.priority`` of an entry, without decoding all of it."""
+    return _stored_number(entry, "priority")
+
+
+def stored_spider_errors(entry: Entry) -> int:
+    return _stored_number(entry, "spider_errors")
+
+
+def store_spider_errors(entry: Entry, count: int) -> None:
+    """Add the count, which no request holds, to an entry that ``encode`` has made."""
+    if count:
+        entry.user_data["scrapy"]["spider_errors"] = count
+
+
+def _stored_number(entry: Entry, name: str) -> int:
     blob = entry.user_data.get("scrapy")
-    priority = blob.get("priority", 0) if isinstance(blob, dict) else 0
-    return priority if isinstance(priority, int) else 0
+    number = blob.get(name, 0) if isinstance(blob, dict) else 0
+    return number if isinstance(number, int) else 0
 
 
 class RequestConverter:
@@ -130,26 +158,42 @@ class RequestConverter:
         if cls is Request:
             return
         if cls not in self._classes:
-            again = self.decode(entry)
-            lost = [n for n in cls.attributes if getattr(request, n) != getattr(again, n)]
-            self._classes[cls] = ", ".join(lost) or None
-        if self._classes[cls] is not None:
-            raise CodecError(f"{cls.__qualname__} does not restore its {self._classes[cls]}")
+            self._classes[cls] = self._loss(entry)
+        if (loss := self._classes[cls]) is not None:
+            raise CodecError(f"{cls.__qualname__} {loss}")
+
+    def _loss(self, entry: Entry) -> str | None:
+        """Why a request is not the same when it is read back; None if it is."""
+        try:
+            again = self._encode(self.decode(entry), entry.unique_key, replaced=entry)
+        except CodecError as error:
+            return f"cannot be made again: {error}"
+        # The written forms are compared, because values in meta may not know that they are equal.
+        before, after = _flat(entry), _flat(again)
+        lost = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+        return f"does not restore its {', '.join(lost)}" if lost else None
 
     def _name(self, function: Callable[..., Any]) -> str:
         """The name under which the spider has this method."""
         key = getattr(function, "__func__", None)
-        if key is not None and key not in self._names:
-            self._names[key] = self._find_name(key)
-        if key is None or (name := self._names[key]) is None:
+        if key is None or getattr(function, "__self__", None) is not self._spider:
+            name = self._find_name(function)
+        else:
+            if key not in self._names:
+                self._names[key] = self._find_name(function)
+            name = self._names[key]
+        if name is None:
             raise CodecError(f"{function!r} is not a method of spider {self._spider.name!r}")
         return name
 
     def _find_name(self, function: Callable[..., Any]) -> str | None:
+        if not inspect.ismethod(function):  # a lambda: made anew, and looked for, at each request
+            return None
+        own_name = getattr(function, "__name__", "")
         # The attribute differs from __name__ for private methods and for aliases.
-        for name in (function.__name__, *vars(self._spider), *dir(type(self._spider))):
+        for name in (own_name, *vars(self._spider), *dir(type(self._spider))):
             try:
-                if getattr(self._method(name), "__func__", None) is function:
+                if self._method(name) == function:
                     return name
             except CodecError:
                 continue
@@ -166,21 +210,22 @@ class RequestConverter:
 
     def decode(self, entry: Entry) -> Request:
         """Read an entry; raises CodecError with the reason if it is no request."""
-        if entry.broken is not None:
-            raise CodecError(entry.broken)
         blob = entry.user_data.get("scrapy")
         try:
+            if entry.broken is not None:
+                raise CodecError(entry.broken)
             if isinstance(blob, dict) and "v" in blob:
                 request = self._decode_own(entry, blob)
             elif "scrapy_request" in entry.user_data:
                 request = self._decode_apify(entry)
             else:
                 request = self._decode_foreign(entry)
-        except CodecError:
-            raise
+        except CodecError as error:
+            raise CodecError(str(error)[:_REASON_LIMIT]) from error
         except Exception as error:  # any constructor may object to what a stranger has written
-            raise CodecError(f"{type(error).__name__}: {error}") from error
-        if entry.no_retry is not None:
+            reason = f"{type(error).__name__}: {error}"
+            raise CodecError(reason[:_REASON_LIMIT]) from error
+        if entry.no_retry not in (None, bool(request.meta.get("dont_retry"))):
             request.meta["dont_retry"] = entry.no_retry
         return request
 
@@ -197,6 +242,10 @@ class RequestConverter:
         }
         for name in set(cls.attributes) & set(blob.get("attributes", ())):
             values[name] = decode(blob["attributes"][name], self._trusted)
+        for name, types in _TYPES.items():
+            value = values.get(name, blob.get(name))
+            if name in blob and not isinstance(value, types):
+                raise CodecError(f"userData.scrapy.{name} is a {type(value).__name__}")
         return cls(
             url=entry.url,
             method=blob.get("method", entry.method),
@@ -252,6 +301,13 @@ class RequestConverter:
         others = {k: v for k, v in entry.user_data.items() if k != "scrapy_request"}
         values["meta"] = {**values.get("meta", {}), **({"userData": others} if others else {})}
         return cls(**values)
+
+
+def _flat(entry: Entry) -> dict[str, Any]:
+    """All that was written of a request, in one dict."""
+    blob = entry.user_data["scrapy"]
+    fields = entry.model_dump(exclude={"user_data"})
+    return {**fields, **blob, **blob.get("attributes", {}), "attributes": None}
 
 
 def _payload(body: bytes, blob: dict[str, Any]) -> str | None:

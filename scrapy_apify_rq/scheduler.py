@@ -30,7 +30,12 @@ from scrapy_apify_rq.errors import BackendError, CodecError, ConfigError
 from scrapy_apify_rq.frontier import Frontier
 from scrapy_apify_rq.middlewares import DownloaderMiddleware, SpiderMiddleware
 from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.requests import RequestConverter, stored_priority
+from scrapy_apify_rq.requests import (
+    RequestConverter,
+    store_spider_errors,
+    stored_priority,
+    stored_spider_errors,
+)
 from scrapy_apify_rq.unique_keys import crawlee_key, request_id
 from scrapy_apify_rq.visits import Visit
 
@@ -104,11 +109,11 @@ class Scheduler(BaseScheduler):
         await self._open_dupefilter()
         try:
             await self.backend.open()
-            await self._begin_or_resume()
+            has_pending = await self._begin_or_resume()
         except BaseException:
             await self.backend.close()
             raise
-        await self.frontier.open()
+        await self.frontier.open(has_pending=has_pending)
         self._reaper = asyncio.create_task(self._reap_regularly())
         self._is_open = True
 
@@ -124,6 +129,7 @@ class Scheduler(BaseScheduler):
             )
         downloader.running = spider.running = self.running
         spider.room = self.frontier.room
+        spider.sync_only = scrapy_private.has_sync_only_middleware(self.crawler.engine)
         return spider
 
     async def _open_dupefilter(self) -> None:
@@ -142,21 +148,24 @@ class Scheduler(BaseScheduler):
             if (opened := self._dupefilter.open()) is not None:
                 await maybe_deferred_to_future(opened)
 
-    async def _begin_or_resume(self) -> None:
+    async def _begin_or_resume(self) -> bool:
+        """Whether the queue holds pending entries."""
         info = await self.backend.info()
         queue = f"Request queue {info.name or info.id!r} in {self.backend.location}"
         finished = info.total > 0 and not info.pending
         purge = self.config.purge_on_start
         if info.total and (purge or (finished and self.config.queue_is_default)):
             await self.backend.purge()
-            why = "APIFY_RQ_PURGE_ON_START is set" if purge else "its crawl was finished"
+            why = "its crawl was finished"
+            if purge:
+                why = f"{info.pending} of them pending, since APIFY_RQ_PURGE_ON_START is set"
             self._log(logging.INFO, f"{queue}: emptied of {info.total} entries, {why}")
         elif finished:
             self._log(
                 logging.WARNING,
                 f"{queue} is finished: {info.handled} handled, none pending, so that only requests"
-                " new to it are crawled. To crawl all again, set APIFY_RQ_PURGE_ON_START = True"
-                " for one run, or choose another APIFY_RQ_NAME",
+                " new to it are crawled. To crawl all again, run once with"
+                " -s APIFY_RQ_PURGE_ON_START=True, or choose another APIFY_RQ_NAME",
             )
         elif info.total:
             self._log(
@@ -165,6 +174,7 @@ class Scheduler(BaseScheduler):
             )
         else:
             self._log(logging.INFO, f"{queue}: new")
+        return bool(info.pending) and not purge
 
     def close(self, reason: str) -> Deferred[None]:
         return deferred_from_coro(self._close(reason))
@@ -215,9 +225,9 @@ class Scheduler(BaseScheduler):
         if (original := self._original(request)) is not None:
             original.retry = request
             return True
-        self._note_redirect(request)
+        self._note_replacement(request)
         key, repeatable = self._unique_key(request)
-        if not repeatable and self._is_duplicate(request, key):
+        if self._is_duplicate(request, key, repeatable):
             return False
         priority = request.priority
         forefront = priority > 0 or (
@@ -238,29 +248,35 @@ class Scheduler(BaseScheduler):
 
     def _original(self, request: Request) -> Visit | None:
         """The visit that ``request`` is a retry of, made by ``get_retry_request()``."""
-        if not (times := request.meta.get("retry_times")):
+        times = _retries(request)
+        # Copies of meta carry retry_times, too, but only a retry is not to be filtered.
+        if not (times and request.dont_filter):
             return None
         same = self.crawler.request_fingerprinter.fingerprint
         found = [
             visit
             for original, visit in self.running.items()
             if visit.retry is None
-            and original.meta.get("retry_times", 0) + 1 == times
+            and _retries(original) + 1 == times
+            and len(_redirects(original)) == len(_redirects(request))
             and (same(original) == same(request) or _target(original) == _target(request))
         ]
         # Two in flight may differ in nothing but what a custom fingerprinter looks at.
         found.sort(key=lambda visit: same(cast("Request", visit.request)) != same(request))
         return found[0] if found else None
 
-    def _note_redirect(self, request: Request) -> None:
-        """Tell the redirected request in flight where it led."""
-        urls = request.meta.get("redirect_urls")
-        if not urls:
+    def _note_replacement(self, request: Request) -> None:
+        """Tell the request in flight in whose place a middleware has put this one.
+
+        That is a redirect, or a copy of itself to be tried again by rules other than Scrapy's.
+        """
+        urls = _redirects(request)
+        if not (urls or request.dont_filter):
             return
         for original, visit in self.running.items():
-            hops = len(original.meta.get("redirect_urls", ()))
-            came_from = original.url == urls[-1] and hops + 1 == len(urls)
-            if came_from and not visit.reached_callback and visit.loaded_url is None:
+            came_from = urls[-1:] == [original.url] and len(_redirects(original)) + 1 == len(urls)
+            is_copy = request.dont_filter and _target(original) == _target(request)
+            if (came_from or is_copy) and visit.is_downloaded and visit.loaded_url is None:
                 visit.loaded_url = request.url
                 return
 
@@ -278,10 +294,12 @@ class Scheduler(BaseScheduler):
         self._starts[key] += 1
         return f"{key}:start{self._starts[key]}", True
 
-    def _is_duplicate(self, request: Request, key: str) -> bool:
-        if self._dupefilter is not None and self._dupefilter.request_seen(request):
-            self._dupefilter.log(request, self.spider)
+    def _is_duplicate(self, request: Request, key: str, repeatable: bool) -> bool:
+        own = None if repeatable else self._dupefilter
+        if own is not None and own.request_seen(request):
+            own.log(request, self.spider)
             return True
+        # A start request may be one of an earlier run, which the queue has given us by now.
         if self.frontier.knows(request_id(key)):
             self._duplicates.log(request, self.spider)
             return True
@@ -327,10 +345,12 @@ class Scheduler(BaseScheduler):
         if visit.entry is None:  # one object, yielded twice
             return cast("Request", visit.request).copy()
         try:
-            return self.converter.decode(visit.entry)
+            request = self.converter.decode(visit.entry)
         except CodecError as error:
             self._refuse(visit, visit.entry, error)
             return None
+        visit.spider_errors = stored_spider_errors(visit.entry)
+        return request
 
     def _refuse(self, visit: Visit, entry: Entry, error: CodecError) -> None:
         self.stats.inc_value("apify_rq/undecodable")
@@ -397,6 +417,8 @@ class Scheduler(BaseScheduler):
             # The request that runs next is the new one; a restart would find the old one.
             self._note_unserializable(request, error)
             entry = old
+        else:
+            store_spider_errors(entry, visit.spider_errors)
         entry.retry_count = old.retry_count + 1
         entry.error_messages = [*old.error_messages, reason]
         entry.loaded_url = None
@@ -408,6 +430,16 @@ class Scheduler(BaseScheduler):
         self._closer = asyncio.create_task(
             self.crawler.engine.close_spider_async(reason=error.reason)
         )
+
+
+def _retries(request: Request) -> int:
+    times = request.meta.get("retry_times")
+    return times if isinstance(times, int) else 0  # meta may come from a stranger
+
+
+def _redirects(request: Request) -> list[str]:
+    urls = request.meta.get("redirect_urls")
+    return urls if isinstance(urls, list) else []
 
 
 def _target(request: Request) -> tuple[str, str, bytes]:

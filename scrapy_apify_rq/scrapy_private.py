@@ -8,6 +8,7 @@ the engine ask the scheduler again, hence ``engine._slot.inprogress`` and
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
+from inspect import isasyncgenfunction
 from typing import TYPE_CHECKING
 
 from scrapy import Request, __version__
@@ -40,6 +41,12 @@ def wake(engine: ExecutionEngine) -> None:
     """Make the engine ask the scheduler soon instead of at its next heartbeat (5 seconds)."""
     if engine._slot is not None:
         engine._slot.nextcall.schedule()
+
+
+def has_sync_only_middleware(engine: ExecutionEngine) -> bool:
+    """True if a spider middleware takes no asynchronous output; Scrapy 2.16 and later refuse it."""
+    methods = engine.scraper.spidermw.methods["process_spider_output"]
+    return any(callable(method) and not isasyncgenfunction(method) for method in methods)
 
 
 def is_crawl(crawler: Crawler) -> bool:

@@ -39,6 +39,12 @@ class Visit:
     """The request that Scrapy's retry machinery made of this one."""
 
     @property
+    def is_downloaded(self) -> bool:
+        """The downloader is done with it, well or not, and its callback has not been reached."""
+        ended = self.status is not None or self.download_error is not None
+        return ended and not self.reached_callback
+
+    @property
     def status_text(self) -> str | None:
         return None if self.status is None else response_status_message(self.status)
 

@@ -86,15 +86,24 @@ class Project:
         (package / "settings.py").write_text("".join(lines))
         (folder / "scrapy.cfg").write_text("[settings]\ndefault = project.settings\n")
 
-    def start(self, *command: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-        """Run ``scrapy`` with these words; the caller waits for it or kills it."""
+    def start(
+        self, *command: str, env: Mapping[str, str] | None = None, script: str | None = None
+    ) -> subprocess.Popen[str]:
+        """Run ``scrapy`` with these words; the caller waits for it or kills it.
+
+        ``script`` is the source of a Python program to run in its place.
+        """
+        program = ["-m", "scrapy"]
+        if script is not None:
+            (self.folder / "script.py").write_text(dedent(script))
+            program = ["script.py"]
         clean = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("APIFY_", "ACTOR_", "CRAWLEE_"))
         }
         return subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "scrapy", *command],
+            [sys.executable, "-W", "error", *program, *command],
             cwd=self.folder,
             env={**clean, **(env or {})},
             stdout=subprocess.PIPE,
@@ -103,10 +112,14 @@ class Project:
         )
 
     def run(
-        self, *command: str, env: Mapping[str, str] | None = None, timeout: float = 60
+        self,
+        *command: str,
+        env: Mapping[str, str] | None = None,
+        script: str | None = None,
+        timeout: float = 60,
     ) -> Crawl:
         """Run ``scrapy`` with these words to its end, warnings being errors."""
-        with self.start(*command, env=env) as process:
+        with self.start(*command, env=env, script=script) as process:
             try:
                 output, log = process.communicate(timeout=timeout)
             except subprocess.TimeoutExpired:
@@ -159,6 +172,18 @@ class Project:
             info = await backend.info()
             await backend.close()
             return info
+
+        return asyncio.run(read())
+
+    def pending(self, name: str = QUEUE) -> list[Entry]:
+        """The entries still to be crawled, in the queue's order."""
+
+        async def read() -> list[Entry]:
+            backend = self.backend(name)
+            await backend.open()
+            claim = await backend.claim(1000, ())
+            await backend.close()
+            return [claimed.entry for claimed in claim.entries]
 
         return asyncio.run(read())
 

@@ -38,6 +38,11 @@ def links(*paths: str) -> str:
 Answer = Page | str | int | Sequence[Page | str | int] | Callable[[Hit], Page]
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # beyond it, a connection takes a second
+    daemon_threads = True
+
+
 class Site:
     """Serves ``pages`` by path (query included) until the ``with`` block ends.
 
@@ -52,9 +57,13 @@ class Site:
         self._served: Counter[str] = Counter()
         self._lock = threading.Lock()
         self.hits: list[Hit] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def serve(self, pages: Mapping[str, Answer]) -> None:
+        """Serve these, too, from now on: pages that name the site's own address, for example."""
+        with self._lock:
+            self._pages.update(pages)
 
     @property
     def paths(self) -> list[str]:
@@ -92,6 +101,7 @@ class Site:
     def _handler(site) -> type[BaseHTTPRequestHandler]:  # noqa: N805 (the handler has its own self)
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else each answer takes 40 ms
 
             def handle_one_request(self) -> None:
                 try:
@@ -115,7 +125,7 @@ class Site:
                 if self.command != "HEAD":
                     self.wfile.write(content)
 
-            do_GET = do_POST = do_PUT = do_HEAD = respond
+            do_GET = do_POST = do_PUT = do_HEAD = do_PURGE = respond
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (its name)
                 pass

@@ -157,5 +157,5 @@ def test_headers_in_the_key(headers: list[tuple[str, str]], expected: str) -> No
 
 def test_without_yarl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yarl", None)
-    with pytest.raises(ConfigError, match="pip install yarl"):
+    with pytest.raises(ConfigError, match="needs the package yarl"):
         crawlee_key("https://example.com/a", "GET", b"", [])

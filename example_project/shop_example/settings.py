@@ -15,5 +15,6 @@ ROBOTSTXT_OBEY = True
 LOG_LEVEL = "INFO"
 TELNETCONSOLE_ENABLED = False
 
-# A resumed crawl adds to the items of the run before it.
-FEEDS = {"items.jsonl": {"format": "jsonlines", "overwrite": False}}
+# Not FEEDS, whose file is buffered: see the pipeline.
+ITEM_PIPELINES = {"shop_example.pipelines.JsonLinesPipeline": 500}
+SHOP_ITEMS = "items.jsonl"

@@ -1,7 +1,8 @@
 """Serves the shop on loopback: in a thread (``with ShopServer() as shop``), or as a program.
 
 ``python -m shop_example.site --port 0`` prints its URL on a line and serves until it is killed;
-``GET /_hits`` tells which requests it has had. Standard library only.
+``GET /_hits`` tells which requests it has had, ``GET /_hits?at_least=100`` as soon as there are so
+many. Standard library only.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ class ShopServer:
     async def _serve(self, listener: socket.socket, ready: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
+        self._news = asyncio.Condition()
         server = await asyncio.start_server(self._connection, sock=listener)
         ready.set()
         await self._stopping.wait()
@@ -111,18 +113,25 @@ class ShopServer:
                 await writer.drain()
 
     async def _answer(self, hit: Hit) -> Page:
-        if hit.path == "/_hits":
-            return Page(json.dumps(self.hits), content_type="application/json")
-        self.hits.append(hit)
-        if self._delay:
-            await asyncio.sleep(self._delay)
         url = urlsplit(hit.path)
         path = unquote(url.path)
+        if path == "/_hits":
+            return await self._report(int(dict(parse_qsl(url.query)).get("at_least", 0)))
+        self.hits.append(hit)
+        async with self._news:
+            self._news.notify_all()
+        if self._delay:
+            await asyncio.sleep(self._delay)
         if path in self.catalog.flaky and self._failures[path] < FAILURES_OF_A_FLAKY_PAGE:
             self._failures[path] += 1
             return Page("Try again", status=503)
         fields = hit.body if hit.method == "POST" else url.query
         return self.catalog.page(path, dict(parse_qsl(fields)))
+
+    async def _report(self, at_least: int) -> Page:
+        async with self._news:
+            await self._news.wait_for(lambda: len(self.hits) >= at_least)
+        return Page(json.dumps(self.hits), content_type="application/json")
 
 
 async def _read_request(reader: asyncio.StreamReader) -> _Request:

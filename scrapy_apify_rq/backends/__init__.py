@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from scrapy_apify_rq.backends import sqlite
 from scrapy_apify_rq.backends.base import Backend
-from scrapy_apify_rq.backends.sqlite import SqliteBackend, connect
 from scrapy_apify_rq.config import Config
 
 
 def backend_for(config: Config) -> Backend:
     """The backend that the settings ask for, not open yet."""
-    return SqliteBackend(
+    return sqlite.SqliteBackend(
         config.storage_dir,
         name=config.queue_name,
         id=config.queue_id,
@@ -21,4 +21,4 @@ def backend_for(config: Config) -> Backend:
 
 def check(config: Config) -> None:
     """Raise ConfigError now for what ``open`` would only find when the engine is up."""
-    connect(config.storage_dir).close()
+    sqlite.check(config.storage_dir, config.queue_id)

@@ -14,7 +14,7 @@ import secrets
 import sqlite3
 import string
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,13 +64,17 @@ CREATE UNIQUE INDEX requests_by_id ON requests (queue, id);
 CREATE INDEX requests_pending ON requests (queue, position, id) WHERE position IS NOT NULL;
 CREATE INDEX requests_failed ON requests (queue) WHERE failed;
 """
-_WHERE: Final[dict[State | None, str]] = {
-    None: "TRUE",
-    "pending": "position IS NOT NULL",
-    "handled": "position IS NULL",
-    "failed": "failed",
-    "locked": "position IS NOT NULL AND lock_expires_at > :now",
+# SQLite, if it may choose the index, may choose one whose rows it must sort anew for each page.
+_ROWS: Final[dict[State | None, str]] = {
+    None: "NOT INDEXED WHERE queue = :queue",
+    "pending": "NOT INDEXED WHERE queue = :queue AND position IS NOT NULL",
+    "handled": "NOT INDEXED WHERE queue = :queue AND position IS NULL",
+    "failed": "INDEXED BY requests_failed WHERE queue = :queue AND failed",
+    "locked": "NOT INDEXED WHERE queue = :queue AND position IS NOT NULL"
+    " AND lock_expires_at > :now",
 }
+# As bytes: what somebody has made of it need not be text.
+_JSON: Final = "CAST(json AS BLOB)"
 # Rows that are read between two chances for the event loop to do something else.
 _CHUNK: Final = 100
 # How long SQLite itself may wait for another process's write, blocking the loop, in seconds.
@@ -106,6 +110,28 @@ def connect(folder: Path) -> sqlite3.Connection:
     return db
 
 
+def check(folder: Path, id: str | None) -> None:
+    """Raise ConfigError if ``open`` would."""
+    db = connect(folder)
+    try:
+        _find(db, id, None, folder / FILE_NAME)
+    finally:
+        db.close()
+
+
+def _find(db: sqlite3.Connection, id: str | None, name: str | None, file: Path) -> int | None:
+    """The key of the queue; raises ConfigError if there is none of this id."""
+    if id and "~" in id:  # `username~name` on the platform; here there is one user
+        name = id.partition("~")[2]
+    row = db.execute("SELECT key FROM queues WHERE id = ? OR name = ?", (id, name)).fetchone()
+    if row is None and id:
+        raise ConfigError(
+            f"APIFY_RQ_ID is {id!r}, but {file} holds no such queue. Set APIFY_RQ_NAME to create"
+            " one by name."
+        )
+    return None if row is None else row[0]
+
+
 def _unusable(file: Path, error: Exception) -> str:
     return (
         f"The embedded queue {file} cannot be used ({error}). Set APIFY_RQ_STORAGE_DIR to a folder "
@@ -115,30 +141,38 @@ def _unusable(file: Path, error: Exception) -> str:
 
 def _prepare(db: sqlite3.Connection, file: Path) -> None:
     db.execute("PRAGMA busy_timeout = 10000")  # nothing runs yet that this could hold up
+    _is_empty(db, file)  # the next line changes the file, and it may be another program's
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
     db.execute("BEGIN IMMEDIATE")
     with db:
-        (application_id,) = db.execute("PRAGMA application_id").fetchone()
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if not tables:
+        if _is_empty(db, file):
             for statement in _SCHEMA.split(";\n"):
                 db.execute(statement)
             db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        elif application_id != _APPLICATION_ID:
-            raise ConfigError(
-                f"{file} is a SQLite database of another program. Set APIFY_RQ_STORAGE_DIR to "
-                "another folder."
-            )
-        elif version != _SCHEMA_VERSION:
-            raise ConfigError(
-                f"{file} was made by a newer version of scrapy-apify-rq (format {version}, this "
-                f"one reads {_SCHEMA_VERSION}). Upgrade scrapy-apify-rq, or set "
-                "APIFY_RQ_STORAGE_DIR to another folder."
-            )
     db.execute(f"PRAGMA busy_timeout = {round(_BLOCKING_WAIT * 1000)}")
+
+
+def _is_empty(db: sqlite3.Connection, file: Path) -> bool:
+    """False for a file of queues that we can use; raises ConfigError for any other database."""
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (application_id,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if not tables:
+        return True
+    if application_id != _APPLICATION_ID:
+        raise ConfigError(
+            f"{file} is a SQLite database of another program. Set APIFY_RQ_STORAGE_DIR to "
+            "another folder."
+        )
+    if version != _SCHEMA_VERSION:
+        raise ConfigError(
+            f"{file} was made by a newer version of scrapy-apify-rq (format {version}, this "
+            f"one reads {_SCHEMA_VERSION}). Upgrade scrapy-apify-rq, or set "
+            "APIFY_RQ_STORAGE_DIR to another folder."
+        )
+    return False
 
 
 @dataclass(slots=True)
@@ -200,7 +234,7 @@ class File:
 
     async def _transaction(self, work: Callable[[], _T]) -> _T:
         """Run ``work`` in one transaction; all of it is stored, or nothing."""
-        await self._begin()
+        await self._patiently(lambda: self._db.execute("BEGIN IMMEDIATE"))
         try:
             result = work()
             self._db.execute("COMMIT")
@@ -212,17 +246,16 @@ class File:
             raise
         return result
 
-    async def _begin(self) -> None:
+    async def _patiently(self, statement: Callable[[], _T]) -> _T:
+        """Run it, again and again as long as other processes keep the file locked."""
         give_up_at = time.monotonic() + self._patience
         while True:
             try:
-                self._db.execute("BEGIN IMMEDIATE")
+                return statement()
             except sqlite3.Error as error:
                 if "locked" not in str(error) or time.monotonic() > give_up_at:
                     raise self._failed(error) from error
                 await asyncio.sleep(0.02)
-            else:
-                return
 
     def _failed(self, error: sqlite3.Error) -> BackendError:
         return BackendError(
@@ -266,22 +299,15 @@ class SqliteBackend(File):
         self._key = await self._transaction(self._get_or_create)
 
     def _get_or_create(self) -> int:
-        # `username~name` addresses a queue by name on the platform; here there is one user.
-        name = self._id.partition("~")[2] if self._id and "~" in self._id else self._name
-        row: tuple[int] | None = self._db.execute(
-            "SELECT key FROM queues WHERE id = ? OR name = ?", (self._id, name)
-        ).fetchone()
-        if row is None and self._id:
-            raise ConfigError(
-                f"APIFY_RQ_ID is {self._id!r}, but {self.location} holds no such queue. Set "
-                "APIFY_RQ_NAME to create one by name."
-            )
-        return self._create(name) if row is None else row[0]
+        key = _find(self._db, self._id, self._name, self._folder / FILE_NAME)
+        return self._create(self._name) if key is None else key
 
     async def info(self) -> Info:
-        id, name, total, handled = self._db.execute(
-            "SELECT id, name, total, handled FROM queues WHERE key = ?", (self._key,)
-        ).fetchone()
+        query = "SELECT id, name, total, handled FROM queues WHERE key = ?"
+        rows = await self._patiently(lambda: self._db.execute(query, (self._key,)).fetchall())
+        if not rows:
+            raise self._deleted()
+        ((id, name, total, handled),) = rows
         return Info(id, name, total, handled, total - handled)
 
     async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
@@ -345,7 +371,7 @@ class SqliteBackend(File):
     async def claim(self, limit: int, known: Collection[str]) -> Claim:
         lease: float | None = None
         if self._lock_secs is None:
-            ids, more = self._head(limit, known)
+            ids, more = await self._patiently(lambda: self._head(limit, known))
         else:
             lease = self._now() + self._lock_secs
             ids, more = await self._write(
@@ -353,7 +379,7 @@ class SqliteBackend(File):
             )
         claimed: list[Claimed] = []
         for start in range(0, len(ids), _CHUNK):
-            entries = self._entries(ids[start : start + _CHUNK])
+            entries = await self._entries(ids[start : start + _CHUNK])
             claimed += [Claimed(entry, lease) for entry in entries]
             await asyncio.sleep(0)
         return Claim(claimed, more)
@@ -379,15 +405,11 @@ class SqliteBackend(File):
         counters.writes += len(ids)
         return ids, more
 
-    def _entries(self, ids: Sequence[str]) -> Iterator[Entry]:
+    async def _entries(self, ids: Sequence[str]) -> list[Entry]:
         marks = ", ".join("?" * len(ids))
-        found = dict(
-            self._db.execute(
-                f"SELECT id, json FROM requests WHERE queue = ? AND id IN ({marks})",
-                (self._key, *ids),
-            )
-        )
-        return (Entry.from_json(id, found[id]) for id in ids if id in found)
+        query = f"SELECT id, {_JSON} FROM requests WHERE queue = ? AND id IN ({marks})"
+        found = await self._patiently(lambda: dict(self._db.execute(query, (self._key, *ids))))
+        return [Entry.from_json(id, found[id]) for id in ids if id in found]
 
     async def prolong(self, ids: Collection[str]) -> dict[str, float]:
         until = self._now() + (self._lock_secs or 0)
@@ -426,19 +448,20 @@ class SqliteBackend(File):
         await self._write(work)
 
     async def get(self, id: str) -> Entry | None:
-        return next(self._entries([id]), None)
+        return next(iter(await self._entries([id])), None)
 
     async def list(self, state: State | None = None) -> AsyncIterator[Entry]:
-        last = 0
+        query = (
+            f"SELECT rowid, id, {_JSON} FROM requests {_ROWS[state]}"
+            " AND rowid > :last ORDER BY rowid LIMIT :chunk"
+        )
+        values = {"queue": self._key, "last": 0, "chunk": _CHUNK, "now": self._now()}
         while True:
-            rows = self._db.execute(
-                f"SELECT rowid, id, json FROM requests WHERE queue = :queue AND {_WHERE[state]}"
-                " AND rowid > :last ORDER BY rowid LIMIT :chunk",
-                {"queue": self._key, "last": last, "chunk": _CHUNK, "now": self._now()},
-            ).fetchall()
+            rows = await self._patiently(lambda: self._db.execute(query, values).fetchall())
             if not rows:
                 return
-            for last, id, json in rows:  # noqa: B007 (the last one is where the next page starts)
+            values["last"] = rows[-1][0]
+            for _, id, json in rows:
                 yield Entry.from_json(id, json)
             await asyncio.sleep(0)
 
@@ -447,14 +470,19 @@ class SqliteBackend(File):
 
     def _delete(self, ids: Collection[str], counters: Counters) -> None:
         for id in ids:
+            # Not "RETURNING position IS NULL": SQLite 3.40.1 answers 0 where position is NULL, as
+            # long as the column queue is NOT NULL.
             gone = self._db.execute(
-                "DELETE FROM requests WHERE queue = ? AND id = ? RETURNING position IS NULL",
+                "DELETE FROM requests WHERE queue = ? AND id = ? RETURNING position",
                 (self._key, id),
             ).fetchone()
             if gone is not None:
                 counters.total -= 1
-                counters.handled -= gone[0]
+                counters.handled -= gone[0] is None
                 counters.deletes += 1
+
+    def _deleted(self) -> BackendError:
+        return BackendError(f"The queue was deleted from {self.location}", "apify_rq_gone")
 
     async def _write(self, work: Callable[[Counters], _T]) -> _T:
         """Run ``work`` in a transaction that also keeps the counters of the queue."""
@@ -465,7 +493,7 @@ class SqliteBackend(File):
                 (self._key,),
             ).fetchone()
             if row is None:
-                raise BackendError(f"The queue was deleted from {self.location}", "apify_rq_gone")
+                raise self._deleted()
             counters = Counters(*row)
             result = work(counters)
             if counters.as_row() != row:
