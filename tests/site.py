@@ -98,7 +98,7 @@ class Site:
             return Page(answer)
         return answer if isinstance(answer, Page) else answer(hit)
 
-    def _handler(site) -> type[BaseHTTPRequestHandler]:  # noqa: N805 (the handler has its own self)
+    def _handler(site) -> type[BaseHTTPRequestHandler]:  # the handler has a self of its own
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True  # else each answer takes 40 ms
