@@ -156,16 +156,7 @@ class Config:
 
 def refuse_unavailable(config: Config) -> None:
     """Refuse what the settings allow and this version cannot do yet."""
-    _refuse_apify_backend(config)
     _refuse_shared_access(config)
-
-
-def _refuse_apify_backend(config: Config) -> None:
-    if config.backend == "apify":
-        raise ConfigError(
-            "APIFY_RQ_BACKEND is 'apify' (as 'auto' is where APIFY_TOKEN is set): not available "
-            "yet, this version has the embedded queue only; set APIFY_RQ_BACKEND = 'sqlite'"
-        )
 
 
 def _refuse_shared_access(config: Config) -> None:

@@ -71,7 +71,7 @@ class Scheduler(BaseScheduler):
         self.stats = crawler.stats
         self.running: dict[Request, Visit] = {}
         """What the engine has been given and has not finished."""
-        self.backend = backend_for(config)
+        self.backend = backend_for(config, crawler.stats.inc_value)
         self.frontier = Frontier(
             self.backend,
             stats=crawler.stats,
@@ -81,6 +81,7 @@ class Scheduler(BaseScheduler):
             urgency=self._urgency,
             wake=lambda: scrapy_private.wake(crawler.engine),
             dropped=self._dropped,
+            refused=self._refused,
             failed=self._failed,
         )
         self._is_open = False
@@ -313,7 +314,13 @@ class Scheduler(BaseScheduler):
             signals.request_dropped, request=request, spider=self.spider
         )
 
-    def _note_unserializable(self, request: Request, error: CodecError) -> None:
+    def _refused(self, visit: Visit, reason: str) -> None:
+        """The queue will not take the entry; the visit goes on in memory."""
+        self._note_unserializable(cast("Request", visit.request), reason)
+        self.stats.inc_value("scheduler/enqueued")
+        self.stats.inc_value("scheduler/enqueued/memory")
+
+    def _note_unserializable(self, request: Request, error: object) -> None:
         self.stats.inc_value("scheduler/unserializable")
         if not self._unserializable_logged:
             self._unserializable_logged = True

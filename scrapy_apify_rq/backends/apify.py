@@ -182,9 +182,10 @@ class _Client:
         outage = now - self._failing_since
         if outage > self._patience:
             raise BackendError(
-                f"The Apify API did not answer for {outage:.0f} seconds (APIFY_RQ_UNAVAILABLE_TIMEOUT"
-                f" is {self._patience:.0f}), last {name}: {problem}. What is unfinished stays"
-                " pending: run the spider again when the API can be reached at APIFY_API_BASE_URL."
+                f"The Apify API did not answer for {outage:.0f} seconds"
+                f" (APIFY_RQ_UNAVAILABLE_TIMEOUT is {self._patience:.0f}), last {name}: {problem}."
+                " What is unfinished stays pending: run the spider again when the API can be"
+                " reached at APIFY_API_BASE_URL."
             )
         self._count("apify_rq/api/retries")
         delay = max(delay, min(_FIRST_BACKOFF * 2**attempt, _LONGEST_BACKOFF)) * random.uniform(
@@ -220,7 +221,7 @@ class ApifyBackend:
 
     batch = BATCH
     parallel = 4
-    lag = 60.0
+    lag = 30.0
     consistency_delay = 3.0
     linger = 0.1
 
