@@ -2,7 +2,9 @@
 
 There is no public signal for "Scrapy has finished with this request" and no public call that makes
 the engine ask the scheduler again, hence ``engine._slot.inprogress`` and
-``engine._slot.nextcall.schedule`` (scrapy/core/engine.py, the same from 2.13 to 2.19).
+``engine._slot.nextcall.schedule`` (scrapy/core/engine.py, the same from 2.13 to 2.19). The rest is
+undocumented rather than private, and nothing is lost where it changes: the list of spider
+middlewares, which matters before 2.16, and the module names of Scrapy's commands.
 """
 
 from __future__ import annotations
