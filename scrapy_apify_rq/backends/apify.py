@@ -308,7 +308,7 @@ class ApifyBackend:
             answers |= await self._add_batch(batch, texts, forefront)
         for id, answer in answers.items():
             if not (answer.was_already_present or answer.refused):
-                self._remember(id, texts[id])
+                self._remember(id, _with_id(id, texts[id]))
         return [answers[entry.id] for entry in entries]
 
     async def _add_batch(
@@ -449,7 +449,7 @@ class ApifyBackend:
                 "The API refuses the update of entry %s (%s): %s", entry.id, entry.url, error
             )
         if entry.handled_at is None:
-            self._remember(entry.id, text)
+            self._remember(entry.id, _with_id(entry.id, text))
         else:
             self._complete.pop(entry.id, None)
 
@@ -516,6 +516,11 @@ class ApifyBackend:
 def _wire(entry: Entry) -> bytes:
     """As sent: without the id, which the API derives and refuses to be told."""
     return entry.to_json(with_id=False).encode()
+
+
+def _with_id(id: str, text: bytes) -> bytes:
+    """As stored, from what was sent."""
+    return b'{"id":"%s",%s' % (id.encode(), text[1:])
 
 
 def _refusal(entry: Entry, why: str) -> Added:
