@@ -13,6 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+_ROOT = Path(__file__).parents[1]
+_PLAIN = ("-m", "scrapy", "rq", "serve")
+_CHECKED = ("-m", "tests.checked_server")
+
 
 class Calls(NamedTuple):
     total: int
@@ -53,9 +57,14 @@ class Server:
 
 
 @contextmanager
-def serve(folder: Path, *options: str, port: int = 0) -> Iterator[Server]:
-    """Serve the queues in ``folder`` until the block ends, and then end without a complaint."""
-    process = start(folder, "--port", str(port), "--test-faults", *options)
+def serve(folder: Path, *options: str, port: int = 0, checked: bool = True) -> Iterator[Server]:
+    """Serve the queues in ``folder`` until the block ends, and then end without a complaint.
+
+    If ``checked``, each call of our client and each answer that breaks the API's description is
+    one; see ``tests/checked_server.py``.
+    """
+    program = _CHECKED if checked else _PLAIN
+    process = start(folder, "--port", str(port), "--test-faults", *options, program=program)
     with process:
         try:
             assert process.stdout is not None
@@ -69,18 +78,19 @@ def serve(folder: Path, *options: str, port: int = 0) -> Iterator[Server]:
         process.terminate()
         _, complaints = process.communicate(timeout=30)
     assert process.returncode == 0, complaints
-    assert complaints == ""
+    assert complaints == "", complaints
 
 
-def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+def start(
+    folder: Path, *options: str, program: tuple[str, ...] = _PLAIN
+) -> subprocess.Popen[str]:
     """``scrapy rq serve`` with these options, warnings being errors."""
     environ = {
         name: value for name, value in os.environ.items() if not name.startswith(("APIFY_", "ACT"))
     }
-    command = [sys.executable, "-W", "error", "-m", "scrapy", "rq", "serve"]
     return subprocess.Popen(
-        [*command, "--storage-dir", str(folder), *options],
-        env=environ,
+        [sys.executable, "-W", "error", *program, "--storage-dir", str(folder), *options],
+        env={**environ, "PYTHONPATH": str(_ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
