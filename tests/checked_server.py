@@ -69,9 +69,7 @@ class Check:
         body = json.loads(text) if text else None
         self._description.check(verb, request.path, answer.status, body)
 
-    def _complain_about(
-        self, what: str, request: web.Request, check: Callable[[], object]
-    ) -> None:
+    def _complain_about(self, what: str, request: web.Request, check: Callable[[], object]) -> None:
         try:
             check()
         except Exception as error:

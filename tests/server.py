@@ -81,9 +81,7 @@ def serve(folder: Path, *options: str, port: int = 0, checked: bool = True) -> I
     assert complaints == "", complaints
 
 
-def start(
-    folder: Path, *options: str, program: tuple[str, ...] = _PLAIN
-) -> subprocess.Popen[str]:
+def start(folder: Path, *options: str, program: tuple[str, ...] = _PLAIN) -> subprocess.Popen[str]:
     """``scrapy rq serve`` with these options, warnings being errors."""
     environ = {
         name: value for name, value in os.environ.items() if not name.startswith(("APIFY_", "ACT"))
