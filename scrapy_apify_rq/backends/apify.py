@@ -5,7 +5,8 @@ https://docs.apify.com/api/v2/storage-request-queues and
 https://docs.apify.com/platform/storage/request-queue#rate-limiting
 
 httpx sends through aiohttp (package httpx-aiohttp), because httpx's own transport costs several
-times the CPU for each request; see benchmarks/http_transport.py.
+times the CPU: 0.6, 1.4 and 3.1 ms for a PUT at 4, 16 and 64 connections, and not 0.2; as used here,
+without httpx's client, it is 0.13 ms (benchmarks/http_transport.py).
 """
 
 from __future__ import annotations
@@ -15,14 +16,27 @@ import gzip
 import json
 import logging
 import random
+import re
 import secrets
+import sys
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
+import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
@@ -30,14 +44,20 @@ from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, State
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.models import Entry
 
+if sys.version_info >= (3, 11):
+    from asyncio import timeout
+else:
+    from async_timeout import timeout  # aiohttp brings it
+
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 BATCH: Final = 25
 # The limit is 9 MiB of decompressed body; the rest is for brackets and commas.
 PAYLOAD_LIMIT: Final = 9 * 1024 * 1024 - 1024
 HEAD_LIMIT: Final = 1000
 LIST_LIMIT: Final = 10_000
-LOCK_LIMIT: Final = 25
 
 # Requests per second and queue, by class of endpoint.
 _CRUD_RATE: Final = 400
@@ -46,16 +66,30 @@ _OTHER_RATE: Final = 60
 # https://docs.apify.com/api/v2#rate-limiting recommends 500 ms, doubling, with jitter.
 _FIRST_BACKOFF: Final = 0.5
 _LONGEST_BACKOFF: Final = 30.0
-_TIMEOUT: Final = httpx.Timeout(30, connect=10, pool=None)
+_TIMEOUT: Final = {"connect": 10.0, "read": 30.0}
+# aiohttp has no timeout for writing, so a server that stops reading would hold a call for ever.
+_LONGEST_CALL: Final = 360
 _CONNECTIONS: Final = 64
-# Below it, gzip's own header and the work outweigh what it saves.
+# A batch of 25 links, 5.8 KB, becomes 0.9 KB in 0.011 ms of CPU, where the call itself costs 0.13 ms
+# (benchmarks/http_transport.py). Below this size all fits into one packet anyway.
 _COMPRESS_FROM: Final = 1024
-# Complete entries kept so that they need not be fetched again.
+# Complete entries kept so that they need not be fetched again: how many, and their bytes.
 _COMPLETE_LIMIT: Final = 10_000
+_COMPLETE_BYTES: Final = 32 * 1024 * 1024
 # Missing this many complete entries, one list of all pending ones is cheaper than a GET for each.
 _LIST_FROM: Final = 50
 # Fetched one by one at the very start, so that the first pages need not wait for a long list.
 _FIRST_FETCH: Final = 16
+# So many updates refused, and something other than these entries is wrong.
+_REFUSED_LIMIT: Final = HEAD_LIMIT // 2
+# What is wrong with one entry, and not with the call as such.
+_ABOUT_ENTRIES: Final = frozenset(
+    (
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+    )
+)
 # What concerns the whole queue: the closing reason and the cure.
 _CURES: Final[dict[int, tuple[str, str]]] = {
     HTTPStatus.UNAUTHORIZED: (
@@ -69,28 +103,30 @@ _CURES: Final[dict[int, tuple[str, str]]] = {
     ),
     HTTPStatus.NOT_FOUND: (
         "apify_rq_gone",
-        "The queue does not exist (any more): check APIFY_RQ_ID, or set APIFY_RQ_NAME to have one"
-        " made.",
+        "The queue does not exist (any more): check APIFY_RQ_ID and APIFY_API_BASE_URL, or set"
+        " APIFY_RQ_NAME to have one made.",
     ),
 }
+_OTHER_CURE: Final = (
+    "apify_rq_unavailable",
+    "Check APIFY_API_BASE_URL, and what names the queue: APIFY_RQ_NAME or APIFY_RQ_ID.",
+)
 
 
 class _Pace:
-    """Lets at most ``rate`` calls a second begin, a tenth of a second's worth at once."""
+    """Lets no more than ``rate`` calls begin in any one second."""
 
     def __init__(self, rate: float) -> None:
-        self._interval = 1 / rate
+        # Together 99 % of the rate. The burst makes up for timers that are late.
+        self._interval = 1 / (0.9 * rate)
         self._burst = 0.1
         self._next = 0.0
 
-    async def wait(self) -> bool:
-        """Wait for a turn; says whether there was a wait."""
+    async def wait(self) -> None:
         now = time.monotonic()
         self._next = max(self._next, now - self._burst) + self._interval
-        delay = self._next - now
-        if delay > 0:
-            await asyncio.sleep(delay)
-        return delay > 0
+        if self._next > now:
+            await asyncio.sleep(self._next - now)
 
 
 class _Refused(Exception):
@@ -101,8 +137,29 @@ class _Refused(Exception):
         self.status = status
 
 
+class _Passing(Exception):
+    """A failure that may pass."""
+
+    def __init__(self, message: str, *, maybe_done: bool, delay: float = 0) -> None:
+        super().__init__(message)
+        self.maybe_done = maybe_done
+        """The call may have had its effect all the same."""
+        self.delay = delay
+        """Seconds that the server asks us to wait."""
+
+
+class _Answer(NamedTuple):
+    data: Any
+    maybe_repeated: bool
+    """An earlier attempt, whose answer we do not know, may have had the effect already."""
+
+
 class _Client:
-    """HTTP to one API, with one token: paced, retried, errors mapped."""
+    """HTTP to one API, with one token: paced, retried, errors mapped.
+
+    It uses httpx's transport and not httpx's client, which costs half as much again and logs each
+    call at INFO.
+    """
 
     def __init__(
         self,
@@ -112,23 +169,26 @@ class _Client:
         patience: float,
         count: Callable[[str], None],
     ) -> None:
-        headers = {"User-Agent": f"scrapy-apify-rq/{version('scrapy-apify-rq')}"}
+        self._base_url = f"{base_url}/v2/"
+        self._headers = {
+            "User-Agent": f"scrapy-apify-rq/{version('scrapy-apify-rq')}",
+            "Accept": "application/json",
+            "Accept-Encoding": "gzip, deflate",
+        }
         if token is not None:
-            headers["Authorization"] = f"Bearer {token}"
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._token = token
         limits = httpx.Limits(max_connections=_CONNECTIONS, keepalive_expiry=30)
-        self._http = httpx.AsyncClient(
-            base_url=f"{base_url}/v2/",
-            headers=headers,
-            timeout=_TIMEOUT,
-            transport=AiohttpTransport(limits=limits),
-        )
-        self._patience = patience
+        self._transport = AiohttpTransport(limits=limits)
+        self.patience = patience
         self._count = count
         self._paces = {rate: _Pace(rate) for rate in (_CRUD_RATE, _BATCH_RATE, _OTHER_RATE)}
-        self._failing_since: float | None = None
+        self._warned: set[str] = set()
+        self._closed = False
 
     async def close(self) -> None:
-        await self._http.aclose()
+        self._closed = True
+        await self._transport.aclose()
 
     async def call(
         self,
@@ -139,60 +199,127 @@ class _Client:
         rate: int,
         body: bytes | None = None,
         query: Mapping[str, str | int] | None = None,
-    ) -> Any:
-        """The ``data`` of the answer. Retries what may pass; ``name`` is for stats and messages.
+    ) -> _Answer:
+        """Retries what may pass; ``name`` is for stats and messages.
 
         Raises _Refused for what concerns this call only, BackendError for what concerns all.
         """
         headers, content = _encoded(body)
+        request = (method, self._base_url + path, query, {**self._headers, **headers}, content)
         attempt = 0
+        since = 0.0
+        maybe_done = False
         while True:
             await self._paces[rate].wait()
+            if self._closed:
+                raise BackendError(f"{name}: the connection to the Apify API is closed.")
             self._count(f"apify_rq/api/calls/{name}")
+            since = since or time.monotonic()
             try:
-                answer = await self._http.request(
-                    method, path, params=query, content=content, headers=headers
-                )
-            except httpx.TransportError as error:
-                problem = f"{type(error).__name__}: {error}"
-                delay = 0.0
+                data = self._read(await self._send(*request))
+            except _Passing as failure:
+                maybe_done = maybe_done or failure.maybe_done
+                self._count("apify_rq/api/retries")
+                await self.back_off(name, failure, attempt, since)
+                attempt += 1
             else:
-                if answer.is_success:
-                    self._failing_since = None
-                    return answer.json()["data"] if answer.content else None
-                problem = _problem(answer)
-                if answer.status_code < 500 and answer.status_code != 429:
-                    raise _Refused(answer.status_code, problem)
-                delay = self._note_failure(answer)
-            await self._back_off(name, problem, attempt, delay)
-            attempt += 1
+                if name in self._warned:
+                    self._warned.discard(name)
+                    logger.info("The Apify API works again (%s)", name)
+                return _Answer(data, maybe_done)
 
-    def _note_failure(self, answer: httpx.Response) -> float:
-        """Seconds that the server asks us to wait."""
-        if answer.status_code == HTTPStatus.TOO_MANY_REQUESTS:
-            self._count("apify_rq/api/rate_limited")
+    async def _send(
+        self,
+        method: str,
+        url: str,
+        query: Mapping[str, str | int] | None,
+        headers: Mapping[str, str],
+        content: bytes | None,
+    ) -> httpx.Response:
+        request = httpx.Request(
+            method,
+            url,
+            params=query,
+            headers=headers,
+            content=content,
+            extensions={"timeout": _TIMEOUT},
+        )
         try:
-            return float(answer.headers.get("Retry-After", 0))
-        except ValueError:
-            return 0.0
+            async with timeout(_LONGEST_CALL):
+                answer = await self._transport.handle_async_request(request)
+                try:
+                    await answer.aread()
+                finally:
+                    await answer.aclose()
+                return answer
+        # httpx-aiohttp lets some errors of aiohttp and of the system through as they are.
+        except (httpx.HTTPError, aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+            cause = error.__cause__ or error  # it calls most of them a ConnectTimeout
+            connected = not isinstance(cause, aiohttp.ClientConnectorError)
+            problem = self._redacted(f"{type(cause).__name__}: {cause}")
+            raise _Passing(problem, maybe_done=connected) from None
 
-    async def _back_off(self, name: str, problem: str, attempt: int, delay: float) -> None:
-        now = time.monotonic()
-        self._failing_since = self._failing_since or now
-        outage = now - self._failing_since
-        if outage > self._patience:
+    def _read(self, answer: httpx.Response) -> Any:
+        """The ``data`` of an answer."""
+        if answer.is_success:
+            try:
+                return answer.json()["data"] if answer.content else None
+            except (ValueError, LookupError, TypeError):
+                raise _Passing("the answer is not one of the API", maybe_done=True) from None
+        problem, kind = self._problem(answer)
+        limited = answer.status_code == HTTPStatus.TOO_MANY_REQUESTS
+        if limited:
+            self._count("apify_rq/api/rate_limited")
+        passes = (
+            limited
+            or answer.status_code >= 500
+            or answer.status_code == HTTPStatus.REQUEST_TIMEOUT
+            or kind == "request-aborted-prematurely"  # a 400 all the same
+        )
+        if not passes:
+            raise _Refused(answer.status_code, problem)
+        raise _Passing(problem, maybe_done=not limited, delay=_retry_after(answer))
+
+    def _problem(self, answer: httpx.Response) -> tuple[str, str]:
+        """For people, and the API's type of error."""
+        try:
+            error = answer.json()["error"]
+            kind, message = str(error["type"]), str(error["message"])
+        except (ValueError, LookupError, TypeError):
+            return f"{answer.status_code} {answer.reason_phrase}", ""
+        return self._redacted(f"{answer.status_code} {kind}: {message}"), kind
+
+    def _redacted(self, text: str) -> str:
+        """Without the token, which a proxy may quote."""
+        return text.replace(self._token, "<token>") if self._token else text
+
+    async def back_off(self, name: str, problem: _Passing, attempt: int, since: float) -> None:
+        """Wait before the next attempt of a call that has failed since then.
+
+        Raises BackendError when our patience is over.
+        """
+        failing_for = time.monotonic() - since
+        if failing_for >= self.patience:
             raise BackendError(
-                f"The Apify API did not answer for {outage:.0f} seconds"
-                f" (APIFY_RQ_UNAVAILABLE_TIMEOUT is {self._patience:.0f}), last {name}: {problem}."
+                f"The Apify API has failed for {failing_for:.0f} seconds"
+                f" (APIFY_RQ_UNAVAILABLE_TIMEOUT is {self.patience:g}), last {name}: {problem}."
                 " What is unfinished stays pending: run the spider again when the API can be"
                 " reached at APIFY_API_BASE_URL."
             )
-        self._count("apify_rq/api/retries")
-        delay = max(delay, min(_FIRST_BACKOFF * 2**attempt, _LONGEST_BACKOFF)) * random.uniform(
-            1, 2
-        )
-        level = logging.WARNING if attempt == 2 else logging.DEBUG
-        logger.log(level, "%s failed (%s), tried again in %.1f s", name, problem, delay)
+        backoff = min(_FIRST_BACKOFF * 2 ** min(attempt, 10), _LONGEST_BACKOFF)
+        delay = max(backoff * random.uniform(1, 2), problem.delay)
+        # One last attempt when our patience ends, and not long after.
+        delay = min(delay, self.patience - failing_for)
+        logger.debug("%s failed (%s), tried again in %.1f s", name, problem, delay)
+        if attempt >= 2 and name not in self._warned:
+            self._warned.add(name)
+            logger.warning(
+                "The Apify API fails, %s: %s. Tried again for up to %g s, see"
+                " APIFY_RQ_UNAVAILABLE_TIMEOUT",
+                name,
+                problem,
+                self.patience,
+            )
         await asyncio.sleep(delay)
 
 
@@ -205,12 +332,56 @@ def _encoded(body: bytes | None) -> tuple[dict[str, str], bytes | None]:
     return {**headers, "Content-Encoding": "gzip"}, gzip.compress(body, 1)
 
 
-def _problem(answer: httpx.Response) -> str:
+def _retry_after(answer: httpx.Response) -> float:
+    """The header's seconds, or those until its date."""
+    text = answer.headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", text):
+        return float(text)
     try:
-        error = answer.json()["error"]
-        return f"{answer.status_code} {error['type']}: {error['message']}"
-    except (ValueError, LookupError, TypeError):
-        return f"{answer.status_code} {answer.reason_phrase}"
+        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0)
+    except (ValueError, TypeError, OverflowError):
+        return 0
+
+
+async def _together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Like ``asyncio.gather``, but when one fails, none goes on."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+class _Complete:
+    """JSON of pending entries by id, within limits, so that claiming them takes no further call."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, bytes] = {}
+        self._size = 0
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._texts
+
+    def keep(self, id: str, text: bytes) -> bool:
+        """False where there is no room: the oldest stay, since they are needed first."""
+        self.pop(id)
+        full = len(self._texts) >= _COMPLETE_LIMIT or self._size + len(text) > _COMPLETE_BYTES
+        if not full:
+            self._texts[id] = text
+            self._size += len(text)
+        return not full
+
+    def pop(self, id: str) -> bytes | None:
+        text = self._texts.pop(id, None)
+        self._size -= len(text or b"")
+        return text
+
+    def clear(self) -> None:
+        self._texts.clear()
+        self._size = 0
 
 
 class ApifyBackend:
@@ -242,44 +413,64 @@ class ApifyBackend:
         self._name = name
         self._client_key = client_key or secrets.token_hex(16)
         self._queue: dict[str, Any] = {}
-        self._complete: dict[str, str | bytes] = {}
-        """JSON of pending entries by id, so that claiming them takes no further call."""
+        self._fresh = False
+        """``_queue`` is what the API has told just now."""
+        self._alone: bool | None = None
+        """Whether the API knows of no client but us; None before it has told."""
+        self._forget()
+
+    def _forget(self) -> None:
+        """What is known of single entries."""
+        self._complete = _Complete()
+        self._listable = True
+        """All pending entries fit into one list, as far as we know."""
+        self._started = False
         self._refused: set[str] = set()
         """Ids of entries that the API would not let us update; never claimed again."""
-        self._started = False
+        self._acked: dict[str, float] = {}
+        """When the acks of late were confirmed; a head that lags shows their entries as pending."""
+        self._stale = 0
+        """How many of them the last head showed."""
+        self._absent: dict[str, float] = {}
+        """Since when ids on the head have had no entry."""
 
     @property
     def location(self) -> str:
-        return str(self._queue.get("consoleUrl") or self._name or self._id)
+        return str(self._queue.get("consoleUrl") or self._name or self._id or "without a name")
 
     async def open(self) -> None:
         if self._id is None:
-            self._queue = await self._call(
-                "queue_create",
-                "POST",
-                "request-queues",
-                rate=_OTHER_RATE,
-                query={"name": self._name or ""},
-            )
+            await self._open_by_name(self._name)
         else:
             path = f"request-queues/{quote(self._id, safe='~')}"
-            self._queue = await self._call("queue_get", "GET", path, rate=_OTHER_RATE)
-        self._path = f"request-queues/{self._queue['id']}"
+            self._use(await self._call("queue_get", "GET", path, rate=_OTHER_RATE))
+
+    async def _open_by_name(self, name: str | None) -> None:
+        query = {} if name is None else {"name": name}
+        self._use(
+            await self._call(
+                "queue_create", "POST", "request-queues", rate=_OTHER_RATE, query=query
+            )
+        )
+
+    def _use(self, queue: dict[str, Any]) -> None:
+        self._queue = queue
+        self._path = f"request-queues/{queue['id']}"
         self._fresh = True
 
     async def close(self) -> None:
         await self._client.close()
 
     async def _call(self, name: str, method: str, path: str, **options: Any) -> Any:
-        """A call whose refusal concerns the whole queue."""
+        """The data that a call gives; its refusal concerns the whole queue."""
         try:
-            return await self._client.call(name, method, path, **options)
+            return (await self._client.call(name, method, path, **options)).data
         except _Refused as error:
             raise self._fatal(error) from None
 
     def _fatal(self, error: _Refused) -> BackendError:
-        reason, cure = _CURES.get(error.status, ("apify_rq_unavailable", ""))
-        return BackendError(f"Request queue {self.location}: {error}. {cure}".strip(), reason)
+        reason, cure = _CURES.get(error.status, _OTHER_CURE)
+        return BackendError(f"Request queue {self.location}: {error}. {cure}", reason)
 
     async def _call_queue(self, name: str, method: str, path: str = "", **options: Any) -> Any:
         return await self._call(name, method, self._path + path, **options)
@@ -297,19 +488,25 @@ class ApifyBackend:
     # Adding.
 
     async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
-        texts = {entry.id: _wire(entry) for entry in entries}
-        answers: dict[str, Added] = {}
+        first: dict[str, Entry] = {}
         for entry in entries:
-            if len(texts[entry.id]) > PAYLOAD_LIMIT:
-                size = f"{len(texts[entry.id]):,} bytes"
-                answers[entry.id] = _refusal(entry, f"its {size} are more than the API takes")
-        waiting = [entry for entry in entries if entry.id not in answers]
+            first.setdefault(entry.id, entry)
+        texts = {id: _wire(entry) for id, entry in first.items()}
+        answers: dict[str, Added] = {}
+        for id, text in texts.items():
+            if len(text) > PAYLOAD_LIMIT:
+                answers[id] = _refusal(id, f"its {len(text):,} bytes are more than the API takes")
+        waiting = [entry for id, entry in first.items() if id not in answers]
         for batch in _by_size(waiting, texts):
             answers |= await self._add_batch(batch, texts, forefront)
         for id, answer in answers.items():
-            if not (answer.was_already_present or answer.refused):
-                self._remember(id, _with_id(id, texts[id]))
-        return [answers[entry.id] for entry in entries]
+            new = not (answer.was_already_present or answer.refused)
+            if new and first[id].handled_at is None:
+                self._complete.keep(id, _with_id(id, texts[id]))
+        return [
+            answers[entry.id] if entry is first[entry.id] else _second(entry, answers[entry.id])
+            for entry in entries
+        ]
 
     async def _add_batch(
         self, batch: Sequence[Entry], texts: dict[str, bytes], forefront: bool
@@ -317,25 +514,40 @@ class ApifyBackend:
         """Send until each entry is answered; what is unprocessed goes again, all in their order."""
         answers: dict[str, Added] = {}
         attempt = 0
+        since = time.monotonic()
         while left := [entry for entry in batch if entry.id not in answers]:
             if attempt:
                 self._count("apify_rq/api/unprocessed")
-                await asyncio.sleep(
-                    _FIRST_BACKOFF * 2 ** min(attempt - 1, 5) * random.uniform(1, 2)
-                )
+                problem = _Passing(f"{len(left)} entries unprocessed", maybe_done=True)
+                await self._client.back_off("requests_batch_add", problem, attempt - 1, since)
             try:
-                data = await self._post_batch(left, texts, forefront)
+                data, maybe_repeated = await self._post_batch(left, texts, forefront)
             except _Refused as error:
                 return answers | await self._add_halves(left, texts, forefront, error)
-            for item in data["processedRequests"]:
-                id = item["requestId"]
-                answers[id] = Added(id, item["wasAlreadyPresent"], item["wasAlreadyHandled"])
+            pairs = _added(data["processedRequests"], left)
+            if attempt or maybe_repeated:
+                added = await _together(self._recognized(*pair) for pair in pairs)
+            else:
+                added = [answer for _, answer in pairs]
+            answers |= {answer.id: answer for answer in added}
             attempt += 1
         return answers
 
+    async def _recognized(self, entry: Entry, answer: Added) -> Added:
+        """What an entry was before we first sent it, now that it was sent more than once.
+
+        If it is there exactly as sent, then a call stored it whose answer was lost. (Or an earlier
+        run stored the same; then nothing is lost by taking it for new.)
+        """
+        if not answer.was_already_present or answer.was_already_handled:
+            return answer
+        stored = await self.get(entry.id)
+        is_ours = stored is not None and _content(stored) == _content(entry)
+        return answer._replace(was_already_present=not is_ours)
+
     async def _post_batch(
         self, batch: Sequence[Entry], texts: dict[str, bytes], forefront: bool
-    ) -> Any:
+    ) -> _Answer:
         return await self._client.call(
             "requests_batch_add",
             "POST",
@@ -356,24 +568,21 @@ class ApifyBackend:
         error: _Refused,
     ) -> dict[str, Added]:
         """One entry that the API objects to refuses its whole batch: find it."""
-        if error.status in _CURES:
+        if error.status not in _ABOUT_ENTRIES:
             raise self._fatal(error) from None
         if len(batch) == 1:
-            return {batch[0].id: _refusal(batch[0], f"the API refuses it: {error}")}
+            return {batch[0].id: _refusal(batch[0].id, f"the API refuses it: {error}")}
         middle = len(batch) // 2
         first = await self._add_batch(batch[:middle], texts, forefront)
         return first | await self._add_batch(batch[middle:], texts, forefront)
 
-    def _remember(self, id: str, text: str | bytes) -> None:
-        # The oldest are needed first, so when there is no room, the new ones are left out.
-        if id in self._complete or len(self._complete) < _COMPLETE_LIMIT:
-            self._complete[id] = text
-
     # Claiming.
 
     async def claim(self, limit: int, known: Collection[str]) -> Claim:
-        unwanted = set(known) | self._refused
-        asked = min(limit + len(unwanted), HEAD_LIMIT)
+        self._forget_acked()
+        unwanted = {*known, *self._refused} - self._acked.keys()
+        # One more than wanted, to know whether there are more.
+        asked = min(limit + len(unwanted) + 2 * self._stale + 1, HEAD_LIMIT)
         head = await self._call_queue(
             "head_get",
             "GET",
@@ -381,33 +590,64 @@ class ApifyBackend:
             rate=_OTHER_RATE,
             query={"limit": asked, "clientKey": self._client_key},
         )
-        self._queue["hadMultipleClients"] = head["hadMultipleClients"]
-        ids = [item["id"] for item in head["items"] if item["id"] not in unwanted]
-        more = len(head["items"]) >= asked or len(ids) > limit
-        ids = ids[:limit]
-        if not self._started and len(ids) > _FIRST_FETCH:
-            ids, more = ids[:_FIRST_FETCH], True
-        self._started = self._started or bool(ids)
-        entries = await self._hydrate(ids)
+        self._note_clients(head["hadMultipleClients"])
+        ids = [item["id"] for item in head["items"]]
+        self._stale = sum(id in self._acked for id in ids)
+        pending = [id for id in ids if id not in unwanted and id not in self._acked]
+        first = self._first(pending[:limit])
+        more = len(ids) >= asked or len(first) < len(pending)
+        entries = await self._hydrate(first)
+        # An entry that cannot be read yet is pending all the same, but not one that is gone.
+        now = time.monotonic()
+        more = more or any(now - since < self.lag for since in self._absent.values())
         return Claim([Claimed(entry, None) for entry in entries], more)
+
+    def _note_clients(self, several: bool) -> None:
+        if several and self._alone:
+            logger.warning(
+                "Another program uses the request queue %s, too. It may add and look, but a second"
+                " crawl of this queue would crawl pages twice",
+                self.location,
+            )
+        self._alone = not several
+
+    def _forget_acked(self) -> None:
+        oldest = time.monotonic() - self.lag
+        while self._acked:
+            id = next(iter(self._acked))
+            if self._acked[id] >= oldest:
+                return
+            del self._acked[id]
+
+    def _first(self, ids: Sequence[str]) -> Sequence[str]:
+        """At the very start only so many that they can be fetched at once."""
+        missing = [n for n, id in enumerate(ids) if id not in self._complete]
+        if not self._started and len(missing) > _FIRST_FETCH:
+            ids = ids[: missing[_FIRST_FETCH]]
+        self._started = self._started or bool(ids)
+        return ids
 
     async def _hydrate(self, ids: Sequence[str]) -> list[Entry]:
         """The complete entries, in this order; those not found yet, or handled, are left out."""
         missing = [id for id in ids if id not in self._complete]
-        if len(missing) >= _LIST_FROM and self._queue["pendingRequestCount"] <= LIST_LIMIT:
+        fits = self._listable and self._queue["pendingRequestCount"] <= LIST_LIMIT
+        if len(missing) >= _LIST_FROM and fits:
             await self._list_pending()
             missing = [id for id in ids if id not in self._complete]
-        fetched = await asyncio.gather(*map(self.get, missing))
-        found = {entry.id: entry for entry in fetched if entry is not None}
+        fetched = dict(zip(missing, await _together(map(self.get, missing)), strict=True))
+        now = time.monotonic()
+        self._absent = {
+            id: self._absent.get(id, now) for id, entry in fetched.items() if entry is None
+        }
         entries: list[Entry] = []
-        for start in range(0, len(ids), 100):
-            for id in ids[start : start + 100]:
-                entry = found.get(id)
-                if entry is None and id in self._complete:
-                    entry = Entry.from_json(id, self._complete.pop(id))
-                if entry is not None and entry.handled_at is None:
-                    entries.append(entry)
-            await asyncio.sleep(0)
+        for n, id in enumerate(ids):
+            entry = fetched.get(id)
+            if entry is None and (text := self._complete.pop(id)) is not None:
+                entry = Entry.from_json(id, text)
+            if entry is not None and entry.handled_at is None:
+                entries.append(entry)
+            if n % 100 == 99:
+                await asyncio.sleep(0)
         return entries
 
     async def _list_pending(self) -> None:
@@ -418,21 +658,35 @@ class ApifyBackend:
             rate=_OTHER_RATE,
             query={"limit": LIST_LIMIT, "filter": "pending", "clientKey": self._client_key},
         )
-        for item in data["items"]:
-            self._complete[item["id"]] = json.dumps(item)
+        if data.get("nextCursor"):
+            self._listable = False
+        for n, item in enumerate(data["items"]):
+            id = item["id"]
+            # The list may lag: what we have of an entry is newer.
+            if id in self._complete or id in self._acked:
+                continue
+            if not self._complete.keep(id, json.dumps(item).encode()):
+                self._listable = False
+            if n % 100 == 99:
+                await asyncio.sleep(0)
 
     # Updating.
 
     async def update(self, entries: Sequence[Entry], *, forefront: bool) -> None:
-        await asyncio.gather(*(self._put(entry, forefront) for entry in entries))
+        await _together(self._put(entry, forefront) for entry in entries)
 
     async def _put(self, entry: Entry, forefront: bool) -> None:
         text = _wire(entry)
         try:
+            if len(text) > PAYLOAD_LIMIT:  # a server may cut the connection instead of saying so
+                raise _Refused(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                    f"its {len(text):,} bytes are more than the API takes",
+                )
             await self._client.call(
                 "request_put",
                 "PUT",
-                f"{self._path}/requests/{entry.id}",
+                f"{self._path}/requests/{quote(entry.id, safe='')}",
                 rate=_CRUD_RATE,
                 body=text,
                 query={
@@ -441,17 +695,34 @@ class ApifyBackend:
                 },
             )
         except _Refused as error:
-            if error.status in _CURES:
-                raise self._fatal(error) from None
-            self._refused.add(entry.id)
-            self._count("apify_rq/api/refused")
-            logger.error(
-                "The API refuses the update of entry %s (%s): %s", entry.id, entry.url, error
-            )
-        if entry.handled_at is None:
-            self._remember(entry.id, _with_id(entry.id, text))
+            self._note_refused(entry, error)
         else:
-            self._complete.pop(entry.id, None)
+            self._refused.discard(entry.id)
+        self._acked.pop(entry.id, None)  # so that the oldest stay in front
+        if entry.handled_at is None:
+            self._complete.keep(entry.id, _with_id(entry.id, text))
+        else:
+            self._complete.pop(entry.id)
+            self._acked[entry.id] = time.monotonic()
+
+    def _note_refused(self, entry: Entry, error: _Refused) -> None:
+        """The entry stays in the queue as it was, and this crawl goes on without it."""
+        if error.status not in _ABOUT_ENTRIES:
+            raise self._fatal(error) from None
+        self._refused.add(entry.id)
+        self._count("apify_rq/api/refused")
+        logger.error(
+            "The API refuses the update of entry %s (%s): %s. It stays pending and is crawled again"
+            " by the next run",
+            entry.id,
+            entry.url[:500],
+            error,
+        )
+        if len(self._refused) > _REFUSED_LIMIT:
+            raise BackendError(
+                f"The API has refused {len(self._refused)} updates, last: {error}. The log names"
+                " the entries."
+            )
 
     async def prolong(self, ids: Collection[str]) -> dict[str, float]:
         raise NotImplementedError("leases come with shared access")
@@ -462,25 +733,35 @@ class ApifyBackend:
     # For the tools.
 
     async def purge(self) -> None:
-        """The API cannot empty a queue: one with a name is deleted and made anew."""
-        if self._queue.get("name") is None:
+        """The API cannot empty a queue: one that we go to by its name is deleted and made anew."""
+        if self._name is None or self._id is not None:
             await self.delete([entry.id async for entry in self.list()])
+            self._fresh = False
         else:
-            await self._call_queue("queue_delete", "DELETE", rate=_OTHER_RATE)
-            self._id, self._name = None, self._queue["name"]
-            await self.open()
-        self._complete.clear()
+            await self._delete_queue()
+            await self._open_by_name(self._name)
+        self._forget()
+
+    async def _delete_queue(self) -> None:
+        try:
+            await self._client.call("queue_delete", "DELETE", self._path, rate=_OTHER_RATE)
+        except _Refused as error:
+            if error.status != HTTPStatus.NOT_FOUND:  # gone by a call whose answer was lost
+                raise self._fatal(error) from None
 
     async def get(self, id: str) -> Entry | None:
         try:
-            data = await self._client.call(
-                "request_get", "GET", f"{self._path}/requests/{id}", rate=_CRUD_RATE
+            answer = await self._client.call(
+                "request_get",
+                "GET",
+                f"{self._path}/requests/{quote(id, safe='')}",
+                rate=_CRUD_RATE,
             )
         except _Refused as error:
             if error.status == HTTPStatus.NOT_FOUND:  # on the head, but not readable yet
                 return None
             raise self._fatal(error) from None
-        return Entry.from_json(id, json.dumps(data))
+        return Entry.from_json(id, json.dumps(answer.data))
 
     async def list(self, state: State | None = None) -> AsyncIterator[Entry]:
         query: dict[str, Any] = {"limit": LIST_LIMIT, "clientKey": self._client_key}
@@ -500,10 +781,18 @@ class ApifyBackend:
             query["cursor"] = data["nextCursor"]
 
     async def delete(self, ids: Collection[str]) -> None:
-        left = list(ids)
+        left = list(dict.fromkeys(ids))
         while left:
             batch, left = left[:BATCH], left[BATCH:]
-            await self._call_queue(
+            await self._delete_batch(batch)
+            for id in batch:
+                self._complete.pop(id)
+
+    async def _delete_batch(self, batch: Sequence[str]) -> None:
+        attempt = 0
+        since = time.monotonic()
+        while True:
+            data = await self._call_queue(
                 "requests_batch_delete",
                 "DELETE",
                 "/requests/batch",
@@ -511,6 +800,13 @@ class ApifyBackend:
                 body=json.dumps([{"id": id} for id in batch]).encode(),
                 query={"clientKey": self._client_key},
             )
+            unprocessed = {item.get("id") for item in data["unprocessedRequests"]}
+            batch = [id for id in batch if id in unprocessed]
+            if not batch:
+                return
+            problem = _Passing(f"{len(batch)} entries unprocessed", maybe_done=True)
+            await self._client.back_off("requests_batch_delete", problem, attempt, since)
+            attempt += 1
 
 
 def _wire(entry: Entry) -> bytes:
@@ -523,8 +819,36 @@ def _with_id(id: str, text: bytes) -> bytes:
     return b'{"id":"%s",%s' % (id.encode(), text[1:])
 
 
-def _refusal(entry: Entry, why: str) -> Added:
-    return Added(entry.id, False, False, refused=why)
+def _content(entry: Entry) -> Any:
+    return json.loads(_wire(entry))
+
+
+def _refusal(id: str, why: str) -> Added:
+    return Added(id, False, False, refused=why)
+
+
+def _second(entry: Entry, answer: Added) -> Added:
+    """What an entry finds that comes twice in one call."""
+    if answer.refused:
+        return answer
+    return Added(entry.id, True, answer.was_already_handled or entry.handled_at is not None)
+
+
+def _added(items: Sequence[Any], sent: Sequence[Entry]) -> list[tuple[Entry, Added]]:
+    """What the API says of the entries sent, each with its own."""
+    by_id = {item["requestId"]: item for item in items}
+    return [
+        (
+            entry,
+            Added(
+                entry.id,
+                by_id[entry.id]["wasAlreadyPresent"],
+                by_id[entry.id]["wasAlreadyHandled"],
+            ),
+        )
+        for entry in sent
+        if entry.id in by_id
+    ]
 
 
 def _by_size(entries: Sequence[Entry], texts: dict[str, bytes]) -> Iterator[Sequence[Entry]]:
