@@ -85,6 +85,8 @@ class Scheduler(BaseScheduler):
             failed=self._failed,
         )
         self._is_open = False
+        self._open_error: BackendError | None = None
+        """Why the queue could not be opened."""
         self._reaper: asyncio.Task[None] | None = None
         self._closer: asyncio.Task[None] | None = None
         self._starts: Counter[str] = Counter()
@@ -111,12 +113,23 @@ class Scheduler(BaseScheduler):
         try:
             await self.backend.open()
             has_pending = await self._begin_or_resume()
+        except BackendError as error:
+            # Raised from here, it would be buried under errors of an engine that is half up.
+            self._open_error = error
+            self.crawler.signals.connect(self._give_up, signals.engine_started)
         except BaseException:
             await self.backend.close()
             raise
-        await self.frontier.open(has_pending=has_pending)
-        self._reaper = asyncio.create_task(self._reap_regularly())
+        else:
+            await self.frontier.open(has_pending=has_pending)
+            self._reaper = asyncio.create_task(self._reap_regularly())
         self._is_open = True
+
+    async def _give_up(self) -> None:
+        """Close the spider before it starts. The engine waits for this, and starts nothing then."""
+        assert self._open_error is not None
+        self._log_failure(self._open_error)
+        await self.crawler.engine.close_spider_async(reason=self._open_error.reason)
 
     def _attach_middlewares(self) -> SpiderMiddleware:
         downloader = self.crawler.get_downloader_middleware(DownloaderMiddleware)
@@ -155,7 +168,9 @@ class Scheduler(BaseScheduler):
         queue = f"Request queue {info.name or info.id!r} in {self.backend.location}"
         finished = info.total > 0 and not info.pending
         purge = self.config.purge_on_start
-        if info.total and (purge or (finished and self.config.queue_is_default)):
+        # Over the API the queue may hold what others want to keep, as it does with a name.
+        own = self.config.queue_is_default and self.config.backend == "sqlite"
+        if info.total and (purge or (finished and own)):
             await self.backend.purge()
             why = "its crawl was finished"
             if purge:
@@ -196,19 +211,26 @@ class Scheduler(BaseScheduler):
                 await maybe_deferred_to_future(closed)
 
     async def _summary(self) -> str:
+        if self._open_error is not None:
+            return "The request queue could not be opened, so nothing was crawled"
         if self.frontier.error is not None:
             return (
                 f"The queue in {self.backend.location} failed; {self.frontier.unsaved} changes"
                 " could not be saved. The requests they belong to are still pending: run the"
                 " spider again to go on"
             )
-        info = await self.backend.info()
         handled, failed, retried = (
             self.stats.get_value(f"apify_rq/{name}", 0) for name in ("handled", "failed", "retried")
         )
+        done = f"this run handled {handled} ({failed} of them failed) and retried {retried}"
+        try:
+            info = await self.backend.info()
+        except BackendError as error:  # all is saved, so the run is as good as any
+            return (
+                f"Request queue in {self.backend.location}: {done}; its counts are unknown: {error}"
+            )
         return (
-            f"Request queue {info.name or info.id!r} in {self.backend.location}: this run handled"
-            f" {handled} ({failed} of them failed) and retried {retried};"
+            f"Request queue {info.name or info.id!r} in {self.backend.location}: {done};"
             f" the queue holds {info.handled} handled, {info.pending} pending"
         )
 
@@ -431,8 +453,11 @@ class Scheduler(BaseScheduler):
         entry.loaded_url = None
         self.frontier.update(again, entry, forefront=front)
 
-    def _failed(self, error: BackendError) -> None:
+    def _log_failure(self, error: BackendError) -> None:
         self._log(logging.ERROR, f"{error} The spider is closed ({error.reason}).")
+
+    def _failed(self, error: BackendError) -> None:
+        self._log_failure(error)
         # Kept, because the event loop itself holds its tasks weakly.
         self._closer = asyncio.create_task(
             self.crawler.engine.close_spider_async(reason=error.reason)

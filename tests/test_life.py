@@ -23,6 +23,8 @@ from scrapy_apify_rq.unique_keys import request_id
 from tests.project import Crawl, Project
 from tests.site import Answer, Hit, Page, Site, links
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 Folders = pytest.TempPathFactory
 ONE_BY_ONE = {
     "CONCURRENT_REQUESTS": 1,
@@ -128,7 +130,7 @@ def to(path: str) -> Page:
 
 
 @pytest.fixture(scope="module")
-def redirected(tmp_path_factory: Folders) -> Life:
+def redirected(tmp_path_factory: Folders, backend: str) -> Life:
     pages = {
         "/": links("/seen", "/one", "/two", "/to-seen", "/to-itself", "/refresh", "/far"),
         "/seen": "seen",
@@ -228,7 +230,7 @@ DROP_ERRORS = {
 
 
 @pytest.fixture(scope="module")
-def retried(tmp_path_factory: Folders) -> Life:
+def retried(tmp_path_factory: Folders, backend: str) -> Life:
     pages = {
         "/": links("/status", "/drop", "/empty", "/errback", "/down", "/cut", "/dont-retry"),
         "/status": [503, 503, "a page"],
@@ -476,7 +478,7 @@ class Spider(scrapy.Spider):
 
 
 @pytest.fixture(scope="module")
-def failed(tmp_path_factory: Folders) -> Life:
+def failed(tmp_path_factory: Folders, backend: str) -> Life:
     raising = ("/plain", "/generator", "/coroutine", "/async_generator", "/link/1", "/link/2")
     return live(
         tmp_path_factory.mktemp("failed"),
@@ -578,7 +580,7 @@ class Spider(scrapy.Spider):
 
 
 @pytest.fixture(scope="module")
-def raised(tmp_path_factory: Folders) -> Life:
+def raised(tmp_path_factory: Folders, backend: str) -> Life:
     pages = {
         "/": links("/once", "/always", "/also-down"),
         "/once": ["bad", "good"],
@@ -650,7 +652,7 @@ class Spider(scrapy.Spider):
 
 
 @pytest.fixture(scope="module")
-def unfiltered(tmp_path_factory: Folders) -> Life:
+def unfiltered(tmp_path_factory: Folders, backend: str) -> Life:
     pages = dict.fromkeys(("/", "/page", "/memory/1", "/memory/2"), "a page")
     folder = tmp_path_factory.mktemp("unfiltered")
     return live(folder, UNFILTERED, pages, "-o", "-:jsonlines")
@@ -709,7 +711,7 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def restarted(tmp_path_factory: Folders) -> Runs:
+def restarted(tmp_path_factory: Folders, backend: str) -> Runs:
     """A crawl that is stopped half-way, resumed, and run again from another page."""
     pages = {
         "/": links("/a", "/b", "/b"),
@@ -848,7 +850,7 @@ def written_by_apify(site: str, path: str, **fields: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def foreign(tmp_path_factory: Folders) -> Life:
+def foreign(tmp_path_factory: Folders, backend: str) -> Life:
     folder = tmp_path_factory.mktemp("foreign")
 
     def entries(site: str) -> list[Entry]:
@@ -983,7 +985,7 @@ class Ordered:
 
 
 @pytest.fixture(scope="module")
-def ordered(tmp_path_factory: Folders) -> Ordered:
+def ordered(tmp_path_factory: Folders, backend: str) -> Ordered:
     first, deep = "/first?p=9", ["/1/deep", "/2/deep"]
     pages = {
         "/": links("/1", "/2", "/late?p=-1", "/mid?p=5", "/3", "/4", first, "/mid/2?p=5"),
