@@ -404,17 +404,19 @@ class Frontier:
         room = self._window_limit - len(self._waiting)
         held = self._waiting.keys() | self._out.keys() | self._sending.keys()
         claim = await self._backend.claim(room, held)
-        self._more = claim.more or self._left_at >= asked_at - self._backend.lag
         self._forget_settled(asked_at)
         new = [claimed for claimed in claim.entries if self._is_news(claimed.entry.id)]
         for claimed in new:
             self._take(claimed)
-        self._claim_again_at = 0.0 if new else asked_at + min(self._backend.lag / 4, 1)
+        is_unseen = self._behind > 0 and self._left_at >= asked_at - self._backend.lag
+        self._more = claim.more or is_unseen
+        is_rich = bool(new) and claim.more
+        self._claim_again_at = 0.0 if is_rich else asked_at + min(self._backend.lag / 4, 1)
         if new:
             self._stats.inc_value("apify_rq/window_refills")
             self._wake()
         elif at_rest and not self._disturbed:
-            self._note_quiet(asked_at, conclusive=not claim.entries)
+            self._note_quiet(asked_at, conclusive=not (claim.entries or claim.more))
         elif self._backend.lag and self._is_low():
             self._ask_at(self._claim_again_at)
 
