@@ -490,6 +490,7 @@ class ApifyBackend:
     # Adding.
 
     async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
+        self._fresh = False
         first: dict[str, Entry] = {}
         for entry in entries:
             first.setdefault(entry.id, entry)
@@ -676,6 +677,7 @@ class ApifyBackend:
     # Updating.
 
     async def update(self, entries: Sequence[Entry], *, forefront: bool) -> None:
+        self._fresh = False
         await _together(self._put(entry, forefront) for entry in entries)
 
     async def _put(self, entry: Entry, forefront: bool) -> None:
@@ -739,7 +741,6 @@ class ApifyBackend:
         """The API cannot empty a queue: one that we go to by its name is deleted and made anew."""
         if self._name is None or self._id is not None:
             await self.delete([entry.id async for entry in self.list()])
-            self._fresh = False
         else:
             await self._delete_queue()
             await self._open_by_name(self._name)
@@ -784,6 +785,7 @@ class ApifyBackend:
             query["cursor"] = data["nextCursor"]
 
     async def delete(self, ids: Collection[str]) -> None:
+        self._fresh = False
         left = list(dict.fromkeys(ids))
         while left:
             batch, left = left[:BATCH], left[BATCH:]
