@@ -114,9 +114,9 @@ class Scheduler(BaseScheduler):
             await self.backend.open()
             has_pending = await self._begin_or_resume()
         except BackendError as error:
-            # Raised from here, it would be buried under errors of an engine that is half up.
+            # Raised from here, it would be buried under errors of an engine that is half up. Once
+            # the engine runs and asks for a request, it can close the spider properly.
             self._open_error = error
-            self.crawler.signals.connect(self._give_up, signals.engine_started)
         except BaseException:
             await self.backend.close()
             raise
@@ -124,12 +124,6 @@ class Scheduler(BaseScheduler):
             await self.frontier.open(has_pending=has_pending)
             self._reaper = asyncio.create_task(self._reap_regularly())
         self._is_open = True
-
-    async def _give_up(self) -> None:
-        """Close the spider before it starts. The engine waits for this, and starts nothing then."""
-        assert self._open_error is not None
-        self._log_failure(self._open_error)
-        await self.crawler.engine.close_spider_async(reason=self._open_error.reason)
 
     def _attach_middlewares(self) -> SpiderMiddleware:
         downloader = self.crawler.get_downloader_middleware(DownloaderMiddleware)
@@ -356,6 +350,10 @@ class Scheduler(BaseScheduler):
     # From the queue to Scrapy.
 
     def next_request(self) -> Request | None:
+        if self._open_error is not None:
+            if self._closer is None:
+                self._failed(self._open_error)
+            return None
         self._reap()
         while (visit := self.frontier.next()) is not None:
             request = self._request(visit)
@@ -453,11 +451,8 @@ class Scheduler(BaseScheduler):
         entry.loaded_url = None
         self.frontier.update(again, entry, forefront=front)
 
-    def _log_failure(self, error: BackendError) -> None:
-        self._log(logging.ERROR, f"{error} The spider is closed ({error.reason}).")
-
     def _failed(self, error: BackendError) -> None:
-        self._log_failure(error)
+        self._log(logging.ERROR, f"{error} The spider is closed ({error.reason}).")
         # Kept, because the event loop itself holds its tasks weakly.
         self._closer = asyncio.create_task(
             self.crawler.engine.close_spider_async(reason=error.reason)
