@@ -16,6 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from scrapy_apify_rq.server import application
+from tests.checked_server import checked
 
 
 @dataclass
@@ -44,6 +45,8 @@ class Api:
     def __init__(self) -> None:
         self.url = ""
         self.calls: list[Call] = []
+        self.complaints: list[str] = []
+        """What broke the API's description; a test that does so on purpose clears them."""
         self.before: Callable[[Call], web.StreamResponse | str | None] = lambda call: None
         """What to answer instead; "drop" cuts the connection, None lets the call pass."""
         self.after: Callable[[Call, Any], Any] = lambda call, data: data
@@ -106,10 +109,11 @@ def error(status: int, kind: str = "some-type", message: str = "why", **headers:
 
 @asynccontextmanager
 async def serving(folder: Path, token: str | None = None) -> AsyncIterator[Api]:
-    """The server, in the running loop."""
+    """The server, in the running loop. What breaks the API's description is an error at the end."""
     api = Api()
     app = application(folder, token=token)
     app.middlewares.append(api.middleware())
+    checked(app, api.complaints.append)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
@@ -118,6 +122,7 @@ async def serving(folder: Path, token: str | None = None) -> AsyncIterator[Api]:
         yield api
     finally:
         await runner.cleanup()
+    assert not api.complaints, api.complaints
 
 
 @contextmanager

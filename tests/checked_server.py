@@ -1,6 +1,7 @@
-"""``scrapy rq serve`` that holds every call of ours and every answer against the description.
+"""Servers that hold every call of ours and every answer against the API's description.
 
-What breaks it is written to standard error, where ``tests.server.serve`` wants to see nothing.
+Run as a program, it is such a ``scrapy rq serve``. What breaks the description is written to
+standard error, where ``tests.server.serve`` wants to see nothing.
 Calls of other clients are not held to it: they may be wrong on purpose, and show it by their
 User-Agent.
 """
@@ -11,6 +12,7 @@ import gzip
 import json
 import sys
 from collections.abc import Awaitable, Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,26 @@ _MOST_COMPLAINTS = 20
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Check:
-    def __init__(self) -> None:
-        self._description = Description()
+def _to_standard_error(complaint: str) -> None:
+    print(complaint, file=sys.stderr, flush=True)
+
+
+def checked(
+    app: web.Application, report: Callable[[str], object] = _to_standard_error
+) -> web.Application:
+    """The same ``app``, which is checked from now on if the description is at hand."""
+    if missing() is None:
+        app.middlewares.append(_Check(report).middleware())
+    return app
+
+
+_description = cache(Description)
+
+
+class _Check:
+    def __init__(self, report: Callable[[str], object]) -> None:
+        self._description = _description()
+        self._report = report
         self._complaints = 0
 
     def middleware(self) -> Any:
@@ -76,17 +95,14 @@ class Check:
             self._complaints += 1
             if self._complaints <= _MOST_COMPLAINTS:
                 message = f"{request.method} {request.rel_url.human_repr()}: {what}: {error}"
-                print(message[:2000], file=sys.stderr, flush=True)
+                self._report(message[:2000])
 
 
 def _application(*args: Any, **options: Any) -> web.Application:
-    app = server.application(*args, **options)
-    app.middlewares.append(Check().middleware())
-    return app
+    return checked(server.application(*args, **options))
 
 
 if __name__ == "__main__":
-    if missing() is None:
-        serve.application = _application
+    serve.application = _application
     sys.argv[0] = str(Path(sys.argv[0]).with_name("scrapy"))
     cmdline.execute(["scrapy", "rq", "serve", *sys.argv[1:]])

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from scrapy_apify_rq.faults import Faults
 from scrapy_apify_rq.server import application
+from tests.checked_server import checked
 from tests.server import Server
 
 TOKEN = "apify_api_secretOfTheTests"
@@ -67,14 +68,14 @@ class Servers:
                 raise
             complaints = self._read_complaints()
         assert self._process.returncode == 0, complaints
-        assert complaints == ""
+        assert complaints == "", complaints
 
 
 async def _serve_as_told() -> None:
     """Read folders from the standard input and answer with the address of each one's server."""
     runners: list[web.AppRunner] = []
     while folder := (await asyncio.to_thread(sys.stdin.readline)).strip():
-        app = application(Path(folder), token=TOKEN, faults=Faults())
+        app = checked(application(Path(folder), token=TOKEN, faults=Faults()))
         runners.append(runner := web.AppRunner(app, access_log=None, shutdown_timeout=1))
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

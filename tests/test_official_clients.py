@@ -38,12 +38,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def javascript(request: pytest.FixtureRequest, server: Server) -> dict[str, Any]:
+def javascript(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, server: Server
+) -> dict[str, Any]:
     """What the driver saw."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         pytest.skip("node or npm is not there")
-    folder = request.config.cache.mkdir("javascript")
+    cache = getattr(request.config, "cache", None)
+    folder = cache.mkdir("javascript") if cache else tmp_path_factory.mktemp("javascript")
     if not (folder / "node_modules" / "apify-client").exists():
         words = ["install", "--no-save", "--no-audit", "--no-fund", "--ignore-scripts"]
         command = [npm, *words, "--prefix", str(folder), JAVASCRIPT_CLIENT]

@@ -137,3 +137,11 @@ def test_a_wrong_answer_of_ours_would_be_seen() -> None:
     head = {"limit": 1, "queueModifiedAt": "yesterday", "hadMultipleClients": False, "items": []}
     with pytest.raises(Exception, match="date-time"):
         checked.check("GET", "/v2/request-queues/abc/head", 200, {"data": head})
+    requests = [{"id": "a", "uniqueKey": "a", "url": "a", "retryCount": n} for n in (0, "1")]
+    with pytest.raises(Exception, match="integer"):
+        checked.check(
+            "GET",
+            "/v2/request-queues/abc/requests",
+            200,
+            {"data": {"items": requests, "limit": 2}},
+        )
