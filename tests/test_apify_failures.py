@@ -22,6 +22,7 @@ PAGES = 30
 
 # The real delay before "nothing pending" is believed would cost each crawl three seconds.
 SPIDERS = """
+    from scrapy.downloadermiddlewares.retry import get_retry_request
     from scrapy_apify_rq.backends.apify import ApifyBackend
 
     ApifyBackend.consistency_delay = 0.2
@@ -43,8 +44,11 @@ SPIDERS = """
             if response.url == SITE + "/1":
                 yield scrapy.Request(SITE + "/2", meta={"large": "x" * 9_500_000})
             elif response.url == SITE + "/3":
-                # Taken, but too large with the reason why it failed.
-                yield scrapy.Request(SITE + "/missing", meta={"large": "x" * 9_435_900})
+                # Taken, but too large with the reason why it is tried again.
+                yield scrapy.Request(SITE + "/4", meta={"large": "x" * 9_435_700})
+            elif response.url == SITE + "/4":
+                why = {"reason": "why", "max_retry_times": 1}
+                yield get_retry_request(response.request, spider=self, **why)
 """
 
 
@@ -281,12 +285,11 @@ def test_lost_answers_make_no_duplicates(crawls: Callable[..., Any]) -> None:
 def test_entries_too_large_are_crawled_from_memory(crawls: Callable[..., Any]) -> None:
     crawl, entries, paths = crawls(too_large)
     assert crawl.stats["finish_reason"] == "finished"
-    assert sorted(paths) == ["/1", "/2", "/3", "/missing"]
+    assert sorted(paths) == ["/1", "/2", "/3", "/4", "/4"]
     assert crawl.stats["scheduler/unserializable"] == 1
-    assert "bytes are more than the API takes" in crawl.log
-    assert crawl.stats["apify_rq/api/refused"] == 1
-    assert "The API refuses the update of entry" in crawl.log
-    assert {entry.url[-8:]: bool(entry.handled_at) for entry in entries} == {
-        entry.url[-8:]: not entry.url.endswith("/missing") for entry in entries
-    }
-    assert len(entries) == 3
+    assert "bytes are more than the API takes. It is crawled from memory" in crawl.log
+    # The one that goes back, and its ack.
+    assert crawl.stats["apify_rq/api/refused"] == 2
+    assert crawl.log.count("The API refuses the update of entry") == 2
+    pending = {entry.url[-2:]: entry.handled_at is None for entry in entries}
+    assert pending == {"/1": False, "/3": False, "/4": True}
