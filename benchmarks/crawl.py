@@ -42,7 +42,7 @@ class Meter:
         self.cpu = 0.0
         self.stall = 0.0
         self._beats: asyncio.Task[None] | None = None
-        for name in ("spider_opened", "response_received", "engine_stopped"):
+        for name in ("response_received", "engine_stopped"):
             crawler.signals.connect(getattr(self, name), getattr(signals, name))
 
     @classmethod
@@ -50,13 +50,11 @@ class Meter:
         crawler.meter = cls(crawler)
         return crawler.meter
 
-    def spider_opened(self) -> None:
-        self._beats = asyncio.create_task(self._beat())
-
     def response_received(self) -> None:
         now = time.perf_counter()
         if not self.pages:
             self.first, self._first_cpu = now, time.process_time()
+            self._beats = asyncio.create_task(self._beat())
         self.pages += 1
         self.last, self.cpu = now, time.process_time() - self._first_cpu
 

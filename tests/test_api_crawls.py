@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tests.project import Project
+import pytest
+
+from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.unique_keys import request_id
+from tests.project import QUEUE, Project
 from tests.server import Server, serve
 from tests.site import Answer, Hit, Page, Site, links
 
 TOKEN = "secret-token"
 
 SPIDERS = """
+    from pathlib import Path
+
     class Spider(scrapy.Spider):
         name = "spider"
+
+        def __init__(self, start_urls=(), **kwargs):
+            super().__init__(**kwargs)
+            self.start_urls = start_urls.split() if isinstance(start_urls, str) else start_urls
+
+        def closed(self, reason):
+            # Not ru_maxrss, in which a process starts with what its parent had.
+            lines = Path("/proc/self/status").read_text().splitlines()
+            (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+            self.crawler.stats.set_value("peak", int(peak) * 1024)
 
         def parse(self, response):
             for href in response.css("a::attr(href)").getall():
@@ -211,3 +231,95 @@ def test_fifty_small_crawls_end_in_time_while_the_head_and_the_counters_lag(tmp_
             fetched = {path: hits[f"{root}/{path}"] for path in small.hits}
             assert (queue, fetched) == (queue, small.hits)
             assert (queue, infos[queue].pending) == (queue, 0)
+
+
+# How many calls
+
+
+@contextmanager
+def large_site(pages: int) -> Iterator[str]:
+    """The address of the benchmarks' site, which has a process of its own."""
+    program = Path(__file__).parents[1] / "benchmarks" / "site.py"
+    command = [sys.executable, str(program), "--pages", str(pages)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("latency", [0, 0.05])
+def test_a_page_costs_1_1_calls_and_the_rates_are_kept(tmp_path: Path, latency: float) -> None:
+    pages = 2000
+    with serve(tmp_path / "storage") as server, large_site(pages) as site:
+        server.faults(latency=latency, rates=True)
+        project = a_project(tmp_path / "crawl", server)
+        crawl = project.crawl("-a", f"start_urls={site}/p/0", "-s", "CONCURRENT_REQUESTS=16")
+        with urllib.request.urlopen(f"{site}/_hits") as answer:
+            hits = json.load(answer)["hits"]
+        calls = server.calls
+
+    # A start request is not filtered, so the link back to it is one page more.
+    assert hits == {f"/p/{n}": 1 for n in range(pages)} | {"/p/0": 2}
+    assert crawl.stats["apify_rq/handled"] == pages + 1
+    assert calls.total / pages <= 1.10, calls
+    assert calls.outcomes.get("429", 0) / calls.total <= 0.01, calls
+
+
+def test_resuming_what_others_added_costs_1_05_calls_a_page_and_starts_after_3_round_trips(
+    tmp_path: Path,
+) -> None:
+    pages, latency, slack = 2000, 0.5, 0.4
+    first_hits: list[float] = []
+    calls_before_the_first_page: list[dict[str, int]] = []
+
+    def page(hit: Hit) -> Page:
+        if not first_hits:
+            first_hits.append(time.time())
+            calls_before_the_first_page.append(server.calls.operations)
+            server.faults(latency=0.02)
+        return Page()
+
+    with serve(tmp_path / "crawl" / "storage") as server, Site({}, default=page) as site:
+        project = a_project(tmp_path / "crawl", server, site)
+        other = Other(server, site)
+        other.add(QUEUE, *(f"/{n}" for n in range(pages)))
+        server.forget_calls()
+        server.faults(latency=latency)
+        crawl = project.crawl("-s", "CONCURRENT_REQUESTS=16", timeout=120)
+        calls = server.calls
+        paths = Counter(site.paths)
+
+    assert paths == {f"/{n}": 1 for n in range(pages)}
+    assert calls.total / pages <= 1.05, calls
+    # The first round trip opened the queue, before the start as Scrapy counts it.
+    assert calls_before_the_first_page[0]["POST queues"] == 1
+    assert "GET queue" not in calls_before_the_first_page[0]
+    start = datetime.fromisoformat(crawl.stats["start_time"]).timestamp()
+    assert first_hits[0] - start <= 2 * latency + slack
+
+
+# How much memory
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc tells the peak")
+def test_memory_does_not_grow_with_what_is_pending(tmp_path: Path) -> None:
+    """Pending: nothing, and 20,000 entries of 1 kB, all of which would take 60 MB and more."""
+
+    def peak(count: int) -> int:
+        folder = tmp_path / str(count)
+        with serve(folder / "storage") as server, Site({}, default=Page()) as site:
+            project = a_project(folder, server, site)
+            project.add(*(an_entry(f"{site.url}/{n}") for n in range(count)))
+            crawl = project.crawl("-s", "CLOSESPIDER_PAGECOUNT=300")
+            assert crawl.stats["apify_rq/handled"] >= 300
+        return int(crawl.stats["peak"])
+
+    with ThreadPoolExecutor(2) as pool:
+        few, many = pool.map(peak, (400, 20_000))
+    assert many - few <= 40_000_000
+
+
+def an_entry(url: str) -> Entry:
+    return Entry(id=request_id(url), unique_key=url, url=url, user_data={"text": "x" * 1000})
