@@ -31,6 +31,8 @@ ONE_BY_ONE = {
     # No page is fetched before the callback of the one before it has ended.
     "SCRAPER_SLOT_MAX_ACTIVE_SIZE": 1,
 }
+# Takes longer than to save a link or a retry, also over the API and on a busy machine.
+SLOW = Page("a page", delay=0.05)
 
 
 @dataclass
@@ -361,7 +363,7 @@ def test_a_page_tried_again_by_a_middleware_of_the_project_is_not_failed(tmp_pat
 @pytest.mark.parametrize("in_front", [True, False])
 def test_a_retry_goes_in_front_or_to_the_end(tmp_path: Path, in_front: bool) -> None:
     others = [f"/{number}" for number in range(8)]
-    pages = {"/": links("/bad", *others), "/bad": [503, "a page"]} | dict.fromkeys(others, "a page")
+    pages = {"/": links("/bad", *others), "/bad": [503, "a page"]} | dict.fromkeys(others, SLOW)
     settings = {**ONE_BY_ONE, "APIFY_RQ_RETRY_FOREFRONT": in_front}
     life = live(tmp_path, SPIDER, pages, **settings)
     order = life.site.paths
@@ -993,7 +995,7 @@ def ordered(tmp_path_factory: Folders, backend: str) -> Ordered:
         "/1": links(deep[0]),
         "/2": links(deep[1]),
     }
-    with Site(pages, default="a page") as site:
+    with Site(pages, default=SLOW) as site:
         folder = tmp_path_factory.mktemp("ordered")
         project = Project(folder, TREE, site=site.url, settings=ONE_BY_ONE)
         project.crawl("-s", "CLOSESPIDER_PAGECOUNT=1")
@@ -1021,11 +1023,11 @@ def test_of_one_priority_first_in_is_first_out(ordered: Ordered) -> None:
 def test_lifo_goes_depth_first(tmp_path: Path) -> None:
     wide = [f"/{number}" for number in range(6)]
     deep = [f"{path}/deep" for path in wide]
-    pages = {path: links(f"{path}/deep") for path in wide}
+    pages = {path: Page(links(f"{path}/deep"), delay=SLOW.delay) for path in wide}
     life = live(
         tmp_path,
         TREE,
-        {"/": links(*wide), **pages, **dict.fromkeys(deep, "a page")},
+        {"/": links(*wide), **pages, **dict.fromkeys(deep, SLOW)},
         **ONE_BY_ONE,
         APIFY_RQ_ORDER="lifo",
     )
