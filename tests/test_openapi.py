@@ -44,12 +44,13 @@ def http(server: Server) -> Iterator[httpx.Client]:
         yield http
 
 
-def prepare(http: httpx.Client) -> None:
-    """A queue with a request that the client ``me`` has locked."""
+def prepare(http: httpx.Client, *, locked: bool) -> None:
+    """A queue with a request, which the client ``me`` may have locked."""
     http.post("/request-queues", params={"name": QUEUE})
     queue = f"/request-queues/~{QUEUE}"
     http.post(f"{queue}/requests", json={"uniqueKey": KEY, "url": "x"})
-    http.post(f"{queue}/head/lock", params={"lockSecs": 600, "clientKey": "me"})
+    if locked:
+        http.post(f"{queue}/head/lock", params={"lockSecs": 600, "clientKey": "me"})
 
 
 def make_known(case: Any) -> None:
@@ -91,7 +92,7 @@ def test_generated_calls(
     def run(case: Any, known: bool) -> None:
         # A made-up queue or request is never there: most calls go to real ones.
         if "queueId" in case.path_parameters:
-            prepare(http)
+            prepare(http, locked=path.endswith("{requestId}/lock"))
             case.path_parameters["queueId"] = f"~{QUEUE}"
         if known and "requestId" in case.path_parameters:
             make_known(case)
