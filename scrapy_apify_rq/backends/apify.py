@@ -122,12 +122,17 @@ class _Pace:
         self._interval = 1 / (0.9 * rate)
         self._burst = 0.1
         self._next = 0.0
+        self._turn = asyncio.Lock()
 
     async def wait(self) -> None:
-        now = time.monotonic()
-        self._next = max(self._next, now - self._burst) + self._interval
-        if self._next > now:
-            await asyncio.sleep(self._next - now)
+        async with self._turn:
+            now = time.monotonic()
+            if self._next > now:
+                await asyncio.sleep(self._next - now)
+                now = time.monotonic()
+            # From when this call begins, and not from its turn: a loop that stood still for long
+            # must not catch up with all that waited.
+            self._next = max(self._next, now - self._burst) + self._interval
 
 
 class _Refused(Exception):
@@ -179,17 +184,21 @@ class _Client:
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
         self._token = token
-        limits = httpx.Limits(max_connections=_CONNECTIONS, keepalive_expiry=30)
-        self._transport = AiohttpTransport(limits=limits)
+        self._transport: AiohttpTransport | None = None
         self.patience = patience
         self._count = count
         self._paces = {rate: _Pace(rate) for rate in (_CRUD_RATE, _BATCH_RATE, _OTHER_RATE)}
         self._warned: set[str] = set()
-        self._closed = False
+
+    def open(self) -> None:
+        if self._transport is None:
+            limits = httpx.Limits(max_connections=_CONNECTIONS, keepalive_expiry=30)
+            self._transport = AiohttpTransport(limits=limits)
 
     async def close(self) -> None:
-        self._closed = True
-        await self._transport.aclose()
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.aclose()
 
     async def call(
         self,
@@ -212,12 +221,12 @@ class _Client:
         maybe_done = False
         while True:
             await self._paces[rate].wait()
-            if self._closed:
+            if self._transport is None:
                 raise BackendError(f"{name}: the connection to the Apify API is closed.")
             self._count(f"apify_rq/api/calls/{name}")
             since = since or time.monotonic()
             try:
-                data = self._read(await self._send(*request))
+                data = self._read(await self._send(self._transport, *request))
             except _Passing as failure:
                 maybe_done = maybe_done or failure.maybe_done
                 self._count("apify_rq/api/retries")
@@ -231,6 +240,7 @@ class _Client:
 
     async def _send(
         self,
+        transport: AiohttpTransport,
         method: str,
         url: str,
         query: Mapping[str, str | int] | None,
@@ -247,7 +257,7 @@ class _Client:
         )
         try:
             async with timeout(_LONGEST_CALL):
-                answer = await self._transport.handle_async_request(request)
+                answer = await transport.handle_async_request(request)
                 try:
                     await answer.aread()
                 finally:
@@ -441,6 +451,7 @@ class ApifyBackend:
         return str(self._queue.get("consoleUrl") or self._name or self._id or "without a name")
 
     async def open(self) -> None:
+        self._client.open()
         if self._id is None:
             await self._open_by_name(self._name)
         else:
