@@ -3,6 +3,7 @@
 Prints its address on a line and serves until it is killed. Paths:
 
     /p/N       page N of --pages, with --links links to others; all are reached from /p/0
+    /to-many/N a page with one link, to /many/N
     /many/N    a page with N links, to /leaf/0, /leaf/1, ...
     /leaf/N    a page without links
     /_hits     JSON: how often each path was fetched, and when the first one was
@@ -46,6 +47,8 @@ class Site:
         if kind == "p":
             first = int(number) * self._links + 1
             targets = [f"/p/{n % self._pages}" for n in range(first, first + self._links)]
+        elif kind == "to-many":
+            targets = [f"/many/{number}"]
         else:
             targets = [f"/leaf/{n}" for n in range(int(number) if kind == "many" else 0)]
         links = "".join(f'<li><a href="{target}">link</a>' for target in targets)
