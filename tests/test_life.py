@@ -103,7 +103,7 @@ def test_a_crawled_page_is_handled(tmp_path: Path) -> None:
     assert entry.loaded_url == f"{life.site.url}/a"
     assert entry.error_messages == []
     assert entry.retry_count == 0
-    assert entry.no_retry is None
+    assert entry.no_retry is False  # not absent: the Apify SDK would not read the entry
     assert entry.user_data["label"] == "parse_page"
     assert life.project.info().pending == 0
     assert life.crawl.stats["apify_rq/handled"] == 3
