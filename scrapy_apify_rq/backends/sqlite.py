@@ -79,6 +79,8 @@ _JSON: Final = "CAST(json AS BLOB)"
 _CHUNK: Final = 100
 # How long SQLite itself may wait for another process's write, blocking the loop, in seconds.
 _BLOCKING_WAIT: Final = 0.005
+# The same while the file is being opened, when nothing runs yet that this could hold up.
+_OPENING_WAIT: Final = 10
 
 _T = TypeVar("_T")
 
@@ -99,15 +101,21 @@ def connect(folder: Path) -> sqlite3.Connection:
         db = sqlite3.connect(file, timeout=_BLOCKING_WAIT, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(_unusable(file, error)) from error
-    try:
-        _prepare(db, file)
-    except sqlite3.Error as error:
-        db.close()
-        raise ConfigError(_unusable(file, error)) from error
-    except BaseException:
-        db.close()
-        raise
-    return db
+    give_up_at = time.monotonic() + _OPENING_WAIT
+    while True:
+        try:
+            _prepare(db, file)
+        except sqlite3.Error as error:
+            # SQLite does not wait by itself where two processes turn WAL on at the same time.
+            if "locked" in str(error) and time.monotonic() < give_up_at:
+                time.sleep(0.01)
+                continue
+            db.close()
+            raise ConfigError(_unusable(file, error)) from error
+        except BaseException:
+            db.close()
+            raise
+        return db
 
 
 def check(folder: Path, id: str | None) -> None:
@@ -140,7 +148,7 @@ def _unusable(file: Path, error: Exception) -> str:
 
 
 def _prepare(db: sqlite3.Connection, file: Path) -> None:
-    db.execute("PRAGMA busy_timeout = 10000")  # nothing runs yet that this could hold up
+    db.execute("PRAGMA busy_timeout = 1000")
     _is_empty(db, file)  # the next line changes the file, and it may be another program's
     _use_wal(db)
     db.execute("PRAGMA synchronous = NORMAL")
