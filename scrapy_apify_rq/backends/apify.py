@@ -1,57 +1,36 @@
-"""The Apify API: the backend that talks to a request queue over HTTP.
+"""The Apify API: the backend that keeps its queue on the platform, or on our own server.
 
-All of HTTP is here: URLs, the token, rates, retries, limits. Source of endpoints and limits:
-https://docs.apify.com/api/v2/storage-request-queues and
-https://docs.apify.com/platform/storage/request-queue#rate-limiting
-
-httpx sends through aiohttp (package httpx-aiohttp), because httpx's own transport costs several
-times the CPU: 0.6, 1.4 and 3.1 ms for a PUT at 4, 16 and 64 connections, and not 0.2; as used here,
-without httpx's client, it is 0.13 ms (benchmarks/http_transport.py).
+Here is what the endpoints mean; how they are called is in ``http``. Source:
+https://docs.apify.com/api/v2/storage-request-queues
 """
 
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import logging
-import random
-import re
 import secrets
-import sys
 import time
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Collection,
-    Coroutine,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
-from email.utils import parsedate_to_datetime
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from http import HTTPStatus
-from importlib.metadata import version
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final
 from urllib.parse import quote
 
-import aiohttp
-import httpx
-from httpx_aiohttp import AiohttpTransport
-
 from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, State
+from scrapy_apify_rq.backends.http import (
+    BATCH_RATE,
+    CRUD_RATE,
+    OTHER_RATE,
+    Answer,
+    Client,
+    Passing,
+    Refused,
+    together,
+)
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.models import Entry
 
-if sys.version_info >= (3, 11):
-    from asyncio import timeout
-else:
-    from async_timeout import timeout  # aiohttp brings it
-
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 BATCH: Final = 25
 # The limit is 9 MiB of decompressed body; the rest is for brackets and commas.
@@ -59,20 +38,6 @@ PAYLOAD_LIMIT: Final = 9 * 1024 * 1024 - 1024
 HEAD_LIMIT: Final = 1000
 LIST_LIMIT: Final = 10_000
 
-# Requests per second and queue, by class of endpoint.
-_CRUD_RATE: Final = 400
-_BATCH_RATE: Final = 40
-_OTHER_RATE: Final = 60
-# https://docs.apify.com/api/v2#rate-limiting recommends 500 ms, doubling, with jitter.
-_FIRST_BACKOFF: Final = 0.5
-_LONGEST_BACKOFF: Final = 30.0
-_TIMEOUT: Final = {"connect": 10.0, "read": 30.0}
-# aiohttp has no timeout for writing, so a server that stops reading would hold a call for ever.
-_LONGEST_CALL: Final = 360
-_CONNECTIONS: Final = 64
-# A batch of 25 links, 5.8 KB, becomes 1.0 KB in 0.012 ms of CPU; the call itself costs 0.13 ms
-# (benchmarks/http_transport.py). Below this size all fits into one packet anyway.
-_COMPRESS_FROM: Final = 1024
 # Complete entries kept so that they need not be fetched again: how many, and their bytes.
 _COMPLETE_LIMIT: Final = 10_000
 _COMPLETE_BYTES: Final = 32 * 1024 * 1024
@@ -112,258 +77,6 @@ _OTHER_CURE: Final = (
     "apify_rq_unavailable",
     "Check APIFY_API_BASE_URL, and what names the queue: APIFY_RQ_NAME or APIFY_RQ_ID.",
 )
-
-
-class _Pace:
-    """Lets no more than ``rate`` calls begin in any one second."""
-
-    def __init__(self, rate: float) -> None:
-        # Together 99 % of the rate. The burst makes up for timers that are late.
-        self._interval = 1 / (0.9 * rate)
-        self._burst = 0.1
-        self._next = 0.0
-        self._turn = asyncio.Lock()
-
-    async def wait(self) -> None:
-        async with self._turn:
-            now = time.monotonic()
-            if self._next > now:
-                await asyncio.sleep(self._next - now)
-                now = time.monotonic()
-            # From when this call begins, and not from its turn: a loop that stood still for long
-            # must not catch up with all that waited.
-            self._next = max(self._next, now - self._burst) + self._interval
-
-
-class _Refused(Exception):
-    """The API refuses this one call (4xx) and would refuse it again."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class _Passing(Exception):
-    """A failure that may pass."""
-
-    def __init__(self, message: str, *, maybe_done: bool, delay: float = 0) -> None:
-        super().__init__(message)
-        self.maybe_done = maybe_done
-        """The call may have had its effect all the same."""
-        self.delay = delay
-        """Seconds that the server asks us to wait."""
-
-
-class _Answer(NamedTuple):
-    data: Any
-    maybe_repeated: bool
-    """An earlier attempt, whose answer we do not know, may have had the effect already."""
-
-
-class _Client:
-    """HTTP to one API, with one token: paced, retried, errors mapped.
-
-    It uses httpx's transport and not httpx's client, which costs half as much again and logs each
-    call at INFO.
-    """
-
-    def __init__(
-        self,
-        base_url: str,
-        token: str | None,
-        *,
-        patience: float,
-        count: Callable[[str], None],
-    ) -> None:
-        self._base_url = f"{base_url}/v2/"
-        self._headers = {
-            "User-Agent": f"scrapy-apify-rq/{version('scrapy-apify-rq')}",
-            "Accept": "application/json",
-            "Accept-Encoding": "gzip, deflate",
-        }
-        if token is not None:
-            self._headers["Authorization"] = f"Bearer {token}"
-        self._token = token
-        self._transport: AiohttpTransport | None = None
-        self.patience = patience
-        self._count = count
-        self._paces = {rate: _Pace(rate) for rate in (_CRUD_RATE, _BATCH_RATE, _OTHER_RATE)}
-        self._warned: set[str] = set()
-
-    def open(self) -> None:
-        if self._transport is None:
-            limits = httpx.Limits(max_connections=_CONNECTIONS, keepalive_expiry=30)
-            self._transport = AiohttpTransport(limits=limits)
-
-    async def close(self) -> None:
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            await transport.aclose()
-
-    async def call(
-        self,
-        name: str,
-        method: str,
-        path: str,
-        *,
-        rate: int,
-        body: bytes | None = None,
-        query: Mapping[str, str | int] | None = None,
-    ) -> _Answer:
-        """Retries what may pass; ``name`` is for stats and messages.
-
-        Raises _Refused for what concerns this call only, BackendError for what concerns all.
-        """
-        headers, content = _encoded(body)
-        request = (method, self._base_url + path, query, {**self._headers, **headers}, content)
-        attempt = 0
-        since = 0.0
-        maybe_done = False
-        while True:
-            await self._paces[rate].wait()
-            if self._transport is None:
-                raise BackendError(f"{name}: the connection to the Apify API is closed.")
-            self._count(f"apify_rq/api/calls/{name}")
-            since = since or time.monotonic()
-            try:
-                data = self._read(await self._send(self._transport, *request))
-            except _Passing as failure:
-                maybe_done = maybe_done or failure.maybe_done
-                self._count("apify_rq/api/retries")
-                await self.back_off(name, failure, attempt, since)
-                attempt += 1
-            else:
-                if name in self._warned:
-                    self._warned.discard(name)
-                    logger.info("The Apify API works again (%s)", name)
-                return _Answer(data, maybe_done)
-
-    async def _send(
-        self,
-        transport: AiohttpTransport,
-        method: str,
-        url: str,
-        query: Mapping[str, str | int] | None,
-        headers: Mapping[str, str],
-        content: bytes | None,
-    ) -> httpx.Response:
-        request = httpx.Request(
-            method,
-            url,
-            params=query,
-            headers=headers,
-            content=content,
-            extensions={"timeout": _TIMEOUT},
-        )
-        try:
-            async with timeout(_LONGEST_CALL):
-                answer = await transport.handle_async_request(request)
-                try:
-                    await answer.aread()
-                finally:
-                    await answer.aclose()
-                return answer
-        # httpx-aiohttp lets some errors of aiohttp and of the system through as they are.
-        except (httpx.HTTPError, aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
-            cause = error.__cause__ or error  # it calls most of them a ConnectTimeout
-            connected = not isinstance(cause, aiohttp.ClientConnectorError)
-            problem = self._redacted(f"{type(cause).__name__}: {cause}")
-            raise _Passing(problem, maybe_done=connected) from None
-
-    def _read(self, answer: httpx.Response) -> Any:
-        """The ``data`` of an answer."""
-        if answer.is_success:
-            try:
-                return answer.json()["data"] if answer.content else None
-            except (ValueError, LookupError, TypeError):
-                raise _Passing("the answer is not one of the API", maybe_done=True) from None
-        problem, kind = self._problem(answer)
-        limited = answer.status_code == HTTPStatus.TOO_MANY_REQUESTS
-        if limited:
-            self._count("apify_rq/api/rate_limited")
-        passes = (
-            limited
-            or answer.status_code >= 500
-            or answer.status_code == HTTPStatus.REQUEST_TIMEOUT
-            or kind == "request-aborted-prematurely"  # a 400 all the same
-        )
-        if not passes:
-            raise _Refused(answer.status_code, problem)
-        raise _Passing(problem, maybe_done=not limited, delay=_retry_after(answer))
-
-    def _problem(self, answer: httpx.Response) -> tuple[str, str]:
-        """For people, and the API's type of error."""
-        try:
-            error = answer.json()["error"]
-            kind, message = str(error["type"]), str(error["message"])
-        except (ValueError, LookupError, TypeError):
-            return f"{answer.status_code} {answer.reason_phrase}", ""
-        return self._redacted(f"{answer.status_code} {kind}: {message}"), kind
-
-    def _redacted(self, text: str) -> str:
-        """Without the token, which a proxy may quote."""
-        return text.replace(self._token, "<token>") if self._token else text
-
-    async def back_off(self, name: str, problem: _Passing, attempt: int, since: float) -> None:
-        """Wait before the next attempt of a call that has failed since then.
-
-        Raises BackendError when our patience is over.
-        """
-        failing_for = time.monotonic() - since
-        if failing_for >= self.patience:
-            raise BackendError(
-                f"The Apify API has failed for {failing_for:.0f} seconds"
-                f" (APIFY_RQ_UNAVAILABLE_TIMEOUT is {self.patience:g}), last {name}: {problem}."
-                " What is unfinished stays pending: run the spider again when the API can be"
-                " reached at APIFY_API_BASE_URL."
-            )
-        backoff = min(_FIRST_BACKOFF * 2 ** min(attempt, 10), _LONGEST_BACKOFF)
-        delay = max(backoff * random.uniform(1, 2), problem.delay)
-        # One last attempt when our patience ends, and not long after.
-        delay = min(delay, self.patience - failing_for)
-        logger.debug("%s failed (%s), tried again in %.1f s", name, problem, delay)
-        if attempt >= 2 and name not in self._warned:
-            self._warned.add(name)
-            logger.warning(
-                "The Apify API fails, %s: %s. Tried again for up to %g s, see"
-                " APIFY_RQ_UNAVAILABLE_TIMEOUT",
-                name,
-                problem,
-                self.patience,
-            )
-        await asyncio.sleep(delay)
-
-
-def _encoded(body: bytes | None) -> tuple[dict[str, str], bytes | None]:
-    if body is None:
-        return {}, None
-    headers = {"Content-Type": "application/json"}
-    if len(body) < _COMPRESS_FROM:
-        return headers, body
-    return {**headers, "Content-Encoding": "gzip"}, gzip.compress(body, 1)
-
-
-def _retry_after(answer: httpx.Response) -> float:
-    """The header's seconds, or those until its date."""
-    text = answer.headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", text):
-        return float(text)
-    try:
-        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0)
-    except (ValueError, TypeError, OverflowError):
-        return 0
-
-
-async def _together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Like ``asyncio.gather``, but when one fails, none goes on."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
 class _Complete:
@@ -418,7 +131,7 @@ class ApifyBackend:
         patience: float = 600,
         count: Callable[[str], None],
     ) -> None:
-        self._client = _Client(base_url, token, patience=patience, count=count)
+        self._client = Client(base_url, token, patience=patience, count=count)
         self._count = count
         self._id = id
         self._name = name
@@ -456,14 +169,12 @@ class ApifyBackend:
             await self._open_by_name(self._name)
         else:
             path = f"request-queues/{quote(self._id, safe='~')}"
-            self._use(await self._call("queue_get", "GET", path, rate=_OTHER_RATE))
+            self._use(await self._call("queue_get", "GET", path, rate=OTHER_RATE))
 
     async def _open_by_name(self, name: str | None) -> None:
         query = {} if name is None else {"name": name}
         self._use(
-            await self._call(
-                "queue_create", "POST", "request-queues", rate=_OTHER_RATE, query=query
-            )
+            await self._call("queue_create", "POST", "request-queues", rate=OTHER_RATE, query=query)
         )
 
     def _use(self, queue: dict[str, Any]) -> None:
@@ -478,10 +189,10 @@ class ApifyBackend:
         """The data that a call gives; its refusal concerns the whole queue."""
         try:
             return (await self._client.call(name, method, path, **options)).data
-        except _Refused as error:
+        except Refused as error:
             raise self._fatal(error) from None
 
-    def _fatal(self, error: _Refused) -> BackendError:
+    def _fatal(self, error: Refused) -> BackendError:
         reason, cure = _CURES.get(error.status, _OTHER_CURE)
         return BackendError(f"Request queue {self.location}: {error}. {cure}", reason)
 
@@ -490,7 +201,7 @@ class ApifyBackend:
 
     async def info(self) -> Info:
         if not self._fresh:  # opening has told it just now
-            self._queue = await self._call_queue("queue_get", "GET", rate=_OTHER_RATE)
+            self._queue = await self._call_queue("queue_get", "GET", rate=OTHER_RATE)
         self._fresh = False
         queue = self._queue
         total, handled = queue["totalRequestCount"], queue["handledRequestCount"]
@@ -532,15 +243,15 @@ class ApifyBackend:
         while left := [entry for entry in batch if entry.id not in answers]:
             if attempt:
                 self._count("apify_rq/api/unprocessed")
-                problem = _Passing(f"{len(left)} entries unprocessed", maybe_done=True)
+                problem = Passing(f"{len(left)} entries unprocessed", maybe_done=True)
                 await self._client.back_off("requests_batch_add", problem, attempt - 1, since)
             try:
                 data, maybe_repeated = await self._post_batch(left, texts, forefront)
-            except _Refused as error:
+            except Refused as error:
                 return answers | await self._add_halves(left, texts, forefront, error)
             pairs = _added(data["processedRequests"], left)
             if attempt or maybe_repeated:
-                added = await _together(self._recognized(*pair) for pair in pairs)
+                added = await together(self._recognized(*pair) for pair in pairs)
             else:
                 added = [answer for _, answer in pairs]
             answers |= {answer.id: answer for answer in added}
@@ -561,12 +272,12 @@ class ApifyBackend:
 
     async def _post_batch(
         self, batch: Sequence[Entry], texts: dict[str, bytes], forefront: bool
-    ) -> _Answer:
+    ) -> Answer:
         return await self._client.call(
             "requests_batch_add",
             "POST",
             f"{self._path}/requests/batch",
-            rate=_BATCH_RATE,
+            rate=BATCH_RATE,
             body=b"[" + b",".join(texts[entry.id] for entry in batch) + b"]",
             query={
                 "forefront": "true" if forefront else "false",
@@ -579,7 +290,7 @@ class ApifyBackend:
         batch: Sequence[Entry],
         texts: dict[str, bytes],
         forefront: bool,
-        error: _Refused,
+        error: Refused,
     ) -> dict[str, Added]:
         """One entry that the API objects to refuses its whole batch: find it."""
         if error.status not in _ABOUT_ENTRIES:
@@ -601,7 +312,7 @@ class ApifyBackend:
             "head_get",
             "GET",
             "/head",
-            rate=_OTHER_RATE,
+            rate=OTHER_RATE,
             query={"limit": asked, "clientKey": self._client_key},
         )
         self._note_clients(head["hadMultipleClients"])
@@ -647,7 +358,7 @@ class ApifyBackend:
         if len(missing) >= _LIST_FROM and fits:
             await self._list_pending()
             missing = [id for id in ids if id not in self._complete]
-        fetched = dict(zip(missing, await _together(map(self.get, missing)), strict=True))
+        fetched = dict(zip(missing, await together(map(self.get, missing)), strict=True))
         if missing:
             self._is_head_fresh = all(map(_is_pending, fetched.values()))
         now = time.monotonic()
@@ -670,7 +381,7 @@ class ApifyBackend:
             "requests_list",
             "GET",
             "/requests",
-            rate=_OTHER_RATE,
+            rate=OTHER_RATE,
             query={"limit": LIST_LIMIT, "filter": "pending", "clientKey": self._client_key},
         )
         if data.get("nextCursor"):
@@ -689,13 +400,13 @@ class ApifyBackend:
 
     async def update(self, entries: Sequence[Entry], *, forefront: bool) -> None:
         self._fresh = False
-        await _together(self._put(entry, forefront) for entry in entries)
+        await together(self._put(entry, forefront) for entry in entries)
 
     async def _put(self, entry: Entry, forefront: bool) -> None:
         text = _wire(entry)
         try:
             if len(text) > PAYLOAD_LIMIT:  # a server may cut the connection instead of saying so
-                raise _Refused(
+                raise Refused(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     f"its {len(text):,} bytes are more than the API takes",
                 )
@@ -703,14 +414,14 @@ class ApifyBackend:
                 "request_put",
                 "PUT",
                 f"{self._path}/requests/{quote(entry.id, safe='')}",
-                rate=_CRUD_RATE,
+                rate=CRUD_RATE,
                 body=text,
                 query={
                     "clientKey": self._client_key,
                     **({"forefront": "true"} if forefront else {}),
                 },
             )
-        except _Refused as error:
+        except Refused as error:
             self._note_refused(entry, error)
         else:
             self._refused.discard(entry.id)
@@ -721,7 +432,7 @@ class ApifyBackend:
             self._complete.pop(entry.id)
             self._acked[entry.id] = time.monotonic()
 
-    def _note_refused(self, entry: Entry, error: _Refused) -> None:
+    def _note_refused(self, entry: Entry, error: Refused) -> None:
         """The entry stays in the queue as it was, and this crawl goes on without it."""
         if error.status not in _ABOUT_ENTRIES:
             raise self._fatal(error) from None
@@ -759,8 +470,8 @@ class ApifyBackend:
 
     async def _delete_queue(self) -> None:
         try:
-            await self._client.call("queue_delete", "DELETE", self._path, rate=_OTHER_RATE)
-        except _Refused as error:
+            await self._client.call("queue_delete", "DELETE", self._path, rate=OTHER_RATE)
+        except Refused as error:
             if error.status != HTTPStatus.NOT_FOUND:  # gone by a call whose answer was lost
                 raise self._fatal(error) from None
 
@@ -770,9 +481,9 @@ class ApifyBackend:
                 "request_get",
                 "GET",
                 f"{self._path}/requests/{quote(id, safe='')}",
-                rate=_CRUD_RATE,
+                rate=CRUD_RATE,
             )
-        except _Refused as error:
+        except Refused as error:
             if error.status == HTTPStatus.NOT_FOUND:  # on the head, but not readable yet
                 return None
             raise self._fatal(error) from None
@@ -785,7 +496,7 @@ class ApifyBackend:
             query["filter"] = "pending,locked" if state == "pending" else "locked"
         while True:
             data = await self._call_queue(
-                "requests_list", "GET", "/requests", rate=_OTHER_RATE, query=query
+                "requests_list", "GET", "/requests", rate=OTHER_RATE, query=query
             )
             for item in data["items"]:
                 entry = Entry.from_json(item["id"], json.dumps(item))
@@ -812,7 +523,7 @@ class ApifyBackend:
                 "requests_batch_delete",
                 "DELETE",
                 "/requests/batch",
-                rate=_BATCH_RATE,
+                rate=BATCH_RATE,
                 body=json.dumps([{"id": id} for id in batch]).encode(),
                 query={"clientKey": self._client_key},
             )
@@ -820,7 +531,7 @@ class ApifyBackend:
             batch = [id for id in batch if id in unprocessed]
             if not batch:
                 return
-            problem = _Passing(f"{len(batch)} entries unprocessed", maybe_done=True)
+            problem = Passing(f"{len(batch)} entries unprocessed", maybe_done=True)
             await self._client.back_off("requests_batch_delete", problem, attempt, since)
             attempt += 1
 

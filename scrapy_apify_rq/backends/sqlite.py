@@ -150,7 +150,7 @@ def _unusable(file: Path, error: Exception) -> str:
 def _prepare(db: sqlite3.Connection, file: Path) -> None:
     db.execute("PRAGMA busy_timeout = 1000")
     _is_empty(db, file)  # the next line changes the file, and it may be another program's
-    _use_wal(db)
+    db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
     db.execute("BEGIN IMMEDIATE")
     with db:
@@ -160,19 +160,6 @@ def _prepare(db: sqlite3.Connection, file: Path) -> None:
             db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
     db.execute(f"PRAGMA busy_timeout = {round(_BLOCKING_WAIT * 1000)}")
-
-
-def _use_wal(db: sqlite3.Connection) -> None:
-    """For this, SQLite itself does not wait for another process that is making the file."""
-    give_up = time.monotonic() + 10
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > give_up:
-                raise
-            time.sleep(0.01)
 
 
 def _is_empty(db: sqlite3.Connection, file: Path) -> bool:
