@@ -177,7 +177,6 @@ class Frontier:
         """Put a new entry into the outbox; it can be handed out once it is confirmed."""
         self._adds_made += 1
         self._unconfirmed[self._adds_made] = None
-        self._set_order(visit, forefront)  # now, since answers may come in any order
         self._adds.append((self._adds_made, visit, forefront))
         self._put(visit, entry)
         self._has_adds.set()
@@ -348,13 +347,9 @@ class Frontier:
 
     # The window.
 
-    def _set_order(self, visit: Visit, forefront: bool) -> None:
+    def _push(self, visit: Visit, *, forefront: bool) -> None:
         self._orders += 1
         visit.order = self._orders if forefront else -self._orders
-
-    def _push(self, visit: Visit, *, forefront: bool) -> None:
-        if not visit.order:
-            self._set_order(visit, forefront)
         insort(self._window, visit, key=_rank)
         if visit.entry is not None:
             self._waiting[visit.entry.id] = visit

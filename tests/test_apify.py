@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from scrapy_apify_rq.backends import apify
+from scrapy_apify_rq.backends import http
 from scrapy_apify_rq.backends.apify import ApifyBackend
 from scrapy_apify_rq.backends.base import Added
 from scrapy_apify_rq.errors import BackendError
@@ -47,7 +47,7 @@ def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries come at once; one test measures the real pauses."""
-    monkeypatch.setattr(apify, "_FIRST_BACKOFF", 0.005)
+    monkeypatch.setattr(http, "_FIRST_BACKOFF", 0.005)
 
 
 class Queue:
