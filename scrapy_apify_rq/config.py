@@ -130,7 +130,7 @@ class Config:
             queue_id=queue.id,
             queue_name=queue.name,
             queue_is_default=queue.is_default,
-            storage_dir=_storage_dir(settings, environ),
+            storage_dir=storage_dir(settings, environ),
             access=_choice(settings, "APIFY_RQ_ACCESS", ("single", "shared")),
             client_key=_client_key(settings),
             lock_secs=_integer(settings, "APIFY_RQ_LOCK_SECS", minimum=1),
@@ -156,16 +156,7 @@ class Config:
 
 def refuse_unavailable(config: Config) -> None:
     """Refuse what the settings allow and this version cannot do yet."""
-    _refuse_apify_backend(config)
     _refuse_shared_access(config)
-
-
-def _refuse_apify_backend(config: Config) -> None:
-    if config.backend == "apify":
-        raise ConfigError(
-            "APIFY_RQ_BACKEND is 'apify' (as 'auto' is where APIFY_TOKEN is set): not available "
-            "yet, this version has the embedded queue only; set APIFY_RQ_BACKEND = 'sqlite'"
-        )
 
 
 def _refuse_shared_access(config: Config) -> None:
@@ -327,7 +318,7 @@ def _checked_url(source: str, url: str, *, internal: bool) -> str:
     if not plain:
         cure = f"not an http(s) address without user, query and fragment; {_URL_CURE}"
         raise _wrong(source, shown, cure)
-    if parts.scheme == "http" and not internal and not _is_loopback(parts.hostname or ""):
+    if parts.scheme == "http" and not internal and not is_loopback(parts.hostname or ""):
         reason = "the token would travel unencrypted; write https:// or a loopback address"
         raise _wrong(source, shown, reason)
     path = parts.path.rstrip("/").removesuffix("/v2").rstrip("/")
@@ -340,7 +331,8 @@ def _is_plain_address(url: str, parts: SplitResult) -> bool:
     return bool(complete) and not re.search(r"[\s?#@\\]", url)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can be meant."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -427,7 +419,8 @@ def _derived_name(bot_name: str, spider_name: str) -> str:
     return f"{readable.strip('-')}-{digest}".lstrip("-")
 
 
-def _storage_dir(settings: BaseSettings, environ: Mapping[str, str]) -> Path:
+def storage_dir(settings: BaseSettings, environ: Mapping[str, str]) -> Path:
+    """The folder of the embedded queues."""
     name = "APIFY_RQ_STORAGE_DIR"
     source, raw = name, settings.get(name)
     if raw is None or raw == "":

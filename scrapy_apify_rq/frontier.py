@@ -27,8 +27,9 @@ import logging
 import math
 import time
 from bisect import insort
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from scrapy_apify_rq.backends.base import Added, Backend, Claimed
@@ -45,6 +46,8 @@ logger = logging.getLogger(__name__)
 # Seconds between two questions to a queue that has nothing for us: doubling, from and to.
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 10.0
+# With this many requests ready, an add may wait a moment until its batch is full.
+_ENOUGH = 32
 
 
 class Frontier:
@@ -52,7 +55,8 @@ class Frontier:
 
     ``wake`` is called when there is something new to hand out or the queue is found empty;
     ``dropped`` for a visit whose entry the queue had already; ``failed`` once, when the backend
-    gives up. ``urgency`` ranks an entry, see ``Visit.urgency``.
+    gives up; ``refused`` for a visit that the queue will never take, with the reason. ``urgency``
+    ranks an entry, see ``Visit.urgency``.
     """
 
     def __init__(
@@ -66,16 +70,18 @@ class Frontier:
         urgency: Callable[[Entry], tuple[bool, int]],
         wake: Callable[[], None],
         dropped: Callable[[Visit], None],
+        refused: Callable[[Visit, str], None],
         failed: Callable[[BackendError], None],
     ) -> None:
         self._backend = backend
         self._stats = stats
         self._window_limit = window
         self._outbox_limit = outbox
-        self._settle_time = max(backend.lag, idle_before_close)
+        self._settle_time = max(backend.consistency_delay, idle_before_close)
         self._urgency = urgency
         self._wake = wake
         self._on_dropped = dropped
+        self._on_refused = refused
         self._on_failed = failed
 
         self._tasks: list[asyncio.Task[None]] = []
@@ -84,14 +90,18 @@ class Frontier:
         self._known: set[bytes] = set()
         """Ids that the backend has confirmed, as bytes: a third less memory than text."""
 
-        self._adds: deque[tuple[Visit, bool]] = deque()
-        self._updates: deque[tuple[int, Visit, bool]] = deque()
-        """With the number of adds that must be confirmed first."""
+        self._adds: deque[tuple[int, Visit, bool]] = deque()
         self._adds_made = 0
-        self._adds_confirmed = 0
+        self._unconfirmed: OrderedDict[int, None] = OrderedDict()
+        """The numbers of the adds that are not confirmed, in order."""
+        self._updates: deque[tuple[int, Visit, bool]] = deque()
+        """With the number of the last add that must be confirmed first."""
         self._sending: dict[str, Visit] = {}
         """By id, all that the outbox holds."""
-        self._work = asyncio.Event()
+        self._has_adds = asyncio.Event()
+        self._has_updates = asyncio.Event()
+        self._cutting = asyncio.Lock()
+        self._batch_is_full = asyncio.Event()
         self._has_room = asyncio.Event()
         self._flushed = asyncio.Event()
         self._flushed.set()
@@ -103,6 +113,8 @@ class Frontier:
         self._orders = 0
         self._more = True
         """The backend may hold pending entries that are neither in the window nor handed out."""
+        self._behind = 0
+        """How many pending entries we know of and wait to see in a claim."""
         self._left_at = -math.inf
         """When such an entry last came into being; a lagging ``claim`` may not see it yet."""
         self._claim_again_at = 0.0
@@ -120,15 +132,14 @@ class Frontier:
 
     async def open(self, *, has_pending: bool = True) -> None:
         self._more = has_pending
-        self._tasks = [
-            asyncio.create_task(self._guard(work())) for work in (self._send, self._read)
-        ]
+        workers = [self._send_adds, self._send_updates] * self._backend.parallel
+        self._tasks = [asyncio.create_task(self._guard(work())) for work in (*workers, self._read)]
 
     async def close(self) -> None:
         """Send what is unsent, release what is held; unfinished entries stay pending."""
         self._closing = True
         if self._tasks and self._error is None:
-            self._work.set()
+            self._batch_is_full.set()
             await self._flushed.wait()
         if self._ask_timer is not None:
             self._ask_timer.cancel()
@@ -164,9 +175,13 @@ class Frontier:
 
     def add(self, visit: Visit, entry: Entry, *, forefront: bool) -> None:
         """Put a new entry into the outbox; it can be handed out once it is confirmed."""
-        self._adds.append((visit, forefront))
         self._adds_made += 1
+        self._unconfirmed[self._adds_made] = None
+        self._adds.append((self._adds_made, visit, forefront))
         self._put(visit, entry)
+        self._has_adds.set()
+        if len(self._adds) >= self._backend.batch:
+            self._batch_is_full.set()
 
     def keep(self, visit: Visit, *, forefront: bool) -> None:
         """Put a visit without an entry into the window: it exists in memory only."""
@@ -188,6 +203,7 @@ class Frontier:
         visit.entry = entry
         self._updates.append((self._adds_made, visit, forefront))
         self._put(visit, entry)
+        self._has_updates.set()
 
     def has_pending(self) -> bool:
         """False once the queue is known to be empty, see invariant 4."""
@@ -219,69 +235,96 @@ class Frontier:
         self._sending[entry.id] = visit
         self._stats.max_value("apify_rq/outbox_max", len(self._sending))
         self._flushed.clear()
-        self._work.set()
-
-    async def _send(self) -> None:
-        while True:
-            await self._work.wait()
-            self._work.clear()
-            while self._sending:
-                await self._send_adds()
-                await self._send_updates()
-                # The embedded queue answers at once; the crawl must get its turn all the same.
-                await asyncio.sleep(0)
-            self._flushed.set()
 
     async def _send_adds(self) -> None:
-        if not self._adds:
-            return
-        forefront = self._adds[0][1]
-        batch: list[tuple[Visit, Entry]] = []
-        while self._adds and self._adds[0][1] == forefront and len(batch) < self._backend.batch:
-            visit, _ = self._adds.popleft()
-            assert visit.entry is not None
-            batch.append((visit, visit.entry))
-        answers = await self._backend.add([entry for _, entry in batch], forefront=forefront)
-        for (visit, entry), answer in zip(batch, answers, strict=True):
-            self._confirm_add(visit, entry, answer, forefront)
-        self._adds_confirmed += len(batch)
-        self._confirmed()
+        while True:
+            await self._has_adds.wait()
+            async with self._cutting:
+                await self._wait_for_company()
+                forefront, batch = self._cut_adds()
+            if batch:
+                entries = [_entry(visit) for _, visit in batch]
+                answers = await self._backend.add(entries, forefront=forefront)
+                for (number, visit), answer in zip(batch, answers, strict=True):
+                    del self._unconfirmed[number]
+                    self._confirm_add(visit, answer, forefront)
+                self._confirmed()
+            # The embedded queue answers at once; the crawl must get its turn all the same.
+            await asyncio.sleep(0)
 
-    def _confirm_add(self, visit: Visit, entry: Entry, answer: Added, forefront: bool) -> None:
-        del self._sending[entry.id]
-        self.remember(entry.id)
-        if answer.was_already_present:
-            if not answer.was_already_handled:
+    async def _wait_for_company(self) -> None:
+        """Let a batch fill while the crawl has enough to do without it."""
+        in_hurry = self._closing or len(self._window) < _ENOUGH
+        if not self._backend.linger or in_hurry or len(self._adds) >= self._backend.batch:
+            return
+        self._batch_is_full.clear()
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._batch_is_full.wait(), self._backend.linger)
+
+    def _cut_adds(self) -> tuple[bool, list[tuple[int, Visit]]]:
+        batch: list[tuple[int, Visit]] = []
+        forefront = bool(self._adds) and self._adds[0][2]
+        while self._adds and self._adds[0][2] == forefront and len(batch) < self._backend.batch:
+            number, visit, _ = self._adds.popleft()
+            batch.append((number, visit))
+        if not self._adds:
+            self._has_adds.clear()
+        return forefront, batch
+
+    def _confirm_add(self, visit: Visit, answer: Added, forefront: bool) -> None:
+        del self._sending[answer.id]
+        self.remember(answer.id)
+        if answer.refused is not None:
+            visit.entry = None
+            self._on_refused(visit, answer.refused)
+            self._push(visit, forefront=forefront)
+        elif answer.was_already_present:
+            if not answer.was_already_handled and not self._is_held(answer.id):
                 self._leave()  # made by an earlier run, or by others
             self._on_dropped(visit)
-            return
-        self._stats.inc_value("scheduler/enqueued")
-        self._stats.inc_value("apify_rq/enqueued")
-        if forefront or not self._more:
-            self._push(visit, forefront=forefront)
         else:
-            self._leave()  # its turn comes after those that are not in the window yet
+            self._stats.inc_value("scheduler/enqueued")
+            self._stats.inc_value("apify_rq/enqueued")
+            if forefront or not self._more:
+                self._push(visit, forefront=forefront)
+            else:
+                self._leave()  # its turn comes after those that are not in the window yet
 
     async def _send_updates(self) -> None:
-        batch: list[tuple[Visit, Entry]] = []
-        forefront = False
+        while True:
+            await self._has_updates.wait()
+            forefront, batch = self._cut_updates()
+            if batch:
+                entries = [_entry(visit) for visit in batch]
+                await self._backend.update(entries, forefront=forefront)
+                for visit in batch:
+                    self._confirm_update(visit, forefront)
+                self._confirmed()
+            await asyncio.sleep(0)
+
+    def _cut_updates(self) -> tuple[bool, list[Visit]]:
+        """Those that need not wait for an add any more."""
+        batch: list[Visit] = []
+        forefront = bool(self._updates) and self._updates[0][2]
+        oldest_add = next(iter(self._unconfirmed), self._adds_made + 1)
         while self._updates and len(batch) < self._backend.batch:
             after, visit, to_front = self._updates[0]
-            if after > self._adds_confirmed or (batch and to_front != forefront):
+            if after >= oldest_add:
+                self._has_updates.clear()
+                break
+            if to_front != forefront:
                 break
             self._updates.popleft()
-            assert visit.entry is not None
-            batch.append((visit, visit.entry))
-            forefront = to_front
-        if batch:
-            await self._backend.update([entry for _, entry in batch], forefront=forefront)
-            for visit, entry in batch:
-                self._confirm_update(visit, entry, forefront)
-            self._confirmed()
+            batch.append(visit)
+        if not self._updates:
+            self._has_updates.clear()
+        return forefront, batch
 
-    def _confirm_update(self, visit: Visit, entry: Entry, forefront: bool) -> None:
+    def _confirm_update(self, visit: Visit, forefront: bool) -> None:
+        entry = _entry(visit)
         del self._sending[entry.id]
         now = time.monotonic()
+        self._settled.pop(entry.id, None)  # so that the oldest stay in front
         self._settled[entry.id] = now
         self._forget_settled(self._asked_at if self._claiming else now)
         if entry.handled_at is None:
@@ -296,6 +339,10 @@ class Frontier:
 
     def _confirmed(self) -> None:
         self._has_room.set()
+        if self._updates:
+            self._has_updates.set()
+        if not self._sending:
+            self._flushed.set()
         self._wake()
 
     # The window.
@@ -316,11 +363,13 @@ class Frontier:
         )
         del self._window[index]
         del self._waiting[entry.id]
+        self._settled.pop(entry.id, None)  # a claim that shows it as it was still shows it
         self._leave()
 
     def _leave(self) -> None:
-        """A pending entry stays out of the window."""
+        """A pending entry that we know of stays out of the window."""
         self._more = True
+        self._behind += 1
         self._left_at = time.monotonic()
 
     def _pop(self) -> Visit | None:
@@ -356,24 +405,28 @@ class Frontier:
         room = self._window_limit - len(self._waiting)
         held = self._waiting.keys() | self._out.keys() | self._sending.keys()
         claim = await self._backend.claim(room, held)
-        self._more = claim.more or self._left_at >= asked_at - self._backend.lag
         self._forget_settled(asked_at)
         new = [claimed for claimed in claim.entries if self._is_news(claimed.entry.id)]
         for claimed in new:
             self._take(claimed)
-        self._claim_again_at = 0.0 if new else asked_at + self._backend.lag / 4
+        is_unseen = self._behind > 0 and self._left_at >= asked_at - self._backend.lag
+        self._more = claim.more or is_unseen
+        is_rich = bool(new) and claim.more
+        self._claim_again_at = 0.0 if is_rich else asked_at + min(self._backend.lag / 4, 1)
         if new:
             self._stats.inc_value("apify_rq/window_refills")
             self._wake()
         elif at_rest and not self._disturbed:
-            self._note_quiet(asked_at, conclusive=not claim.entries)
+            self._note_quiet(asked_at, conclusive=not (claim.entries or claim.more))
         elif self._backend.lag and self._is_low():
             self._ask_at(self._claim_again_at)
 
     def _is_news(self, id: str) -> bool:
         """False for an entry that the answer shows as it was before our last write."""
-        held = id in self._waiting or id in self._out or id in self._sending
-        return not held and id not in self._settled
+        return not self._is_held(id) and id not in self._settled
+
+    def _is_held(self, id: str) -> bool:
+        return id in self._waiting or id in self._out or id in self._sending
 
     def _forget_settled(self, asked_at: float) -> None:
         """Forget those that no answer to a question asked then, or later, can show as they were."""
@@ -385,6 +438,8 @@ class Frontier:
 
     def _take(self, claimed: Claimed) -> None:
         entry = claimed.entry
+        if self._behind and entry.id.encode() in self._known:
+            self._behind -= 1
         visit = Visit(entry, lease=claimed.lease, urgency=self._urgency(entry))
         self._disturb()
         self.remember(entry.id)
@@ -403,12 +458,15 @@ class Frontier:
         """The backend had nothing for us while nothing was on its way."""
         if self._quiet_since is None:
             self._quiet_since = asked_at
-        left = self._quiet_since + self._settle_time - asked_at
+        # Entries that we know of and do not see: the answer lags, or others have taken them.
+        wait = max(self._settle_time, self._backend.lag) if self._behind else self._settle_time
+        left = self._quiet_since + wait - asked_at
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
         if left > 0 or not conclusive:
             self._ask_at(asked_at + min(self._pause, max(left, _FIRST_PAUSE)))
         elif not self._drained:
             self._drained = True
+            self._behind = 0
             self._wake()
 
     def _ask_at(self, when: float) -> None:
@@ -445,6 +503,11 @@ class Frontier:
             self._has_room.set()
             self._flushed.set()
             self._on_failed(error)
+
+
+def _entry(visit: Visit) -> Entry:
+    assert visit.entry is not None  # the outbox holds no others
+    return visit.entry
 
 
 def _rank(visit: Visit) -> tuple[bool, int, int]:

@@ -6,7 +6,10 @@ middleware also holds back a spider that yields requests faster than the queue t
 
 from __future__ import annotations
 
+import asyncio
+import math
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from scrapy_apify_rq.visits import Visit
 
 MESSAGE_LIMIT = 1000
+TURN = 0.005
+"""Seconds for which a callback may yield without a break."""
 
 
 def describe(error: BaseException) -> str:
@@ -147,7 +152,13 @@ class SpiderMiddleware:
     async def process_spider_output_async(
         self, response: Response, result: AsyncIterator[Any]
     ) -> AsyncIterator[Any]:
+        turn_ends = math.inf
         async for output in result:
+            if time.monotonic() > turn_ends:
+                # Scrapy takes a hundred outputs at a time; meanwhile downloads would stand still.
+                await asyncio.sleep(0)
+                turn_ends = math.inf
+            turn_ends = min(turn_ends, time.monotonic() + TURN)
             if isinstance(output, Request):
                 await self.room()
             yield output

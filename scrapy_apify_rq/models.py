@@ -61,8 +61,9 @@ class Entry(BaseModel):
         """
         return self.handled_at is not None and len(self.error_messages) > self.retry_count
 
-    def to_json(self) -> str:
-        return self.model_dump_json(by_alias=True, exclude_none=True)
+    def to_json(self, *, with_id: bool = True) -> str:
+        exclude = None if with_id else {"id"}
+        return self.model_dump_json(by_alias=True, exclude_none=True, exclude=exclude)
 
     @classmethod
     def from_json(cls, id: str, text: str | bytes) -> Entry:

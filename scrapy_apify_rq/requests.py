@@ -117,6 +117,8 @@ class RequestConverter:
         user_data["scrapy"] = blob
         if request.method not in _METHODS:
             blob["method"] = request.method
+        # Headers and noRetry are written even where there are none: the Apify SDK 4.1 cannot open
+        # a queue that has an entry without them.
         return Entry(
             id=request_id(unique_key),
             unique_key=unique_key,
@@ -125,7 +127,7 @@ class RequestConverter:
             payload=_payload(request.body, blob),
             headers=_wire_headers(request.headers, blob),
             user_data=user_data,
-            no_retry=True if request.meta.get("dont_retry") else None,
+            no_retry=bool(request.meta.get("dont_retry")),
         )
 
     def _blob(self, request: Request) -> dict[str, Any]:
@@ -328,7 +330,7 @@ def _read_body(entry: Entry, blob: dict[str, Any]) -> bytes:
     return (entry.payload or "").encode()
 
 
-def _wire_headers(headers: Headers, blob: dict[str, Any]) -> dict[str, str] | None:
+def _wire_headers(headers: Headers, blob: dict[str, Any]) -> dict[str, str]:
     wire: dict[str, str] = {}
     exact = True
     for name, values in headers.items():
@@ -343,7 +345,7 @@ def _wire_headers(headers: Headers, blob: dict[str, Any]) -> dict[str, str] | No
         blob["headers"] = [
             [encode(name), [encode(value) for value in values]] for name, values in headers.items()
         ]
-    return wire or None
+    return wire
 
 
 def _read_headers(entry: Entry, blob: dict[str, Any]) -> list[tuple[bytes, list[bytes]]]:

@@ -71,7 +71,7 @@ class Scheduler(BaseScheduler):
         self.stats = crawler.stats
         self.running: dict[Request, Visit] = {}
         """What the engine has been given and has not finished."""
-        self.backend = backend_for(config)
+        self.backend = backend_for(config, crawler.stats.inc_value)
         self.frontier = Frontier(
             self.backend,
             stats=crawler.stats,
@@ -81,9 +81,12 @@ class Scheduler(BaseScheduler):
             urgency=self._urgency,
             wake=lambda: scrapy_private.wake(crawler.engine),
             dropped=self._dropped,
+            refused=self._refused,
             failed=self._failed,
         )
         self._is_open = False
+        self._open_error: BackendError | None = None
+        """Why the queue could not be opened."""
         self._reaper: asyncio.Task[None] | None = None
         self._closer: asyncio.Task[None] | None = None
         self._starts: Counter[str] = Counter()
@@ -110,11 +113,16 @@ class Scheduler(BaseScheduler):
         try:
             await self.backend.open()
             has_pending = await self._begin_or_resume()
+        except BackendError as error:
+            # Raised from here, it would be buried under errors of an engine that is half up. Once
+            # the engine runs and asks for a request, it can close the spider properly.
+            self._open_error = error
         except BaseException:
             await self.backend.close()
             raise
-        await self.frontier.open(has_pending=has_pending)
-        self._reaper = asyncio.create_task(self._reap_regularly())
+        else:
+            await self.frontier.open(has_pending=has_pending)
+            self._reaper = asyncio.create_task(self._reap_regularly())
         self._is_open = True
 
     def _attach_middlewares(self) -> SpiderMiddleware:
@@ -154,7 +162,9 @@ class Scheduler(BaseScheduler):
         queue = f"Request queue {info.name or info.id!r} in {self.backend.location}"
         finished = info.total > 0 and not info.pending
         purge = self.config.purge_on_start
-        if info.total and (purge or (finished and self.config.queue_is_default)):
+        # Over the API the queue may hold what others want to keep, as it does with a name.
+        own = self.config.queue_is_default and self.config.backend == "sqlite"
+        if info.total and (purge or (finished and own)):
             await self.backend.purge()
             why = "its crawl was finished"
             if purge:
@@ -195,19 +205,26 @@ class Scheduler(BaseScheduler):
                 await maybe_deferred_to_future(closed)
 
     async def _summary(self) -> str:
+        if self._open_error is not None:
+            return "The request queue could not be opened, so nothing was crawled"
         if self.frontier.error is not None:
             return (
                 f"The queue in {self.backend.location} failed; {self.frontier.unsaved} changes"
                 " could not be saved. The requests they belong to are still pending: run the"
                 " spider again to go on"
             )
-        info = await self.backend.info()
         handled, failed, retried = (
             self.stats.get_value(f"apify_rq/{name}", 0) for name in ("handled", "failed", "retried")
         )
+        done = f"this run handled {handled} ({failed} of them failed) and retried {retried}"
+        try:
+            info = await self.backend.info()
+        except BackendError as error:  # all is saved, so the run is as good as any
+            return (
+                f"Request queue in {self.backend.location}: {done}; its counts are unknown: {error}"
+            )
         return (
-            f"Request queue {info.name or info.id!r} in {self.backend.location}: this run handled"
-            f" {handled} ({failed} of them failed) and retried {retried};"
+            f"Request queue {info.name or info.id!r} in {self.backend.location}: {done};"
             f" the queue holds {info.handled} handled, {info.pending} pending"
         )
 
@@ -313,7 +330,13 @@ class Scheduler(BaseScheduler):
             signals.request_dropped, request=request, spider=self.spider
         )
 
-    def _note_unserializable(self, request: Request, error: CodecError) -> None:
+    def _refused(self, visit: Visit, reason: str) -> None:
+        """The queue will not take the entry; the visit goes on in memory."""
+        self._note_unserializable(cast("Request", visit.request), reason)
+        self.stats.inc_value("scheduler/enqueued")
+        self.stats.inc_value("scheduler/enqueued/memory")
+
+    def _note_unserializable(self, request: Request, error: object) -> None:
         self.stats.inc_value("scheduler/unserializable")
         if not self._unserializable_logged:
             self._unserializable_logged = True
@@ -327,6 +350,10 @@ class Scheduler(BaseScheduler):
     # From the queue to Scrapy.
 
     def next_request(self) -> Request | None:
+        if self._open_error is not None:
+            if self._closer is None:
+                self._failed(self._open_error)
+            return None
         self._reap()
         while (visit := self.frontier.next()) is not None:
             request = self._request(visit)

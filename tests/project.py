@@ -16,6 +16,11 @@ from typing import Any
 from scrapy_apify_rq.backends.base import Info
 from scrapy_apify_rq.backends.sqlite import SqliteBackend
 from scrapy_apify_rq.models import Entry
+from tests.server import Server
+from tests.servers import TOKEN, Servers
+
+# Where it is set, new projects crawl over the API, see the fixture "backend".
+servers: Servers | None = None
 
 QUEUE = "test-queue"
 _DEFAULTS = {
@@ -47,6 +52,12 @@ class StatsFile:
         stats = self.crawler.stats.get_stats()
         Path(f"stats-{self.crawler.spidercls.name}.json").write_text(json.dumps(stats, default=str))
 '''
+# Our server's answers lag only when told to; the real delay would cost each crawl three seconds.
+_SHORT_DELAY = """
+from scrapy_apify_rq.backends.apify import ApifyBackend
+
+ApifyBackend.consistency_delay = 0.2
+"""
 
 
 @dataclass
@@ -77,7 +88,7 @@ class Project:
         self.folder = folder
         package = folder / "project"
         package.mkdir(parents=True)
-        (package / "__init__.py").touch()
+        self._choose_backend(package)
         (package / "stats.py").write_text(_STATS_FILE)
         header = f"import scrapy\nSITE = {site!r}\n"
         (package / "spiders.py").write_text(header + dedent(spiders))
@@ -85,6 +96,19 @@ class Project:
         lines = [f"{name} = {value!r}\n" for name, value in values.items()]
         (package / "settings.py").write_text("".join(lines))
         (folder / "scrapy.cfg").write_text("[settings]\ndefault = project.settings\n")
+
+    def _choose_backend(self, package: Path) -> None:
+        """``package`` is imported by all that reads the project's settings."""
+        self.server: Server | None = None
+        self._queues = self.folder / "storage"
+        self._environ: dict[str, str] = {}
+        if servers is not None:
+            # Not the folder that the embedded queue would take: nothing may be written there.
+            self._queues = self.folder / "server"
+            self.server = servers.serve(self._queues)
+            self._environ = {"APIFY_TOKEN": TOKEN, "APIFY_API_BASE_URL": self.server.url}
+        with (package / "__init__.py").open("a") as file:
+            file.write(_SHORT_DELAY if self.server else "")
 
     def start(
         self, *command: str, env: Mapping[str, str] | None = None, script: str | None = None
@@ -105,7 +129,7 @@ class Project:
         return subprocess.Popen(
             [sys.executable, "-W", "error", *program, *command],
             cwd=self.folder,
-            env={**clean, **(env or {})},
+            env={**clean, **self._environ, **(env or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -127,6 +151,8 @@ class Project:
                 raise AssertionError(
                     f"no end after {timeout} s:\n{process.communicate()[1]}"
                 ) from None
+        assert TOKEN not in output + log
+        assert self.server is None or not (self.folder / "storage").exists()
         return Crawl(process.returncode, log, output, self._stats())
 
     def crawl(self, *options: str, spider: str = "spider", timeout: float = 60) -> Crawl:
@@ -144,10 +170,10 @@ class Project:
             file.unlink()
         return stats
 
-    # The queue, as the backend sees it.
+    # The queue, as it is stored, here or at the server.
 
     def backend(self, name: str = QUEUE) -> SqliteBackend:
-        return SqliteBackend(self.folder / "storage", name=name)
+        return SqliteBackend(self._queues, name=name)
 
     def entries(self, name: str = QUEUE) -> list[Entry]:
         async def read() -> list[Entry]:

@@ -69,6 +69,7 @@ class Example(Project):
         self.folder = folder
         ignored = shutil.ignore_patterns("__pycache__", "storage", "items.jsonl")
         shutil.copytree(EXAMPLE, folder, ignore=ignored, dirs_exist_ok=True)
+        self._choose_backend(folder / "shop_example")
         values = {"SHOP_URL": shop.url, "APIFY_RQ_NAME": QUEUE, **settings}
         with (folder / "shop_example" / "settings.py").open("a") as file:
             file.writelines(f"{name} = {value!r}\n" for name, value in values.items())

@@ -1,17 +1,22 @@
 """The contract of ``Backend``: every promise of its docstrings, for every kind of backend.
 
-The tests use nothing but the protocol. A new kind needs its name in ``KINDS`` and a line in
-``Queues.backend``.
+The tests use nothing but the protocol. A new kind needs its name in ``KINDS``, a line in
+``Queues.backend``, and its abilities in ``LACKS``.
+
+"server" is the API's backend over HTTP on our own server, "live" the same on Apify's: it runs where
+``APIFY_TOKEN`` is set, with queues of its own that it deletes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -21,12 +26,36 @@ from typing import Any, ParamSpec
 
 import pytest
 
+from scrapy_apify_rq.backends.apify import ApifyBackend
 from scrapy_apify_rq.backends.base import Added, Backend, Claim, Info
 from scrapy_apify_rq.backends.sqlite import SqliteBackend
 from scrapy_apify_rq.models import Entry
 from scrapy_apify_rq.unique_keys import request_id
+from tests.servers import TOKEN, Servers
 
-KINDS = ["sqlite"]
+LIVE_URL = os.environ.get("APIFY_API_BASE_URL") or "https://api.apify.com"
+LIVE_TOKEN = os.environ.get("APIFY_TOKEN")
+KINDS = [
+    "sqlite",
+    "server",
+    pytest.param(
+        "live",
+        marks=[
+            pytest.mark.live,
+            pytest.mark.skipif(not LIVE_TOKEN, reason="APIFY_TOKEN is not set"),
+        ],
+    ),
+]
+# What a kind cannot do: the test that needs it is skipped with this reason.
+LACKS = {
+    "server": {
+        "leases": "the API's backend has no leases before shared access",
+        "same id": "the API cannot empty a queue, so a purged one is a new one",
+    },
+}
+LACKS["live"] = LACKS["server"]
+# All that tests here open.
+NAMES = ("queue", "one", "two")
 ROOT = Path(__file__).parents[1]
 HANDLED_AT = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=timezone.utc)
 
@@ -57,10 +86,36 @@ class Queues:
 
     kind: str
     folder: Path
+    url: str = ""
+    prefix: str = ""
+    """Of the names of live queues."""
 
     def backend(self, name: str, **options: Any) -> Backend:
-        assert self.kind == "sqlite"
-        return SqliteBackend(self.folder, name=name, **options)
+        assert name in NAMES
+        if options.get("lock_secs") is not None:
+            self.needs("leases")
+        if self.kind == "sqlite":
+            return SqliteBackend(self.folder, name=name, **options)
+        options.pop("lock_secs", None)
+        token = LIVE_TOKEN if self.kind == "live" else TOKEN
+        return ApifyBackend(
+            self.url, token, name=self.prefix + name, count=lambda name: None, **options
+        )
+
+    def can(self, ability: str) -> bool:
+        return ability not in LACKS.get(self.kind, {})
+
+    def needs(self, ability: str) -> None:
+        """Skip the test where this kind lacks it."""
+        if not self.can(ability):
+            pytest.skip(LACKS[self.kind][ability])
+
+    async def delete_all(self) -> None:
+        """Delete the queues of this test: live ones would stay."""
+        for name in NAMES:
+            async with self.open(name) as backend:
+                assert isinstance(backend, ApifyBackend)
+                await backend._delete_queue()
 
     @asynccontextmanager
     async def open(self, name: str = "queue", **options: Any) -> AsyncIterator[Backend]:
@@ -73,9 +128,10 @@ class Queues:
 
     def child(self, work: str) -> subprocess.Popen[str]:
         """Run ``work``, a coroutine function of this module, in a process of its own."""
+        arguments = f"{self.kind!r}, Path({str(self.folder)!r}), {self.url!r}, {self.prefix!r}"
         code = (
             "import asyncio; from pathlib import Path; from tests import test_backends as module;"
-            f"asyncio.run(module.{work}(module.Queues({self.kind!r}, Path({str(self.folder)!r}))))"
+            f"asyncio.run(module.{work}(module.Queues({arguments})))"
         )
         return subprocess.Popen(
             [sys.executable, "-W", "error", "-c", code],
@@ -87,8 +143,19 @@ class Queues:
 
 
 @pytest.fixture(params=KINDS)
-def queues(request: pytest.FixtureRequest, tmp_path: Path) -> Queues:
-    return Queues(request.param, tmp_path)
+def queues(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Queues]:
+    kind = request.param
+    if kind == "sqlite":
+        yield Queues(kind, tmp_path)
+    elif kind == "server":
+        servers: Servers = request.getfixturevalue("servers")
+        yield Queues(kind, tmp_path, servers.serve(tmp_path).url)
+    else:
+        queues = Queues(kind, tmp_path, LIVE_URL, f"scrapy-apify-rq-test-{uuid.uuid4().hex[:12]}-")
+        try:
+            yield queues
+        finally:
+            asyncio.run(queues.delete_all())
 
 
 def entry(key: str, **values: Any) -> Entry:
@@ -116,9 +183,15 @@ async def fill(backend: Backend, entries: Sequence[Entry]) -> list[Added]:
     return answers
 
 
+async def settle(backend: Backend) -> None:
+    """Wait until our own writes can be seen. Our server lags only when told to."""
+    if "http://127.0.0.1:" not in backend.location:
+        await asyncio.sleep(backend.lag)
+
+
 async def claim(backend: Backend, limit: int = 100, known: Sequence[str] = ()) -> Claim:
     """Claim, when our own writes can be seen; ``known`` holds keys."""
-    await asyncio.sleep(backend.lag)
+    await settle(backend)
     return await backend.claim(limit, [request_id(key) for key in known])
 
 
@@ -127,13 +200,13 @@ async def keys(backend: Backend, limit: int = 100, known: Sequence[str] = ()) ->
 
 
 async def counts(backend: Backend) -> tuple[int, int, int]:
-    await asyncio.sleep(backend.lag)
+    await settle(backend)
     info = await backend.info()
     return info.total, info.handled, info.pending
 
 
 async def listed(backend: Backend, state: Any = None) -> set[str]:
-    await asyncio.sleep(backend.lag)
+    await settle(backend)
     found = [entry.unique_key async for entry in backend.list(state)]
     assert len(found) == len(set(found))
     return set(found)
@@ -146,7 +219,7 @@ async def listed(backend: Backend, state: Any = None) -> set[str]:
 async def test_opening_creates_a_queue_and_finds_it_again(queues: Queues) -> None:
     async with queues.open() as backend:
         first = await backend.info()
-        assert first == Info(first.id, "queue", 0, 0, 0)
+        assert first == Info(first.id, f"{queues.prefix}queue", 0, 0, 0)
         await backend.add(entries("a"), forefront=False)
     async with queues.open() as backend:
         assert (await backend.info()).id == first.id
@@ -222,6 +295,16 @@ async def test_add_answers_for_every_entry_in_order(queues: Queues) -> None:
         Added(request_id("pending"), True, False),
         Added(request_id("newer"), False, False),
     ]
+
+
+@asynchronous
+async def test_an_entry_that_comes_twice_in_one_call_is_added_once(queues: Queues) -> None:
+    async with queues.open() as backend:
+        twice = [entry("a"), entry("b"), entry("a", url="https://example.com/second")]
+        answers = await backend.add(twice, forefront=False)
+        assert [answer.was_already_present for answer in answers] == [False, False, True]
+        assert await keys(backend) == ["a", "b"]
+        assert await get(backend, "a") == entry("a")
 
 
 @asynchronous
@@ -432,7 +515,8 @@ async def test_get_knows_pending_and_handled_entries(queues: Queues) -> None:
 
 @asynchronous
 async def test_list_by_state(queues: Queues) -> None:
-    async with queues.open(lock_secs=60) as backend:
+    leases = queues.can("leases")
+    async with queues.open(lock_secs=60 if leases else None) as backend:
         await backend.add(entries("locked"), forefront=False)
         assert await keys(backend, 1) == ["locked"]
         mixed = [
@@ -446,7 +530,7 @@ async def test_list_by_state(queues: Queues) -> None:
         assert await listed(backend, "pending") == {"locked", "pending", "retried"}
         assert await listed(backend, "handled") == {"fine", "fine at last", "failed"}
         assert await listed(backend, "failed") == {"failed"}
-        assert await listed(backend, "locked") == {"locked"}
+        assert await listed(backend, "locked") == ({"locked"} if leases else set())
         assert len(await listed(backend)) == 6
         await backend.update([handled("locked")], forefront=False)
         assert await listed(backend, "locked") == set()
@@ -478,14 +562,14 @@ async def test_deleted_entries_are_gone_and_unknown_ids_ignored(queues: Queues) 
 
 @asynchronous
 async def test_purge_leaves_an_empty_queue_that_works(queues: Queues) -> None:
-    async with queues.open(lock_secs=60) as backend:
+    async with queues.open(lock_secs=60 if queues.can("leases") else None) as backend:
         id = (await backend.info()).id
         await backend.add([entry("a"), handled("b"), entry("c")], forefront=False)
         await claim(backend, 1)
         await backend.purge()
         assert await counts(backend) == (0, 0, 0)
         assert await listed(backend) == set()
-        assert (await backend.info()).id == id
+        assert (await backend.info()).id == id or not queues.can("same id")
         answers = await backend.add(entries("b", "a"), forefront=False)
         assert [answer.was_already_present for answer in answers] == [False, False]
         assert await keys(backend) == ["b", "a"]
@@ -666,6 +750,8 @@ def race(queues: Queues, work: str) -> list[list[str]]:
 
 
 def test_two_processes_never_claim_the_same_entry(queues: Queues) -> None:
+    queues.needs("leases")
+
     async def prepare() -> None:
         async with queues.open() as backend:
             await fill(backend, numbered(CONTESTED))

@@ -7,6 +7,7 @@ import datetime as dt
 import enum
 import json
 import math
+import re
 import socket
 import sys
 import time
@@ -30,6 +31,14 @@ from scrapy_apify_rq.codec import class_path, decode, encode, find_class
 from scrapy_apify_rq.errors import CodecError
 
 HERE = __name__
+
+
+def case_id(value: object) -> str:
+    """A name for the case that is the same in every process, as pytest-xdist needs it."""
+    if isinstance(value, (set, frozenset)):
+        value = sorted(map(repr, value))
+    return re.sub(" at 0x[0-9a-f]+", "", repr(value))[:60]
+
 
 # ---- Item classes
 
@@ -353,7 +362,7 @@ def test_item_details() -> None:
         (Product(name="n"), {"$item": [f"{HERE}:Product", [["name", "n"]]]}),
         (Order(2), {"$item": [f"{HERE}:Order", [["price", 2], ["count", 1]], [["total", 2]]]}),
     ],
-    ids=repr,
+    ids=case_id,
 )
 def test_format(value: object, data: object) -> None:
     assert describe(encode(value)) == describe(data)
@@ -516,7 +525,7 @@ def test_refused_open_things(tmp_path: Path) -> None:
         (Product(name=[Number.ONE]), f"meta['name'][0]: a value of type {HERE}.Number "),
         ({frozenset([Number.ONE])}, "meta[<frozenset>][<"),
     ],
-    ids=str,
+    ids=case_id,
 )
 def test_path(value: object, path: str) -> None:
     with pytest.raises(CodecError) as caught:
@@ -780,7 +789,7 @@ def test_arbitrary_payload_is_read_or_refused(tag: str, payload: Any) -> None:
         object(),
         collections.OrderedDict(a=1),
     ],
-    ids=lambda data: repr(data)[:60],
+    ids=case_id,
 )
 def test_malformed_data(data: Any) -> None:
     with pytest.raises(CodecError):

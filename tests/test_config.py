@@ -342,14 +342,6 @@ def test_without_a_token_the_missing_token_is_what_is_said() -> None:
 # What this version cannot do
 
 
-@pytest.mark.parametrize("backend", ["auto", "apify"])
-def test_apify_backend_is_refused(backend: str) -> None:
-    message = refusal({"APIFY_RQ_BACKEND": backend}, {"APIFY_TOKEN": TOKEN})
-    assert "this version has the embedded queue only" in message
-    assert "set APIFY_RQ_BACKEND = 'sqlite'" in message
-    assert "SECRET" not in message
-
-
 def test_shared_access_is_refused() -> None:
     message = refusal({"APIFY_RQ_ACCESS": "shared"})
     assert "APIFY_RQ_ACCESS = 'shared': not available yet" in message

@@ -33,9 +33,11 @@ def test_the_settings_table_tells_the_defaults() -> None:
 
 
 def test_every_stat_is_documented() -> None:
-    used = set(re.findall(r'"((?:apify_rq|scheduler|dupefilter)/[\w/]+)"', _source()))
-    documented = set(re.findall(r"`((?:apify_rq|scheduler|dupefilter)/[\w/]+)`", _section("Stats")))
+    stat = r"((?:apify_rq|scheduler|dupefilter)/[\w/]+)"
+    used = set(re.findall(rf'"{stat}"', _source()))
+    documented = set(re.findall(rf"`{stat}`", _section("Stats")))
     assert documented - {"dupefilter/filtered"} == used  # RFPDupeFilter counts that one
+    assert "`apify_rq/api/calls/{endpoint}`" in README
 
 
 def test_every_closing_reason_is_documented() -> None:

@@ -101,7 +101,7 @@ class SlowBackend(SqliteBackend):
 
     def __init__(self, folder: Path, *, lag: float = 0, **options: Any) -> None:
         super().__init__(folder, name=QUEUE, **options)
-        self.lag = lag
+        self.lag = self.consistency_delay = lag
         self.calls: list[Call] = []
         self.gates: dict[str, Gate] = {}
         self.fault: BackendError | None = None
@@ -184,6 +184,7 @@ class Driver:
             urgency=lambda entry: (entry.retry_count > 0, 0),
             wake=self.woken.set,
             dropped=self.dropped.append,
+            refused=lambda visit, reason: None,
             failed=self._failed,
             **values,
         )

@@ -23,12 +23,16 @@ from scrapy_apify_rq.unique_keys import request_id
 from tests.project import Crawl, Project
 from tests.site import Answer, Hit, Page, Site, links
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 Folders = pytest.TempPathFactory
 ONE_BY_ONE = {
     "CONCURRENT_REQUESTS": 1,
     # No page is fetched before the callback of the one before it has ended.
     "SCRAPER_SLOT_MAX_ACTIVE_SIZE": 1,
 }
+# Takes longer than to save a link or a retry, also over the API and on a busy machine.
+SLOW = Page("a page", delay=0.05)
 
 
 @dataclass
@@ -99,7 +103,7 @@ def test_a_crawled_page_is_handled(tmp_path: Path) -> None:
     assert entry.loaded_url == f"{life.site.url}/a"
     assert entry.error_messages == []
     assert entry.retry_count == 0
-    assert entry.no_retry is None
+    assert entry.no_retry is False  # not absent: the Apify SDK would not read the entry
     assert entry.user_data["label"] == "parse_page"
     assert life.project.info().pending == 0
     assert life.crawl.stats["apify_rq/handled"] == 3
@@ -128,7 +132,7 @@ def to(path: str) -> Page:
 
 
 @pytest.fixture(scope="module")
-def redirected(tmp_path_factory: Folders) -> Life:
+def redirected(tmp_path_factory: Folders, backend: str) -> Life:
     pages = {
         "/": links("/seen", "/one", "/two", "/to-seen", "/to-itself", "/refresh", "/far"),
         "/seen": "seen",
@@ -228,7 +232,7 @@ DROP_ERRORS = {
 
 
 @pytest.fixture(scope="module")
-def retried(tmp_path_factory: Folders) -> Life:
+def retried(tmp_path_factory: Folders, backend: str) -> Life:
     pages = {
         "/": links("/status", "/drop", "/empty", "/errback", "/down", "/cut", "/dont-retry"),
         "/status": [503, 503, "a page"],
@@ -359,7 +363,7 @@ def test_a_page_tried_again_by_a_middleware_of_the_project_is_not_failed(tmp_pat
 @pytest.mark.parametrize("in_front", [True, False])
 def test_a_retry_goes_in_front_or_to_the_end(tmp_path: Path, in_front: bool) -> None:
     others = [f"/{number}" for number in range(8)]
-    pages = {"/": links("/bad", *others), "/bad": [503, "a page"]} | dict.fromkeys(others, "a page")
+    pages = {"/": links("/bad", *others), "/bad": [503, "a page"]} | dict.fromkeys(others, SLOW)
     settings = {**ONE_BY_ONE, "APIFY_RQ_RETRY_FOREFRONT": in_front}
     life = live(tmp_path, SPIDER, pages, **settings)
     order = life.site.paths
@@ -476,7 +480,7 @@ class Spider(scrapy.Spider):
 
 
 @pytest.fixture(scope="module")
-def failed(tmp_path_factory: Folders) -> Life:
+def failed(tmp_path_factory: Folders, backend: str) -> Life:
     raising = ("/plain", "/generator", "/coroutine", "/async_generator", "/link/1", "/link/2")
     return live(
         tmp_path_factory.mktemp("failed"),
@@ -578,7 +582,7 @@ class Spider(scrapy.Spider):
 
 
 @pytest.fixture(scope="module")
-def raised(tmp_path_factory: Folders) -> Life:
+def raised(tmp_path_factory: Folders, backend: str) -> Life:
     pages = {
         "/": links("/once", "/always", "/also-down"),
         "/once": ["bad", "good"],
@@ -650,7 +654,7 @@ class Spider(scrapy.Spider):
 
 
 @pytest.fixture(scope="module")
-def unfiltered(tmp_path_factory: Folders) -> Life:
+def unfiltered(tmp_path_factory: Folders, backend: str) -> Life:
     pages = dict.fromkeys(("/", "/page", "/memory/1", "/memory/2"), "a page")
     folder = tmp_path_factory.mktemp("unfiltered")
     return live(folder, UNFILTERED, pages, "-o", "-:jsonlines")
@@ -709,7 +713,7 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def restarted(tmp_path_factory: Folders) -> Runs:
+def restarted(tmp_path_factory: Folders, backend: str) -> Runs:
     """A crawl that is stopped half-way, resumed, and run again from another page."""
     pages = {
         "/": links("/a", "/b", "/b"),
@@ -848,7 +852,7 @@ def written_by_apify(site: str, path: str, **fields: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def foreign(tmp_path_factory: Folders) -> Life:
+def foreign(tmp_path_factory: Folders, backend: str) -> Life:
     folder = tmp_path_factory.mktemp("foreign")
 
     def entries(site: str) -> list[Entry]:
@@ -983,7 +987,7 @@ class Ordered:
 
 
 @pytest.fixture(scope="module")
-def ordered(tmp_path_factory: Folders) -> Ordered:
+def ordered(tmp_path_factory: Folders, backend: str) -> Ordered:
     first, deep = "/first?p=9", ["/1/deep", "/2/deep"]
     pages = {
         "/": links("/1", "/2", "/late?p=-1", "/mid?p=5", "/3", "/4", first, "/mid/2?p=5"),
@@ -991,7 +995,7 @@ def ordered(tmp_path_factory: Folders) -> Ordered:
         "/1": links(deep[0]),
         "/2": links(deep[1]),
     }
-    with Site(pages, default="a page") as site:
+    with Site(pages, default=SLOW) as site:
         folder = tmp_path_factory.mktemp("ordered")
         project = Project(folder, TREE, site=site.url, settings=ONE_BY_ONE)
         project.crawl("-s", "CLOSESPIDER_PAGECOUNT=1")
@@ -1019,11 +1023,11 @@ def test_of_one_priority_first_in_is_first_out(ordered: Ordered) -> None:
 def test_lifo_goes_depth_first(tmp_path: Path) -> None:
     wide = [f"/{number}" for number in range(6)]
     deep = [f"{path}/deep" for path in wide]
-    pages = {path: links(f"{path}/deep") for path in wide}
+    pages = {path: Page(links(f"{path}/deep"), delay=SLOW.delay) for path in wide}
     life = live(
         tmp_path,
         TREE,
-        {"/": links(*wide), **pages, **dict.fromkeys(deep, "a page")},
+        {"/": links(*wide), **pages, **dict.fromkeys(deep, SLOW)},
         **ONE_BY_ONE,
         APIFY_RQ_ORDER="lifo",
     )

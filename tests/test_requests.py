@@ -269,7 +269,7 @@ def test_an_encoding_is_kept(encoding: str) -> None:
 def test_dont_retry_is_also_written_where_others_look(dont_retry: object) -> None:
     request = Request(URL, meta={"dont_retry": dont_retry})
     restarted(request)
-    assert converter().encode(request, KEY).no_retry == (True if dont_retry else None)
+    assert converter().encode(request, KEY).no_retry is bool(dont_retry)
 
 
 def test_a_private_method() -> None:
@@ -344,7 +344,7 @@ GET_JSON = """{"id":"LHDhK3oGRvkiefQ","uniqueKey":"key",
 "headers":{"Referer":"https://example.com/"},
 "userData":{"label":"parse_page","scrapy":{"v":1,"callback":"parse_page",
 "meta":{"depth":1,"download_timeout":180.0},"cb_kwargs":{"category":{"$tuple":["books",7]}}}},
-"retryCount":0,"errorMessages":[]}"""
+"retryCount":0,"noRetry":false,"errorMessages":[]}"""
 POST = JsonRequest(
     "https://example.com/api",
     data={"query": "é"},

@@ -15,6 +15,8 @@ from tests.project import Project
 from tests.shop import Example, Hits, Shop
 from tests.site import Hit, Page, Site
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 STOCK: dict[str, Any] = {"ADDONS": {}}
 
 

@@ -15,6 +15,8 @@ from tests.compare import STOCK, Run, run
 from tests.project import Project
 from tests.site import Hit, Page, Site, links
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 # Requests of all kinds.
 
 KINDS = """
@@ -199,7 +201,7 @@ KINDS_SITE = {
 
 
 @pytest.fixture(scope="module")
-def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+def kinds(tmp_path_factory: pytest.TempPathFactory, backend: str) -> dict[str, Run]:
     """One crawl by stock Scrapy, one that hands out live requests, one that reads them back."""
     with Site(KINDS_SITE, default="page") as site:
         project = Project(tmp_path_factory.mktemp("kinds"), KINDS, site=site.url)

@@ -10,6 +10,8 @@ import pytest
 from tests.project import Project
 from tests.site import Site, links
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 PREAMBLE = """
 import asyncio
 import scrapy.crawler

@@ -7,6 +7,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime, timezone
@@ -416,3 +417,14 @@ async def test_an_entry_as_deep_as_can_be_read_can_be_written(tmp_path: Path, de
     await backend.update([found], forefront=False)
     assert await backend.get(VALID.id) == found
     await backend.close()
+
+
+def test_a_file_that_another_process_is_making_is_waited_for(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None, check_same_thread=False)
+    with closing(other):
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        release = threading.Timer(0.2, other.rollback)
+        release.start()
+        connect(tmp_path).close()
+        release.join()

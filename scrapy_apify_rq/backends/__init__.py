@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from scrapy_apify_rq.backends import sqlite
+from scrapy_apify_rq.backends.apify import ApifyBackend
 from scrapy_apify_rq.backends.base import Backend
 from scrapy_apify_rq.config import Config
 
 
-def backend_for(config: Config) -> Backend:
-    """The backend that the settings ask for, not open yet."""
+def backend_for(config: Config, count: Callable[[str], None]) -> Backend:
+    """The backend that the settings ask for, not open yet. ``count`` takes names of stats."""
+    if config.backend == "apify":
+        return ApifyBackend(
+            config.api_base_url,
+            config.token,
+            name=config.queue_name,
+            id=config.queue_id,
+            client_key=config.client_key,
+            patience=config.unavailable_timeout,
+            count=count,
+        )
     return sqlite.SqliteBackend(
         config.storage_dir,
         name=config.queue_name,
@@ -21,4 +34,5 @@ def backend_for(config: Config) -> Backend:
 
 def check(config: Config) -> None:
     """Raise ConfigError now for what ``open`` would only find when the engine is up."""
-    sqlite.check(config.storage_dir, config.queue_id)
+    if config.backend == "sqlite":
+        sqlite.check(config.storage_dir, config.queue_id)

@@ -20,6 +20,8 @@ class Added(NamedTuple):
     id: str
     was_already_present: bool
     was_already_handled: bool
+    refused: str | None = None
+    """Why the queue will never take this entry, for example its size."""
 
 
 class Claimed(NamedTuple):
@@ -50,8 +52,14 @@ class Backend(Protocol):
 
     batch: int
     """The most entries that ``add`` and ``update`` take in one call."""
+    parallel: int
+    """How many calls of ``add``, and as many of ``update``, may be under way at one time."""
+    linger: float
+    """Seconds for which an add may wait for company, since calls are what costs; 0 = none."""
     lag: float
-    """Seconds for which ``claim`` may not see our own confirmed writes; 0 = never."""
+    """Seconds for which ``claim`` may show our own confirmed writes as not made; 0 = never."""
+    consistency_delay: float
+    """Seconds between two questions before the answer "nothing pending" is believed."""
 
     @property
     def location(self) -> str:

@@ -16,7 +16,7 @@ import string
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -33,11 +33,23 @@ CREATE TABLE queues (
     key INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
     name TEXT UNIQUE,
+    title TEXT,
+    general_access TEXT,
     created_at REAL NOT NULL,
+    modified_at REAL NOT NULL,
+    accessed_at REAL NOT NULL,
     total INTEGER NOT NULL DEFAULT 0,
     handled INTEGER NOT NULL DEFAULT 0,
     first INTEGER NOT NULL DEFAULT 0,  -- the smallest position given out so far
-    last INTEGER NOT NULL DEFAULT 0    -- the greatest
+    last INTEGER NOT NULL DEFAULT 0,   -- the greatest
+    -- What the platform would bill, by its own counting.
+    reads INTEGER NOT NULL DEFAULT 0,
+    head_items_read INTEGER NOT NULL DEFAULT 0,
+    writes INTEGER NOT NULL DEFAULT 0,
+    deletes INTEGER NOT NULL DEFAULT 0,
+    -- Kept by the server only.
+    client_key TEXT,                   -- the first client: '' = one without a key, NULL = none yet
+    had_multiple_clients INTEGER NOT NULL DEFAULT FALSE
 );
 CREATE TABLE requests (
     queue INTEGER NOT NULL REFERENCES queues (key),
@@ -172,13 +184,18 @@ def _is_empty(db: sqlite3.Connection, file: Path) -> bool:
 
 
 @dataclass(slots=True)
-class _Counters:
+class Counters:
     """The counters of a queue while one transaction changes it."""
 
     total: int
     handled: int
     first: int
     last: int
+    writes: int
+    deletes: int
+
+    def as_row(self) -> tuple[int, ...]:
+        return (self.total, self.handled, self.first, self.last, self.writes, self.deletes)
 
     def place(self, handled: bool, forefront: bool) -> int | None:
         if handled:
@@ -190,32 +207,13 @@ class _Counters:
         return self.last
 
 
-class SqliteBackend:
-    """One queue of the file; see ``Backend`` for what each method promises.
+class File:
+    """The open file, and transactions on it; ``patience`` as in ``SqliteBackend``."""
 
-    ``lock_secs`` turns leases on (shared access); ``patience`` is how long, in seconds, to wait
-    for other processes that keep the file locked.
-    """
+    _db: sqlite3.Connection
 
-    batch = 25
-    lag = 0.0
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        name: str | None = None,
-        id: str | None = None,
-        lock_secs: int | None = None,
-        client_key: str | None = None,
-        patience: float = 600,
-        now: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, folder: Path, patience: float, now: Callable[[], float]) -> None:
         self._folder = folder
-        self._name = name
-        self._id = id
-        self._lock_secs = lock_secs
-        self._client_key = client_key or secrets.token_hex(16)
         self._patience = patience
         self._now = now
 
@@ -225,205 +223,22 @@ class SqliteBackend:
 
     async def open(self) -> None:
         self._db = connect(self._folder)
-        self._key = await self._transaction(self._get_or_create)
-
-    def _get_or_create(self) -> int:
-        key = _find(self._db, self._id, self._name, self._folder / FILE_NAME)
-        if key is None:
-            alphabet = string.ascii_letters + string.digits
-            new_id = "".join(secrets.choice(alphabet) for _ in range(17))
-            (key,) = self._db.execute(
-                "INSERT INTO queues (id, name, created_at) VALUES (?, ?, ?) RETURNING key",
-                (new_id, self._name, self._now()),
-            ).fetchone()
-        return key
 
     async def close(self) -> None:
         if hasattr(self, "_db"):
             self._db.close()
 
-    async def info(self) -> Info:
-        query = "SELECT id, name, total, handled FROM queues WHERE key = ?"
-        ((id, name, total, handled),) = await self._patiently(
-            lambda: self._db.execute(query, (self._key,)).fetchall()
+    def _create(self, name: str | None) -> int:
+        """Make a new queue, within a transaction; its key."""
+        alphabet = string.ascii_letters + string.digits
+        id = "".join(secrets.choice(alphabet) for _ in range(17))
+        now = self._now()
+        cursor = self._db.execute(
+            "INSERT INTO queues (id, name, created_at, modified_at, accessed_at)"
+            " VALUES (?, ?, ?, ?, ?) RETURNING key",
+            (id, name, now, now, now),
         )
-        return Info(id, name, total, handled, total - handled)
-
-    async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
-        rows = [(entry, entry.to_json()) for entry in entries]
-        return await self._write(
-            lambda counters: [self._add(*row, forefront, counters) for row in rows]
-        )
-
-    def _add(self, entry: Entry, json: str, forefront: bool, counters: _Counters) -> Added:
-        handled = entry.handled_at is not None
-        stored = self._db.execute(
-            "INSERT INTO requests (queue, id, position, failed, json) VALUES (?, ?, ?, ?, ?)"
-            " ON CONFLICT DO NOTHING",
-            (self._key, entry.id, counters.place(handled, forefront), entry.failed, json),
-        ).rowcount
-        if stored:
-            counters.total += 1
-            counters.handled += handled
-            return Added(entry.id, False, False)
-        return Added(entry.id, True, self._position(entry.id) is None)
-
-    def _position(self, id: str) -> int | None:
-        row = self._db.execute(
-            "SELECT position FROM requests WHERE queue = ? AND id = ?", (self._key, id)
-        ).fetchone()
-        return None if row is None else row[0]
-
-    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> None:
-        rows = [(entry, entry.to_json()) for entry in entries]
-
-        def work(counters: _Counters) -> None:
-            for row in rows:
-                self._update(*row, forefront, counters)
-
-        await self._write(work)
-
-    def _update(self, entry: Entry, json: str, forefront: bool, counters: _Counters) -> None:
-        handled = entry.handled_at is not None
-        values = (counters.place(handled, forefront), entry.failed, json, self._key, entry.id)
-        was = self._db.execute(
-            "SELECT position IS NULL FROM requests WHERE queue = ? AND id = ?", values[3:]
-        ).fetchone()
-        if was is None:
-            counters.total += 1
-            self._db.execute(
-                "INSERT INTO requests (position, failed, json, queue, id) VALUES (?, ?, ?, ?, ?)",
-                values,
-            )
-        else:
-            self._db.execute(
-                "UPDATE requests SET position = ?, failed = ?, json = ?, lock_by = NULL,"
-                " lock_expires_at = NULL WHERE queue = ? AND id = ?",
-                values,
-            )
-        counters.handled += handled - (was is not None and was[0])
-
-    async def claim(self, limit: int, known: Collection[str]) -> Claim:
-        lease: float | None = None
-        if self._lock_secs is None:
-            ids, more = await self._patiently(lambda: self._head(limit, known))
-        else:
-            lease = self._now() + self._lock_secs
-            ids, more = await self._write(lambda _: self._lock(limit, known, lease))
-        claimed: list[Claimed] = []
-        for start in range(0, len(ids), _CHUNK):
-            entries = await self._entries(ids[start : start + _CHUNK])
-            claimed += [Claimed(entry, lease) for entry in entries]
-            await asyncio.sleep(0)
-        return Claim(claimed, more)
-
-    def _head(self, limit: int, known: Collection[str], free: str = "") -> tuple[list[str], bool]:
-        rows = self._db.execute(
-            f"SELECT id FROM requests WHERE queue = ? AND position IS NOT NULL {free}"
-            " ORDER BY position LIMIT ?",
-            (self._key, limit + len(known) + 1),
-        )
-        ids = [id for (id,) in rows if id not in known]
-        return ids[:limit], len(ids) > limit
-
-    def _lock(
-        self, limit: int, known: Collection[str], until: float | None
-    ) -> tuple[list[str], bool]:
-        free = f"AND (lock_expires_at IS NULL OR lock_expires_at <= {self._now()!r})"
-        ids, more = self._head(limit, known, free)
-        self._db.executemany(
-            "UPDATE requests SET lock_by = ?, lock_expires_at = ? WHERE queue = ? AND id = ?",
-            [(self._client_key, until, self._key, id) for id in ids],
-        )
-        return ids, more
-
-    async def _entries(self, ids: Sequence[str]) -> list[Entry]:
-        marks = ", ".join("?" * len(ids))
-        query = f"SELECT id, {_JSON} FROM requests WHERE queue = ? AND id IN ({marks})"
-        found = await self._patiently(lambda: dict(self._db.execute(query, (self._key, *ids))))
-        return [Entry.from_json(id, found[id]) for id in ids if id in found]
-
-    async def prolong(self, ids: Collection[str]) -> dict[str, float]:
-        until = self._now() + (self._lock_secs or 0)
-
-        def work(_: _Counters) -> dict[str, float]:
-            return {id: until for id in ids if self._prolong(id, until)}
-
-        return await self._write(work)
-
-    def _prolong(self, id: str, until: float) -> bool:
-        changed = self._db.execute(
-            "UPDATE requests SET lock_expires_at = ? WHERE queue = ? AND id = ?"
-            " AND lock_by = ? AND lock_expires_at > ?",
-            (until, self._key, id, self._client_key, self._now()),
-        ).rowcount
-        return changed == 1
-
-    async def unlock(self) -> None:
-        await self._write(
-            lambda _: self._db.execute(
-                "UPDATE requests SET lock_by = NULL, lock_expires_at = NULL"
-                " WHERE queue = ? AND position IS NOT NULL AND lock_by = ?",
-                (self._key, self._client_key),
-            )
-        )
-
-    async def purge(self) -> None:
-        def work(counters: _Counters) -> None:
-            self._db.execute("DELETE FROM requests WHERE queue = ?", (self._key,))
-            counters.total = counters.handled = 0
-
-        await self._write(work)
-
-    async def get(self, id: str) -> Entry | None:
-        return next(iter(await self._entries([id])), None)
-
-    async def list(self, state: State | None = None) -> AsyncIterator[Entry]:
-        query = (
-            f"SELECT rowid, id, {_JSON} FROM requests {_ROWS[state]}"
-            " AND rowid > :last ORDER BY rowid LIMIT :chunk"
-        )
-        values = {"queue": self._key, "last": 0, "chunk": _CHUNK, "now": self._now()}
-        while True:
-            rows = await self._patiently(lambda: self._db.execute(query, values).fetchall())
-            if not rows:
-                return
-            values["last"] = rows[-1][0]
-            for _, id, json in rows:
-                yield Entry.from_json(id, json)
-            await asyncio.sleep(0)
-
-    async def delete(self, ids: Collection[str]) -> None:
-        def work(counters: _Counters) -> None:
-            for id in ids:
-                # Not "RETURNING position IS NULL": SQLite 3.40.1 answers 0 where position is
-                # NULL, as long as the column queue is NOT NULL.
-                gone = self._db.execute(
-                    "DELETE FROM requests WHERE queue = ? AND id = ? RETURNING position",
-                    (self._key, id),
-                ).fetchone()
-                if gone is not None:
-                    counters.total -= 1
-                    counters.handled -= gone[0] is None
-
-        await self._write(work)
-
-    async def _write(self, work: Callable[[_Counters], _T]) -> _T:
-        """Run ``work`` in a transaction that also keeps the counters of the queue."""
-
-        def counted() -> _T:
-            row = self._db.execute(
-                "SELECT total, handled, first, last FROM queues WHERE key = ?", (self._key,)
-            ).fetchone()
-            counters = _Counters(*row)
-            result = work(counters)
-            self._db.execute(
-                "UPDATE queues SET total = ?, handled = ?, first = ?, last = ? WHERE key = ?",
-                (*astuple(counters), self._key),
-            )
-            return result
-
-        return await self._transaction(counted)
+        return int(cursor.fetchone()[0])
 
     async def _transaction(self, work: Callable[[], _T]) -> _T:
         """Run ``work`` in one transaction; all of it is stored, or nothing."""
@@ -455,3 +270,246 @@ class SqliteBackend:
             f"The embedded queue {self.location} failed: {error}. Nothing that was stored is lost:"
             " cure the cause and run the spider again."
         )
+
+
+class SqliteBackend(File):
+    """One queue of the file; see ``Backend`` for what each method promises.
+
+    ``lock_secs`` turns leases on (shared access); ``patience`` is how long, in seconds, to wait
+    for other processes that keep the file locked.
+    """
+
+    batch = 25
+    parallel = 1
+    linger = 0.0
+    lag = 0.0
+    consistency_delay = 0.0
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str | None = None,
+        id: str | None = None,
+        lock_secs: int | None = None,
+        client_key: str | None = None,
+        patience: float = 600,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(folder, patience, now)
+        self._name = name
+        self._id = id
+        self._lock_secs = lock_secs
+        self._client_key = client_key or secrets.token_hex(16)
+
+    async def open(self) -> None:
+        await super().open()
+        self._key = await self._transaction(self._get_or_create)
+
+    def _get_or_create(self) -> int:
+        key = _find(self._db, self._id, self._name, self._folder / FILE_NAME)
+        return self._create(self._name) if key is None else key
+
+    async def info(self) -> Info:
+        query = "SELECT id, name, total, handled FROM queues WHERE key = ?"
+        rows = await self._patiently(lambda: self._db.execute(query, (self._key,)).fetchall())
+        if not rows:
+            raise self._deleted()
+        ((id, name, total, handled),) = rows
+        return Info(id, name, total, handled, total - handled)
+
+    async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
+        rows = [(entry, entry.to_json()) for entry in entries]
+        return await self._write(
+            lambda counters: [self._add(*row, forefront, counters) for row in rows]
+        )
+
+    def _add(self, entry: Entry, json: str, forefront: bool, counters: Counters) -> Added:
+        counters.writes += 1
+        handled = entry.handled_at is not None
+        stored = self._db.execute(
+            "INSERT INTO requests (queue, id, position, failed, json) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING",
+            (self._key, entry.id, counters.place(handled, forefront), entry.failed, json),
+        ).rowcount
+        if stored:
+            counters.total += 1
+            counters.handled += handled
+            return Added(entry.id, False, False)
+        return Added(entry.id, True, self._position(entry.id) is None)
+
+    def _position(self, id: str) -> int | None:
+        row = self._db.execute(
+            "SELECT position FROM requests WHERE queue = ? AND id = ?", (self._key, id)
+        ).fetchone()
+        return None if row is None else row[0]
+
+    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> None:
+        rows = [(entry, entry.to_json()) for entry in entries]
+
+        def work(counters: Counters) -> None:
+            for row in rows:
+                self._update(*row, forefront, counters)
+
+        await self._write(work)
+
+    def _update(self, entry: Entry, json: str, forefront: bool, counters: Counters) -> Added:
+        counters.writes += 1
+        handled = entry.handled_at is not None
+        values = (counters.place(handled, forefront), entry.failed, json, self._key, entry.id)
+        was = self._db.execute(
+            "SELECT position IS NULL FROM requests WHERE queue = ? AND id = ?", values[3:]
+        ).fetchone()
+        if was is None:
+            counters.total += 1
+            self._db.execute(
+                "INSERT INTO requests (position, failed, json, queue, id) VALUES (?, ?, ?, ?, ?)",
+                values,
+            )
+        else:
+            self._db.execute(
+                "UPDATE requests SET position = ?, failed = ?, json = ?, lock_by = NULL,"
+                " lock_expires_at = NULL WHERE queue = ? AND id = ?",
+                values,
+            )
+        was_handled = was is not None and bool(was[0])
+        counters.handled += handled - was_handled
+        return Added(entry.id, was is not None, was_handled)
+
+    async def claim(self, limit: int, known: Collection[str]) -> Claim:
+        lease: float | None = None
+        if self._lock_secs is None:
+            ids, more = await self._patiently(lambda: self._head(limit, known))
+        else:
+            lease = self._now() + self._lock_secs
+            ids, more = await self._write(
+                lambda counters: self._lock(limit, known, lease, counters)
+            )
+        claimed: list[Claimed] = []
+        for start in range(0, len(ids), _CHUNK):
+            entries = await self._entries(ids[start : start + _CHUNK])
+            claimed += [Claimed(entry, lease) for entry in entries]
+            await asyncio.sleep(0)
+        return Claim(claimed, more)
+
+    def _head(self, limit: int, known: Collection[str], free: str = "") -> tuple[list[str], bool]:
+        rows = self._db.execute(
+            f"SELECT id FROM requests WHERE queue = ? AND position IS NOT NULL {free}"
+            " ORDER BY position LIMIT ?",
+            (self._key, limit + len(known) + 1),
+        )
+        ids = [id for (id,) in rows if id not in known]
+        return ids[:limit], len(ids) > limit
+
+    def _lock(
+        self, limit: int, known: Collection[str], until: float | None, counters: Counters
+    ) -> tuple[list[str], bool]:
+        free = f"AND (lock_expires_at IS NULL OR lock_expires_at <= {self._now()!r})"
+        ids, more = self._head(limit, known, free)
+        self._db.executemany(
+            "UPDATE requests SET lock_by = ?, lock_expires_at = ? WHERE queue = ? AND id = ?",
+            [(self._client_key, until, self._key, id) for id in ids],
+        )
+        counters.writes += len(ids)
+        return ids, more
+
+    async def _entries(self, ids: Sequence[str]) -> list[Entry]:
+        marks = ", ".join("?" * len(ids))
+        query = f"SELECT id, {_JSON} FROM requests WHERE queue = ? AND id IN ({marks})"
+        found = await self._patiently(lambda: dict(self._db.execute(query, (self._key, *ids))))
+        return [Entry.from_json(id, found[id]) for id in ids if id in found]
+
+    async def prolong(self, ids: Collection[str]) -> dict[str, float]:
+        until = self._now() + (self._lock_secs or 0)
+
+        def work(counters: Counters) -> dict[str, float]:
+            return {id: until for id in ids if self._prolong(id, until, counters)}
+
+        return await self._write(work)
+
+    def _prolong(self, id: str, until: float, counters: Counters) -> bool:
+        changed = self._db.execute(
+            "UPDATE requests SET lock_expires_at = ? WHERE queue = ? AND id = ?"
+            " AND lock_by = ? AND lock_expires_at > ?",
+            (until, self._key, id, self._client_key, self._now()),
+        ).rowcount
+        counters.writes += changed
+        return changed == 1
+
+    async def unlock(self) -> None:
+        await self._write(self._unlock)
+
+    def _unlock(self, counters: Counters) -> int:
+        unlocked = self._db.execute(
+            "UPDATE requests SET lock_by = NULL, lock_expires_at = NULL WHERE queue = ?"
+            " AND position IS NOT NULL AND lock_by = ? AND lock_expires_at > ?",
+            (self._key, self._client_key, self._now()),
+        ).rowcount
+        counters.writes += unlocked
+        return unlocked
+
+    async def purge(self) -> None:
+        def work(counters: Counters) -> None:
+            self._db.execute("DELETE FROM requests WHERE queue = ?", (self._key,))
+            counters.total = counters.handled = 0
+
+        await self._write(work)
+
+    async def get(self, id: str) -> Entry | None:
+        return next(iter(await self._entries([id])), None)
+
+    async def list(self, state: State | None = None) -> AsyncIterator[Entry]:
+        query = (
+            f"SELECT rowid, id, {_JSON} FROM requests {_ROWS[state]}"
+            " AND rowid > :last ORDER BY rowid LIMIT :chunk"
+        )
+        values = {"queue": self._key, "last": 0, "chunk": _CHUNK, "now": self._now()}
+        while True:
+            rows = await self._patiently(lambda: self._db.execute(query, values).fetchall())
+            if not rows:
+                return
+            values["last"] = rows[-1][0]
+            for _, id, json in rows:
+                yield Entry.from_json(id, json)
+            await asyncio.sleep(0)
+
+    async def delete(self, ids: Collection[str]) -> None:
+        await self._write(lambda counters: self._delete(ids, counters))
+
+    def _delete(self, ids: Collection[str], counters: Counters) -> None:
+        for id in ids:
+            # Not "RETURNING position IS NULL": SQLite 3.40.1 answers 0 where position is NULL, as
+            # long as the column queue is NOT NULL.
+            gone = self._db.execute(
+                "DELETE FROM requests WHERE queue = ? AND id = ? RETURNING position",
+                (self._key, id),
+            ).fetchone()
+            if gone is not None:
+                counters.total -= 1
+                counters.handled -= gone[0] is None
+                counters.deletes += 1
+
+    def _deleted(self) -> BackendError:
+        return BackendError(f"The queue was deleted from {self.location}", "apify_rq_gone")
+
+    async def _write(self, work: Callable[[Counters], _T]) -> _T:
+        """Run ``work`` in a transaction that also keeps the counters of the queue."""
+
+        def counted() -> _T:
+            row: tuple[int, ...] | None = self._db.execute(
+                "SELECT total, handled, first, last, writes, deletes FROM queues WHERE key = ?",
+                (self._key,),
+            ).fetchone()
+            if row is None:
+                raise self._deleted()
+            counters = Counters(*row)
+            result = work(counters)
+            if counters.as_row() != row:
+                self._db.execute(
+                    "UPDATE queues SET total = ?, handled = ?, first = ?, last = ?, writes = ?,"
+                    " deletes = ?, modified_at = ? WHERE key = ?",
+                    (*counters.as_row(), self._now(), self._key),
+                )
+            return result
+
+        return await self._transaction(counted)

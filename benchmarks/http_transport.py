@@ -1,0 +1,157 @@
+"""What a PUT costs in CPU: httpx's own transport against httpx-aiohttp, on loopback.
+
+The server is a process of its own that answers with as little work as possible; the time is the
+CPU time of the client's process alone. This is why backends/apify.py sends through aiohttp.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gzip
+import hashlib
+import json
+import multiprocessing
+import time
+from collections.abc import Awaitable, Callable
+from multiprocessing.connection import Connection
+
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+_ANSWER = (
+    b'{"data":{"requestId":"0123456789abcde","wasAlreadyPresent":true,"wasAlreadyHandled":false}}'
+)
+_BODY = (
+    b'{"uniqueKey":"0123456789","url":"https://example.com/a/page","userData":{"label":"parse"}}'
+)
+
+_HEADERS = {"Authorization": "Bearer token", "Content-Type": "application/json"}
+
+Put = Callable[[str], Awaitable[httpx.Response]]
+
+
+class _Connection(asyncio.Protocol):
+    """Answers every call whose head and body have come."""
+
+    def __init__(self) -> None:
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        while (end := self._received.find(b"\r\n\r\n")) >= 0:
+            head = self._received[:end].lower()
+            length = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
+            if len(self._received) < end + 4 + length:
+                return
+            self._received = self._received[end + 4 + length :]
+            self._transport.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+                % (len(_ANSWER), _ANSWER)
+            )
+
+
+def _serve(port_to: Connection) -> None:
+    async def run() -> None:
+        server = await asyncio.get_running_loop().create_server(_Connection, "127.0.0.1", 0)
+        port_to.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    asyncio.run(run())
+
+
+KINDS = ("httpx", "httpx-aiohttp", "httpx-aiohttp, no client")
+
+
+def _sender(kind: str, connections: int) -> tuple[httpx.AsyncBaseTransport, Put]:
+    """How to make a PUT. The backend does without httpx's client, with its transport alone."""
+    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+    transport: httpx.AsyncBaseTransport
+    if kind == "httpx":
+        transport = httpx.AsyncHTTPTransport(limits=limits)
+    else:
+        transport = AiohttpTransport(limits=limits)
+    client = httpx.AsyncClient(transport=transport, timeout=30)
+
+    async def put_by_client(url: str) -> httpx.Response:
+        return await client.put(url, content=_BODY, headers=_HEADERS)
+
+    async def put(url: str) -> httpx.Response:
+        request = httpx.Request(
+            "PUT", url, content=_BODY, headers=_HEADERS, extensions={"timeout": {"read": 30}}
+        )
+        answer = await transport.handle_async_request(request)
+        await answer.aread()
+        return answer
+
+    return transport, put if kind == KINDS[2] else put_by_client
+
+
+async def _measure(kind: str, url: str, connections: int, calls: int) -> float:
+    """CPU milliseconds for each PUT."""
+    transport, put = _sender(kind, connections)
+    async with transport:
+
+        async def work(calls: int) -> None:
+            for _ in range(calls):
+                (await put(url)).json()
+
+        async def all_connections(calls: int) -> None:
+            await asyncio.gather(*(work(calls // connections) for _ in range(connections)))
+
+        await all_connections(connections * 4)
+        start = time.process_time()
+        await all_connections(calls)
+        return (time.process_time() - start) / (calls // connections * connections) * 1000
+
+
+def _link(n: int) -> dict[str, object]:
+    """A new entry with a fingerprint for its key."""
+    scrapy = {"v": 1, "callback": "parse_product", "meta": {"depth": n % 5}}
+    return {
+        "uniqueKey": hashlib.sha1(str(n).encode()).hexdigest(),
+        "url": f"https://example.com/products/{n}?page={n % 7}",
+        "method": "GET",
+        "userData": {"label": "parse_product", "scrapy": scrapy},
+        "retryCount": 0,
+    }
+
+
+def _print_compression() -> None:
+    """What gzip at level 1 costs and saves for bodies as crawls send them."""
+    print("gzip level 1: bytes, compressed to, CPU ms")
+    for entries in (1, 8, 25):
+        body = json.dumps([_link(n) for n in range(entries)], separators=(",", ":")).encode()
+        start = time.process_time()
+        for _ in range(200):
+            packed = gzip.compress(body, 1)
+        cost = (time.process_time() - start) / 200 * 1000
+        print(f"  {entries:2} entries: {len(body):6,} -> {len(packed):6,}  {cost:.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calls", type=int, default=3000, help="PUTs per measurement")
+    parser.add_argument(
+        "--connections", type=int, nargs="+", default=[4, 16, 64], help="how many at one time"
+    )
+    options = parser.parse_args()
+    ours, theirs = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=_serve, args=(theirs,), daemon=True)
+    server.start()
+    url = f"http://127.0.0.1:{ours.recv()}/v2/request-queues/q/requests/0123456789abcde"
+    print("CPU ms of the client per PUT")
+    for kind in KINDS:
+        for connections in options.connections:
+            cost = asyncio.run(_measure(kind, url, connections, options.calls))
+            print(f"  {kind:25} {connections:3} connections: {cost:.2f}")
+    _print_compression()
+    server.kill()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""A site of many small pages that costs its visitor's machine next to nothing.
+
+Prints its address on a line and serves until it is killed. Paths:
+
+    /p/N       page N of --pages, with --links links to others; all are reached from /p/0
+    /to-many/N a page with one link, to /many/N
+    /many/N    a page with N links, to /leaf/0, /leaf/1, ...
+    /leaf/N    a page without links
+    /_hits     JSON: how often each path was fetched, and when the first one was
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from collections import Counter
+
+
+class Site:
+    def __init__(self, pages: int, links: int, delay: float) -> None:
+        self._pages = pages
+        self._links = links
+        self._delay = delay
+        self._hits: Counter[str] = Counter()
+        self._first_hit: float | None = None
+
+    async def serve(self) -> None:
+        server = await asyncio.get_running_loop().create_server(
+            lambda: _Connection(self), "127.0.0.1", 0, backlog=256
+        )
+        port = server.sockets[0].getsockname()[1]
+        print(f"http://127.0.0.1:{port}", flush=True)
+        await server.serve_forever()
+
+    @property
+    def delay(self) -> float:
+        return self._delay
+
+    def body(self, path: str) -> str:
+        if path == "/_hits":
+            return json.dumps({"hits": self._hits, "first": self._first_hit})
+        self._hits[path] += 1
+        self._first_hit = self._first_hit or time.time()
+        kind, _, number = path[1:].partition("/")
+        if kind == "p":
+            first = int(number) * self._links + 1
+            targets = [f"/p/{n % self._pages}" for n in range(first, first + self._links)]
+        elif kind == "to-many":
+            targets = [f"/many/{number}"]
+        else:
+            targets = [f"/leaf/{n}" for n in range(int(number) if kind == "many" else 0)]
+        links = "".join(f'<li><a href="{target}">link</a>' for target in targets)
+        return f"<html><title>{path}</title><ul>{links}</ul></html>"
+
+
+class _Connection(asyncio.Protocol):
+    """HTTP/1.1 for callers that send GET, without a body and one at a time."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if not self._received.endswith(b"\r\n\r\n"):
+            return
+        path = self._received.split(b" ", 2)[1].decode()
+        self._received = b""
+        if self._site.delay and path != "/_hits":
+            asyncio.get_running_loop().call_later(self._site.delay, self._answer, path)
+        else:
+            self._answer(path)
+
+    def _answer(self, path: str) -> None:
+        body = self._site.body(path).encode()
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\n\r\n"
+        self._transport.write(head.encode() + body)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pages", type=int, default=2000)
+    parser.add_argument("--links", type=int, default=10)
+    parser.add_argument("--delay", type=float, default=0, help="seconds before each answer")
+    options = parser.parse_args()
+    asyncio.run(Site(options.pages, options.links, options.delay).serve())
+
+
+if __name__ == "__main__":
+    main()

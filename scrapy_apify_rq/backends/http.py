@@ -1,0 +1,307 @@
+"""HTTP to the Apify API, for the backend that keeps a queue there: the token, rates, retries.
+
+Nothing else of this package speaks HTTP as a client. Source of the limits:
+https://docs.apify.com/platform/storage/request-queue#rate-limiting and
+https://docs.apify.com/api/v2#rate-limiting
+
+httpx sends through aiohttp (package httpx-aiohttp), because httpx's own transport costs several
+times the CPU: 0.6, 1.4 and 3.1 ms for a PUT at 4, 16 and 64 connections, and not 0.2; as used here,
+without httpx's client, it is 0.13 ms (benchmarks/http_transport.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import logging
+import random
+import re
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Any, Final, NamedTuple, TypeVar
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from scrapy_apify_rq.errors import BackendError
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout
+else:
+    from async_timeout import timeout  # aiohttp brings it
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Requests per second and queue, by class of endpoint.
+CRUD_RATE: Final = 400
+BATCH_RATE: Final = 40
+OTHER_RATE: Final = 60
+# https://docs.apify.com/api/v2#rate-limiting recommends 500 ms, doubling, with jitter.
+_FIRST_BACKOFF: Final = 0.5
+_LONGEST_BACKOFF: Final = 30.0
+_TIMEOUT: Final = {"connect": 10.0, "read": 30.0}
+# aiohttp has no timeout for writing, so a server that stops reading would hold a call for ever.
+_LONGEST_CALL: Final = 360
+_CONNECTIONS: Final = 64
+# A batch of 25 links, 5.8 KB, becomes 1.0 KB in 0.012 ms of CPU; the call itself costs 0.13 ms
+# (benchmarks/http_transport.py). Below this size all fits into one packet anyway.
+_COMPRESS_FROM: Final = 1024
+
+
+class _Pace:
+    """Lets no more than ``rate`` calls begin in any one second."""
+
+    def __init__(self, rate: float) -> None:
+        # Together 99 % of the rate. The burst makes up for timers that are late.
+        self._interval = 1 / (0.9 * rate)
+        self._burst = 0.1
+        self._next = 0.0
+        self._turn = asyncio.Lock()
+
+    async def wait(self) -> None:
+        async with self._turn:
+            now = time.monotonic()
+            if self._next > now:
+                await asyncio.sleep(self._next - now)
+                now = time.monotonic()
+            # From when this call begins, and not from its turn: a loop that stood still for long
+            # must not catch up with all that waited.
+            self._next = max(self._next, now - self._burst) + self._interval
+
+
+class Refused(Exception):
+    """The API refuses this one call (4xx) and would refuse it again."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Passing(Exception):
+    """A failure that may pass."""
+
+    def __init__(self, message: str, *, maybe_done: bool, delay: float = 0) -> None:
+        super().__init__(message)
+        self.maybe_done = maybe_done
+        """The call may have had its effect all the same."""
+        self.delay = delay
+        """Seconds that the server asks us to wait."""
+
+
+class Answer(NamedTuple):
+    data: Any
+    maybe_repeated: bool
+    """An earlier attempt, whose answer we do not know, may have had the effect already."""
+
+
+class Client:
+    """HTTP to one API, with one token: paced, retried, errors mapped.
+
+    It uses httpx's transport and not httpx's client, which costs half as much again and logs each
+    call at INFO.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        token: str | None,
+        *,
+        patience: float,
+        count: Callable[[str], None],
+    ) -> None:
+        self._base_url = f"{base_url}/v2/"
+        self._headers = {
+            "User-Agent": f"scrapy-apify-rq/{version('scrapy-apify-rq')}",
+            "Accept": "application/json",
+            "Accept-Encoding": "gzip, deflate",
+        }
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._token = token
+        self._transport: AiohttpTransport | None = None
+        self.patience = patience
+        self._count = count
+        self._paces = {rate: _Pace(rate) for rate in (CRUD_RATE, BATCH_RATE, OTHER_RATE)}
+        self._warned: set[str] = set()
+
+    def open(self) -> None:
+        if self._transport is None:
+            limits = httpx.Limits(max_connections=_CONNECTIONS, keepalive_expiry=30)
+            self._transport = AiohttpTransport(limits=limits)
+
+    async def close(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.aclose()
+
+    async def call(
+        self,
+        name: str,
+        method: str,
+        path: str,
+        *,
+        rate: int,
+        body: bytes | None = None,
+        query: Mapping[str, str | int] | None = None,
+    ) -> Answer:
+        """Retries what may pass; ``name`` is for stats and messages.
+
+        Raises Refused for what concerns this call only, BackendError for what concerns all.
+        """
+        headers, content = _encoded(body)
+        request = (method, self._base_url + path, query, {**self._headers, **headers}, content)
+        attempt = 0
+        since = 0.0
+        maybe_done = False
+        while True:
+            await self._paces[rate].wait()
+            if self._transport is None:
+                raise BackendError(f"{name}: the connection to the Apify API is closed.")
+            self._count(f"apify_rq/api/calls/{name}")
+            since = since or time.monotonic()
+            try:
+                data = self._read(await self._send(self._transport, *request))
+            except Passing as failure:
+                maybe_done = maybe_done or failure.maybe_done
+                self._count("apify_rq/api/retries")
+                await self.back_off(name, failure, attempt, since)
+                attempt += 1
+            else:
+                if name in self._warned:
+                    self._warned.discard(name)
+                    logger.info("The Apify API works again (%s)", name)
+                return Answer(data, maybe_done)
+
+    async def _send(
+        self,
+        transport: AiohttpTransport,
+        method: str,
+        url: str,
+        query: Mapping[str, str | int] | None,
+        headers: Mapping[str, str],
+        content: bytes | None,
+    ) -> httpx.Response:
+        request = httpx.Request(
+            method,
+            url,
+            params=query,
+            headers=headers,
+            content=content,
+            extensions={"timeout": _TIMEOUT},
+        )
+        try:
+            async with timeout(_LONGEST_CALL):
+                answer = await transport.handle_async_request(request)
+                try:
+                    await answer.aread()
+                finally:
+                    await answer.aclose()
+                return answer
+        # httpx-aiohttp lets some errors of aiohttp and of the system through as they are.
+        except (httpx.HTTPError, aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+            cause = error.__cause__ or error  # it calls most of them a ConnectTimeout
+            connected = not isinstance(cause, aiohttp.ClientConnectorError)
+            problem = self._redacted(f"{type(cause).__name__}: {cause}")
+            raise Passing(problem, maybe_done=connected) from None
+
+    def _read(self, answer: httpx.Response) -> Any:
+        """The ``data`` of an answer."""
+        if answer.is_success:
+            try:
+                return answer.json()["data"] if answer.content else None
+            except (ValueError, LookupError, TypeError):
+                raise Passing("the answer is not one of the API", maybe_done=True) from None
+        problem, kind = self._problem(answer)
+        limited = answer.status_code == HTTPStatus.TOO_MANY_REQUESTS
+        if limited:
+            self._count("apify_rq/api/rate_limited")
+        passes = (
+            limited
+            or answer.status_code >= 500
+            or answer.status_code == HTTPStatus.REQUEST_TIMEOUT
+            or kind == "request-aborted-prematurely"  # a 400 all the same
+        )
+        if not passes:
+            raise Refused(answer.status_code, problem)
+        raise Passing(problem, maybe_done=not limited, delay=_retry_after(answer))
+
+    def _problem(self, answer: httpx.Response) -> tuple[str, str]:
+        """For people, and the API's type of error."""
+        try:
+            error = answer.json()["error"]
+            kind, message = str(error["type"]), str(error["message"])
+        except (ValueError, LookupError, TypeError):
+            return f"{answer.status_code} {answer.reason_phrase}", ""
+        return self._redacted(f"{answer.status_code} {kind}: {message}"), kind
+
+    def _redacted(self, text: str) -> str:
+        """Without the token, which a proxy may quote."""
+        return text.replace(self._token, "<token>") if self._token else text
+
+    async def back_off(self, name: str, problem: Passing, attempt: int, since: float) -> None:
+        """Wait before the next attempt of a call that has failed since then.
+
+        Raises BackendError when our patience is over.
+        """
+        failing_for = time.monotonic() - since
+        if failing_for >= self.patience:
+            raise BackendError(
+                f"The Apify API has failed for {failing_for:.0f} seconds"
+                f" (APIFY_RQ_UNAVAILABLE_TIMEOUT is {self.patience:g}), last {name}: {problem}."
+                " What is unfinished stays pending: run the spider again when the API can be"
+                " reached at APIFY_API_BASE_URL."
+            )
+        backoff = min(_FIRST_BACKOFF * 2 ** min(attempt, 10), _LONGEST_BACKOFF)
+        delay = max(backoff * random.uniform(1, 2), problem.delay)
+        # One last attempt when our patience ends, and not long after.
+        delay = min(delay, self.patience - failing_for)
+        logger.debug("%s failed (%s), tried again in %.1f s", name, problem, delay)
+        if attempt >= 2 and name not in self._warned:
+            self._warned.add(name)
+            logger.warning(
+                "The Apify API fails, %s: %s. Tried again for up to %g s, see"
+                " APIFY_RQ_UNAVAILABLE_TIMEOUT",
+                name,
+                problem,
+                self.patience,
+            )
+        await asyncio.sleep(delay)
+
+
+def _encoded(body: bytes | None) -> tuple[dict[str, str], bytes | None]:
+    if body is None:
+        return {}, None
+    headers = {"Content-Type": "application/json"}
+    if len(body) < _COMPRESS_FROM:
+        return headers, body
+    return {**headers, "Content-Encoding": "gzip"}, gzip.compress(body, 1)
+
+
+def _retry_after(answer: httpx.Response) -> float:
+    """The header's seconds, or those until its date."""
+    text = answer.headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", text):
+        return float(text)
+    try:
+        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0)
+    except (ValueError, TypeError, OverflowError):
+        return 0
+
+
+async def together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Like ``asyncio.gather``, but when one fails, none goes on."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

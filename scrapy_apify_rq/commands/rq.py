@@ -1,0 +1,79 @@
+"""The command ``scrapy rq``, which only picks a subcommand.
+
+A subcommand is a module with ``NAME``, ``HELP`` (one line), ``EXAMPLE``, ``add_options(parser)``
+and ``run(settings, options)``, which raises UsageError for options that make no sense and
+RequestQueueError for all that goes wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any, ClassVar, Protocol
+
+from scrapy.commands import ScrapyCommand
+from scrapy.exceptions import UsageError
+from scrapy.settings import Settings
+
+from scrapy_apify_rq.commands import serve
+from scrapy_apify_rq.errors import RequestQueueError
+
+
+class Subcommand(Protocol):
+    NAME: str
+    HELP: str
+    EXAMPLE: str
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, settings: Settings, options: argparse.Namespace) -> None: ...
+
+
+SUBCOMMANDS: tuple[Subcommand, ...] = (serve,)
+
+
+class Command(ScrapyCommand):
+    requires_project = False
+    requires_crawler_process = False
+    default_settings: ClassVar[dict[str, Any]] = {"LOG_ENABLED": False}
+
+    def syntax(self) -> str:
+        return "<subcommand> [options]"
+
+    def short_desc(self) -> str:
+        return "Work with Apify request queues: " + ", ".join(one.NAME for one in SUBCOMMANDS)
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        subparsers = parser.add_subparsers(
+            title="Subcommands",
+            dest="subcommand",
+            required=True,
+            metavar="<subcommand>",
+            prog="scrapy rq",
+        )
+        for subcommand in SUBCOMMANDS:
+            subparser = subparsers.add_parser(
+                subcommand.NAME,
+                help=subcommand.HELP,
+                description=subcommand.HELP,
+                epilog=f"Example: {subcommand.EXAMPLE}",
+            )
+            subcommand.add_options(subparser)
+            # Scrapy's own options belong behind the subcommand, where people write them.
+            super().add_options(subparser)
+            subparser.set_defaults(run=subcommand.run, parser=subparser)
+
+    def process_options(self, args: list[str], opts: argparse.Namespace) -> None:
+        if args:
+            opts.parser.error(f"unrecognized arguments: {' '.join(args)}")
+        super().process_options(args, opts)
+
+    def run(self, args: list[str], opts: argparse.Namespace) -> None:
+        assert isinstance(self.settings, Settings)
+        try:
+            opts.run(self.settings, opts)
+        except UsageError as error:
+            opts.parser.error(str(error))
+        except RequestQueueError as error:
+            print(f"scrapy rq {opts.subcommand}: {error}", file=sys.stderr)
+            self.exitcode = 1

@@ -1,0 +1,100 @@
+"""``scrapy rq serve``: the embedded queues over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+from aiohttp import web
+from scrapy.exceptions import UsageError
+from scrapy.settings import Settings
+
+from scrapy_apify_rq.config import is_loopback, storage_dir
+from scrapy_apify_rq.errors import ConfigError
+from scrapy_apify_rq.faults import Faults
+from scrapy_apify_rq.server import application
+
+NAME = "serve"
+HELP = "Serve the embedded request queues over HTTP, by the request-queue part of Apify's API v2"
+EXAMPLE = (
+    "scrapy rq serve --port 8080, and for the programs that use it"
+    " APIFY_API_BASE_URL=http://127.0.0.1:8080"
+)
+# How long the calls under way may take to end when the server is stopped, in seconds.
+_GRACE = 5
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port", type=int, default=8080, help="0 = any free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--storage-dir",
+        metavar="DIR",
+        help="folder with the queues (default: the one that a crawl started here would use)",
+    )
+    parser.add_argument("--token", help="demand this token from callers")
+    parser.add_argument(
+        "--test-faults",
+        action="store_true",
+        help="for tests of clients: PUT /_faults makes the server misbehave, GET /_calls counts"
+        " its calls",
+    )
+
+
+def run(settings: Settings, options: argparse.Namespace) -> None:
+    if not options.token and not is_loopback(options.host):
+        raise UsageError(
+            f"--host {options.host} can be reached from other machines, where anybody could"
+            " read and change the queues: add --token, or leave --host out"
+        )
+    if options.storage_dir:
+        folder = Path(options.storage_dir).expanduser().absolute()
+    else:
+        folder = storage_dir(settings, os.environ)
+    asyncio.run(_serve(folder, options))
+
+
+async def _serve(folder: Path, options: argparse.Namespace) -> None:
+    app = application(
+        folder,
+        token=options.token or None,
+        faults=Faults() if options.test_faults else None,
+    )
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE)
+    try:
+        await runner.setup()
+        await _listen(runner, options.host, options.port)
+        print(f"Serving request queues of {folder} on {_address(runner)}", flush=True)
+        await _told_to_stop()
+    finally:
+        await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"cannot listen at {host}, port {port} ({error}); use another --host or --port"
+        ) from error
+
+
+def _address(runner: web.AppRunner) -> str:
+    host, port = runner.addresses[0][:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _told_to_stop() -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(NotImplementedError):  # on Windows Ctrl-C cancels this task instead
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await stop.wait()

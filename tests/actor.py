@@ -1,0 +1,58 @@
+"""The Apify SDK, made to work with our server: its environment, and the programs that use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+_PROGRAMS = Path(__file__).with_name("official")
+
+
+def environ(url: str, token: str, queue: str | None = None) -> dict[str, str]:
+    """What an Actor's run finds in its environment, the API being at ``url``.
+
+    ``queue`` names the run's default queue, which is made if it is not there. With the pricing
+    the SDK need not ask for the run, which our server does not know.
+    """
+    variables = {
+        "APIFY_IS_AT_HOME": "1",
+        "APIFY_TOKEN": token,
+        "APIFY_API_BASE_URL": url,
+        "APIFY_API_PUBLIC_BASE_URL": url,
+        "ACTOR_RUN_ID": "runOfTheTests",
+        "APIFY_ACTOR_PRICING_INFO": '{"pricingModel": "FREE"}',
+        "APIFY_CHARGED_ACTOR_EVENT_COUNTS": '{"none": 0}',
+    }
+    if queue is not None:
+        variables["ACTOR_DEFAULT_REQUEST_QUEUE_ID"] = _queue_id(url, token, queue)
+    return variables
+
+
+def _queue_id(url: str, token: str, name: str) -> str:
+    call = urllib.request.Request(
+        f"{url}/v2/request-queues?name={name}",
+        headers={"Authorization": f"Bearer {token}"},
+        method="POST",
+    )
+    with urllib.request.urlopen(call, timeout=30) as answer:
+        id: str = json.load(answer)["data"]["id"]
+    return id
+
+
+def source(name: str) -> str:
+    return (_PROGRAMS / name).read_text()
+
+
+def run(name: str, *arguments: str, env: dict[str, str]) -> Any:
+    """Run a program of ``official/`` with success, and return the JSON that it prints."""
+    command = [sys.executable, "-W", "error", str(_PROGRAMS / name), *arguments]
+    done = subprocess.run(
+        command, env={**os.environ, **env}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

@@ -1,0 +1,141 @@
+"""Our own API server inside the test's process, so that a test can put its hand into each call."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from scrapy_apify_rq.server import application
+from tests.checked_server import checked
+
+
+@dataclass
+class Call:
+    method: str
+    path: str
+    """Behind the queue's id: "", "/head", "/requests/batch", ...; all of it where there is none."""
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: bytes
+    """As sent, but not compressed."""
+    url: str
+    at: float = field(default_factory=time.monotonic)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def is_(self, method: str, path: str) -> bool:
+        return (self.method, self.path) == (method, path)
+
+
+class Api:
+    """The server's ``url``, its ``calls`` so far, and what a test has it do."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.calls: list[Call] = []
+        self.complaints: list[str] = []
+        """What broke the API's description; a test that does so on purpose clears them."""
+        self.before: Callable[[Call], web.StreamResponse | str | None] = lambda call: None
+        """What to answer instead; "drop" cuts the connection, None lets the call pass."""
+        self.after: Callable[[Call, Any], Any] = lambda call, data: data
+        """The data to answer, or a whole answer; "drop" cuts the connection. The effect is made."""
+
+    def of(self, method: str, path: str = "") -> list[Call]:
+        return [call for call in self.calls if call.is_(method, path)]
+
+    def middleware(self) -> Any:
+        @web.middleware
+        async def interfere(request: web.Request, handler: Any) -> web.StreamResponse:
+            call = await _read(request)
+            self.calls.append(call)
+            answer = self.before(call)
+            if answer == "drop":
+                return _drop(request)
+            if isinstance(answer, web.StreamResponse):
+                return answer
+            given = await handler(request)
+            if given.status < 300 and given.body:
+                data = self.after(call, json.loads(given.body)["data"])
+                if data == "drop":
+                    return _drop(request)
+                if isinstance(data, web.StreamResponse):
+                    return data
+                given = web.json_response({"data": data}, status=given.status)
+            return given  # type: ignore[no-any-return]
+
+        return interfere
+
+
+async def _read(request: web.Request) -> Call:
+    body = await request.read()
+    if request.headers.get("Content-Encoding") == "gzip":
+        body = gzip.decompress(body)
+    parts = request.path.removeprefix("/v2/request-queues/").split("/", 1)
+    path = request.path
+    if request.path.startswith("/v2/request-queues/"):
+        path = f"/{parts[1]}" if len(parts) > 1 else ""
+    return Call(
+        request.method,
+        path,
+        dict(request.query),
+        dict(request.headers),
+        body,
+        str(request.url),
+    )
+
+
+def _drop(request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response(status=500)
+
+
+def error(status: int, kind: str = "some-type", message: str = "why", **headers: str) -> Any:
+    body = {"error": {"type": kind, "message": message}}
+    return web.json_response(body, status=status, headers=headers)
+
+
+@asynccontextmanager
+async def serving(folder: Path, token: str | None = None) -> AsyncIterator[Api]:
+    """The server, in the running loop. What breaks the API's description is an error at the end."""
+    api = Api()
+    app = application(folder, token=token)
+    app.middlewares.append(api.middleware())
+    checked(app, api.complaints.append)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        api.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield api
+    finally:
+        await runner.cleanup()
+    assert not api.complaints, api.complaints
+
+
+@contextmanager
+def serving_in_thread(folder: Path, token: str | None = None) -> Iterator[Api]:
+    """The same for crawls, which are processes of their own. Its hooks run in the thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    server = serving(folder, token)
+    try:
+        yield asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(30)
+    finally:
+        asyncio.run_coroutine_threadsafe(server.__aexit__(None, None, None), loop).result(30)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
