@@ -15,7 +15,8 @@ are handed out. Invariants, each with a test of its name in tests/test_invariant
     reported as finished.
  7. ``close()`` flushes, releases what it holds, and leaves unfinished entries pending.
  8. An entry that cannot be decoded is acked with an error message (the scheduler sees to that).
- 9. Memory is bounded: window and outbox have limits; ``room()`` holds the spider back.
+ 9. Memory is bounded: window and outbox have limits; ``room()`` holds the spider back, and nothing
+    is handed out while too many acks wait.
 10. An entry added here keeps its live request while it is in the window.
 11. Nothing of ours is kept in ``request.meta``: a ``Visit`` holds it.
 """
@@ -189,10 +190,13 @@ class Frontier:
         self._push(visit, forefront=forefront)
 
     def next(self) -> Visit | None:
-        """The most urgent visit, from now on handed out; None if there is none at present."""
-        visit = self._pop()
+        """The most urgent visit, from now on handed out; None if there is none at present, or if
+        the queue does not keep up with the acks."""
         if self._is_low():
             self._ask_at(self._claim_again_at)
+        if len(self._updates) > self._outbox_limit // 2:
+            return None
+        visit = self._pop()
         if visit is not None and visit.entry is not None:
             self._out[visit.entry.id] = visit
         return visit
@@ -384,7 +388,8 @@ class Frontier:
         return None
 
     def _is_low(self) -> bool:
-        return self._more and len(self._waiting) <= self._window_limit // 2
+        # Late, because a head shows what waits here again before it shows anything new.
+        return self._more and len(self._waiting) <= self._window_limit // 4
 
     def _is_at_rest(self) -> bool:
         return not (self._sending or self._window or self._out)

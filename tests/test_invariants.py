@@ -1080,6 +1080,27 @@ def test_invariant_9_the_window_and_the_outbox_have_limits(tmp_path: Path) -> No
     assert project.info().handled == len(site.paths)
 
 
+def test_invariant_9_nothing_is_handed_out_while_acks_pile_up(tmp_path: Path) -> None:
+    async def work() -> None:
+        backend = SlowBackend(tmp_path)
+        async with driving(backend, *(f"/{n}" for n in range(300)), outbox=100) as driver:
+            gate = backend.hold("before update")
+            driver.ack(await driver.next())
+            await reached(gate)
+            acked = 1
+            while (visit := driver.frontier.next()) is not None:
+                driver.ack(visit)
+                acked += 1
+            assert 50 <= acked <= 100
+            assert driver.frontier.has_pending()
+            gate.opened.set()
+            while (visit := await driver.next()) is not None:
+                driver.ack(visit)
+        assert driver.stats["apify_rq/handled"] == 300
+
+    run(work())
+
+
 PEAK = """
 import resource
 from scrapy import signals
