@@ -70,8 +70,8 @@ def test_the_shop(
         assert stats["apify_rq/window_refills"] >= 5  # one, where nothing is claimed
 
 
-# A real site: the manual of Python, as Debian's package python3-doc installs it: 528 pages. Over the
-# API it is the 329 of its two main parts, which saves half a minute.
+# A real site: the manual of Python, as Debian's package python3-doc installs it: 528 pages. Over
+# the API it is the 329 of its two main parts, which saves half a minute.
 
 PARTS = {"sqlite": "", "apify": "/(library|reference)/"}
 
