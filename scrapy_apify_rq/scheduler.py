@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Seconds between two looks for finished requests while the engine, busy downloading, asks for none.
-_REAP_INTERVAL: Final = 0.1
+_REAP_INTERVAL: Final = 0.02
 
 
 class Scheduler(BaseScheduler):
