@@ -88,6 +88,7 @@ class Frontier:
         self._tasks: list[asyncio.Task[None]] = []
         self._error: BackendError | None = None
         self._closing = False
+        self._on_hold = False
         self._known: set[bytes] = set()
         """Ids that the backend has confirmed, as bytes: a third less memory than text."""
 
@@ -151,6 +152,10 @@ class Frontier:
         if self._error is None and any(visit.lease is not None for visit in held):
             await self._backend.unlock()
 
+    async def hold(self) -> None:
+        """Hand nothing out from now on; what was handed out before is still acked."""
+        self._on_hold = True
+
     @property
     def error(self) -> BackendError | None:
         """Why the backend gave up; None while it works."""
@@ -194,7 +199,7 @@ class Frontier:
         the queue does not keep up with the acks."""
         if self._is_low():
             self._ask_at(self._claim_again_at)
-        if len(self._updates) > self._outbox_limit // 2:
+        if self._on_hold or len(self._updates) > self._outbox_limit // 2:
             return None
         visit = self._pop()
         if visit is not None and visit.entry is not None:
@@ -213,8 +218,8 @@ class Frontier:
         """False once the queue is known to be empty, see invariant 4."""
         if self._sending or self._window or self._out:
             return True
-        if self._error is not None:
-            return True  # the spider is being closed; it must not be taken for finished
+        if self._error is not None or self._on_hold:
+            return True  # the spider is being closed or moved; it must not be taken for finished
         pause = self._pause if self._drained or self._quiet_since is not None else 0
         self._ask_at(self._asked_at + pause)
         return not self._drained
