@@ -15,11 +15,13 @@ from __future__ import annotations
 from binascii import b2a_base64
 from collections.abc import Iterable
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from scrapy_apify_rq.errors import ConfigError
 
 if TYPE_CHECKING:
+    from scrapy import Request
+    from scrapy.utils.request import RequestFingerprinterProtocol as Fingerprinter
     from yarl import URL
 
 _ID_LENGTH: Final = 15
@@ -31,6 +33,22 @@ def request_id(unique_key: str) -> str:
     """The id that the platform gives to a unique key; verified against executed vectors."""
     encoded = b2a_base64(sha256(unique_key.encode()).digest(), newline=False)
     return encoded.translate(None, b"+/=")[:_ID_LENGTH].decode()
+
+
+def unique_key(
+    request: Request, kind: Literal["fingerprint", "crawlee"], fingerprinter: Fingerprinter
+) -> str:
+    """The key of a Scrapy request, as ``APIFY_RQ_UNIQUE_KEY`` has it."""
+    if kind == "crawlee":
+        return crawlee_key(request.url, request.method, request.body, _text_headers(request))
+    return fingerprinter.fingerprint(request).hex()
+
+
+def _text_headers(request: Request) -> list[tuple[str, str]]:
+    return [
+        (name.decode("latin-1"), b", ".join(values).decode("latin-1"))
+        for name, values in request.headers.items()
+    ]
 
 
 def crawlee_key(url: str, method: str, body: bytes, headers: Iterable[tuple[str, str]]) -> str:
