@@ -37,6 +37,7 @@ from scrapy_apify_rq.backends.sqlite import SqliteBackend
 from scrapy_apify_rq.commands.rq import SUBCOMMANDS
 from scrapy_apify_rq.models import Entry
 from scrapy_apify_rq.unique_keys import request_id
+from tests.api import Call, error, serving_in_thread
 from tests.project import QUEUE, Crawl, Project
 from tests.servers import TOKEN
 from tests.site import Hit, Page, Site, links
@@ -134,15 +135,14 @@ class Queue:
     def entry(self, path: str, name: str = QUEUE) -> Entry:
         return self.project.entry(f"{self.site.url}{path}", name)
 
-    def start(self, *words: str, **streams: Any) -> subprocess.Popen[bytes]:
+    def start(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
         """``scrapy rq`` as a process of its own, in the project."""
         others = ("APIFY_", "ACTOR_", "CRAWLEE_", "COLUMNS")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(others)}
         return subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "scrapy", "rq", *words],
-            cwd=self.project.folder,
             env={**clean, **self.project._environ, "TERM": "xterm"},
-            **streams,
+            **{"cwd": self.project.folder, **options},
         )
 
 
@@ -347,6 +347,16 @@ def test_a_name_that_looks_like_an_id_is_found(queue: Queue) -> None:
     assert queue.ok("add", "http://a/", "-q", name, "--json").json["alreadyPresent"] == 1
 
 
+def test_outside_a_project_a_queue_and_a_token_are_enough(tmp_path: Path, queue: Queue) -> None:
+    where = f"APIFY_RQ_STORAGE_DIR={queue.project._queues}"
+    done = queue.start(
+        *("status", "-q", QUEUE, "--json", "-s", where), cwd=tmp_path, stdout=subprocess.PIPE
+    )
+    seen = json.loads(done.communicate(timeout=30)[0])
+    assert (seen["name"], seen["total"]) == (QUEUE, 8)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_a_spider_or_a_queue_it_asks_which(queue: Queue) -> None:
     done = queue.rq("status", SPIDER_MODULES=[], APIFY_RQ_NAME=None)
     assert done.code == 2
@@ -461,18 +471,19 @@ def test_a_running_crawl_takes_up_what_is_put_back_and_added(tmp_path: Path, bac
         "/new": "new",
     }
     with Site(pages) as site:
-        queue = make(tmp_path, site)
+        queue = make(tmp_path, site, APIFY_RQ_CLIENT_KEY="ours")
+        tool = {"APIFY_RQ_CLIENT_KEY": "ours"}
         with (queue.project.folder / "project" / "__init__.py").open("a") as file:
             file.write("ApifyBackend.lag = 2\n" if queue.project.server else "")
         with queue.project.start("crawl", "spider") as crawl:
             wait_until(lambda: any(entry.failed for entry in failed(queue.project)))
-            assert queue.ok("retry", "--failed").out == "1 entry went back to the queue\n"
-            assert queue.ok("add", f"{site.url}/new", f"{site.url}/slow").out == (
-                "1 added, 1 were there already\n"
-            )
+            assert queue.ok("retry", "--failed", **tool).out == "1 entry went back to the queue\n"
+            urls = (f"{site.url}/new", f"{site.url}/slow")
+            assert queue.ok("add", *urls, **tool).out == "1 added, 1 were there already\n"
             release.set()
             _, log = crawl.communicate(timeout=60)
         assert crawl.returncode == 0, log
+        assert "Another program uses" not in log  # with one client key there is none
         assert sorted(site.paths) == ["/", "/gone", "/gone", "/new", "/slow"]
         seen = queue.ok("status", "--json").json
     assert (seen["handled"], seen["pending"], seen["failed"]) == (4, 0, 0)
@@ -577,6 +588,35 @@ def test_what_the_api_refuses_is_told(queue: Queue) -> None:
     assert re.match(r"line 1: its [\d,]+ bytes are more than the API takes", done.err)
 
 
+def test_updates_that_the_api_refuses_are_told(tmp_path: Path, queue: Queue) -> None:
+    with serving_in_thread(tmp_path, TOKEN) as api:
+
+        def refuse(call: Call) -> Any:
+            return error(400) if call.is_("PUT", f"/requests/{refused}") else None
+
+        settings = {"APIFY_RQ_BACKEND": "apify", "APIFY_TOKEN": TOKEN}
+        settings |= {"APIFY_API_BASE_URL": api.url, "APIFY_RQ_NAME": "other"}
+        exported = queue.ok("export", "-").out.encode()
+        queue.ok("import", "-", stdin=exported, **settings)
+        refused = queue.entry("/b").id
+        api.before = refuse
+        done = queue.rq("retry", "--failed", **settings)
+        assert (done.code, done.out) == (1, "2 entries went back to the queue\n")
+        assert "1 could not be retried, see above" in done.err
+        assert [
+            one["id"] for one in queue.ok("list", "--state", "failed", "--json", **settings).lines
+        ] == [refused]
+
+
+def test_an_api_that_is_not_there_is_told_soon(queue: Queue) -> None:
+    settings = {"APIFY_RQ_BACKEND": "apify", "APIFY_TOKEN": TOKEN}
+    settings |= {"APIFY_API_BASE_URL": "http://127.0.0.1:9", "APIFY_RQ_UNAVAILABLE_TIMEOUT": 1}
+    done = queue.rq("status", **settings)
+    assert done.code == 1
+    assert "scrapy rq status: " in done.err
+    assert "Traceback" not in done.err
+
+
 # As a program: terminals and Ctrl-C
 
 
@@ -665,6 +705,13 @@ def test_watch_piped_and_for_programs(queue: Queue) -> None:
     assert looks[0]["failed"] == (3 if queue.project.server is None else None)
 
 
+def test_long_operations_show_progress_on_a_terminal(tmp_path: Path, queue: Queue) -> None:
+    with closing(Terminal(queue, "export", f"{tmp_path}/file")) as terminal:
+        terminal.wait_for("exporting")
+        terminal.wait_for("8 exported")
+        assert terminal.process.wait(30) == 0
+
+
 def test_purge_asks_first(queue: Queue) -> None:
     name = queue.copy("asked")
     for answer, total in (("n", 8), ("y", 0)):
@@ -717,7 +764,8 @@ def test_the_examples_of_the_help_and_the_readme_work(
     for example in examples:
         # Each from the same start, whatever the one before it has done.
         queue.rq("purge", "--yes", "-q", "examples")
-        queue.ok("add", "http://a/", "-q", "examples")
+        for name in ("examples", "my-other-queue"):
+            queue.ok("add", "http://a/", "-q", name)
         queue.project.add(*stored, name="examples")
         queue.ok("export", "backup.jsonl", "-q", "examples")
         words = shlex.split(example.partition("  #")[0])
