@@ -56,6 +56,7 @@ class Spider(scrapy.Spider):
         if "boom" in response.url:
             raise ValueError("no price")
 """
+COMMANDS = [one for one in SUBCOMMANDS if one.NAME != "serve"]  # test_server.py has that one
 SETTINGS: dict[str, Any] = {"RETRY_TIMES": 1, "LOG_LEVEL": "INFO"}
 
 
@@ -756,22 +757,19 @@ def test_the_examples_of_the_help_and_the_readme_work(
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     section = readme.split("\n## See it, repair it, move it\n")[1].split("\n## ")[0]
     blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
-    examples = [line for block in blocks for line in block.splitlines()]
-    names = {line.split()[2] for line in examples}
-    assert names == {one.NAME for one in SUBCOMMANDS} - {"serve"}
-    examples += [one.EXAMPLE for one in SUBCOMMANDS if one.NAME != "serve"]
+    examples = [line.partition("  #")[0] for block in blocks for line in block.splitlines()]
+    assert {line.split()[2] for line in examples} == {one.NAME for one in COMMANDS}
     stored = [by_crawl(queue, number) for number in (1, 2)]
-    for example in examples:
-        # Each from the same start, whatever the one before it has done.
-        queue.rq("purge", "--yes", "-q", "examples")
-        for name in ("examples", "my-other-queue"):
-            queue.ok("add", "http://a/", "-q", name)
-        queue.project.add(*stored, name="examples")
-        queue.ok("export", "backup.jsonl", "-q", "examples")
-        words = shlex.split(example.partition("  #")[0])
+    for name in ("examples", "my-other-queue"):
+        queue.ok("add", "http://a/", "-q", name)
+    queue.project.add(*stored, name="examples")
+    for example in dict.fromkeys([*examples, *(one.EXAMPLE for one in COMMANDS)]):
+        words = shlex.split(example)
         assert words[:2] == ["scrapy", "rq"]
-        done = queue.rq(*words[2:], APIFY_RQ_NAME="examples", SPIDER_MODULES=[__name__])
-        assert done.code == 0, (example, done.err)
+        if words[2] == "retry":  # whatever another example has done
+            queue.ok("purge", "--yes", "-q", "examples")
+            queue.project.add(*stored, name="examples")
+        queue.ok(*words[2:], APIFY_RQ_NAME="examples")
 
 
 def by_crawl(queue: Queue, number: int) -> Entry:
