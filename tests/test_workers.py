@@ -257,7 +257,7 @@ def test_another_worker_takes_a_retry(tmp_path: Path) -> None:
 def test_a_worker_waits_for_the_work_of_others(tmp_path: Path) -> None:
     """It asks seldom, without a write, and takes part in what comes of their last page."""
     pages = {"/0": Page(links(*(f"/{n}" for n in range(1, 41))), delay=4.5)}
-    pages |= {f"/{n}": Page(delay=0.3) for n in range(1, 41)}
+    pages |= {f"/{n}": Page(delay=0.6) for n in range(1, 41)}
     spider = SPIDER.replace(', f"{SITE}/0", f"{SITE}/1"', "")
     with shop(tmp_path, pages, spider, CONCURRENT_REQUESTS=4) as (site, project):
         with Workers(project, 2) as workers:
