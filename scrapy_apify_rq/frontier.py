@@ -268,7 +268,7 @@ class Frontier:
         visit.lease = None if was is None else was.lease
         if self._has_lapsed(visit) and entry.handled_at is None:
             # It is open to others again by now: what they make of it must stand.
-            self._lose(visit, entry)
+            self._lose(visit, entry, "before its retry was saved: left to others")
             return
         self._updates.append((self._adds_made, visit, forefront))
         self._put(visit, entry)
@@ -447,7 +447,8 @@ class Frontier:
         insort(self._window, visit, key=_rank)
         if visit.entry is not None:
             self._waiting[visit.entry.id] = visit
-            if len(self._waiting) > self._window_limit:
+            # Shared access claims no more than fits, and could not leave a lease behind.
+            if self._lock_secs is None and len(self._waiting) > self._window_limit:
                 self._evict()
 
     def _evict(self) -> None:
@@ -474,7 +475,7 @@ class Frontier:
                 del self._waiting[visit.entry.id]
             if not self._has_lapsed(visit):
                 return visit
-            self._lose(visit, _entry(visit))
+            self._lose(visit, _entry(visit), "before it was handed out: left to others")
         return None
 
     def _is_low(self) -> bool:
@@ -603,26 +604,21 @@ class Frontier:
         for id, visit in due.items():
             if id in leases:
                 visit.lease = leases[id]
-            elif self._waiting.get(id) is visit or self._out.get(id) is visit:
-                self._lose(visit, _entry(visit))
+            elif self._waiting.get(id) is visit:
+                visit.lease = time.time()  # dropped when its turn comes
+            elif self._out.get(id) is visit:
+                also = "while it was crawled: another worker may crawl it, too"
+                self._lose(visit, _entry(visit), also)
 
     def _has_lapsed(self, visit: Visit) -> bool:
         return visit.lease is not None and visit.lease <= time.time()
 
-    def _lose(self, visit: Visit, entry: Entry) -> None:
+    def _lose(self, visit: Visit, entry: Entry, when: str) -> None:
         """Another worker may have the entry by now."""
         if visit.lease:
             visit.lease = 0.0
             self._stats.inc_value("apify_rq/leases_lost")
-            is_waiting = entry.id not in self._out
-            logger.info(
-                "The lease on entry %s (%s) ended %s",
-                entry.id,
-                entry.url,
-                "before it was handed out: left to others"
-                if is_waiting
-                else "while it was crawled: another worker may crawl it, too",
-            )
+            logger.info("The lease on entry %s (%s) ended %s", entry.id, entry.url, when)
             self._leave(entry.id)
 
     # Finished?
