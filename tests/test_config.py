@@ -76,6 +76,8 @@ def test_defaults() -> None:
         "idle_before_close": 0.0,
         "progress": False,
         "unavailable_timeout": 600.0,
+        "events_url": None,
+        "timeout_at": None,
     }
 
 
