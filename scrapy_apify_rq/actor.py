@@ -122,7 +122,7 @@ class RunEvents:
 
     async def _stop_crawler(self) -> None:
         # Before the engine runs, stop_async() would not stop it, and nothing could any more.
-        while self._crawler.crawling and not self._crawler.engine.running:
+        while self._crawler.crawling and not self._crawler.engine.running:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
         # While the spider is being closed, it would end the process in the middle of that.
         if not scrapy_private.is_closing(self._crawler.engine):

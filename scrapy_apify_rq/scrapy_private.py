@@ -2,17 +2,18 @@
 
 There is no public signal for "Scrapy has finished with this request" and no public call that makes
 the engine ask the scheduler again, hence ``engine._slot.inprogress`` and
-``engine._slot.nextcall.schedule`` (scrapy/core/engine.py, the same from 2.13 to 2.19). Nor is there
-one that closes a spider without waiting for its downloads, hence the ``closing`` of the slots of
-engine and scraper, without which a stop in haste takes longer. The rest is undocumented rather than private, and nothing is lost where it changes: the list of spider
-middlewares, which matters before 2.16, and the module names of Scrapy's commands.
+``engine._slot.nextcall.schedule`` (scrapy/core/engine.py, the same from 2.13 to 2.19). Nor can a
+spider be closed without waiting for its downloads, hence ``closing`` of the slots of engine and
+scraper, without which only a stop in haste is slower. The rest is undocumented rather than private,
+and nothing is lost where it changes: the list of spider middlewares, which matters before 2.16, and
+the module names of Scrapy's commands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 from inspect import isasyncgenfunction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scrapy import Request, __version__
 from twisted.internet.defer import Deferred
@@ -57,7 +58,8 @@ def abandon(engine: ExecutionEngine) -> None:
     for slot in (engine._slot, engine.scraper.slot):
         if slot is not None and slot.closing is not None and not slot.closing.called:
             # What ends later than this fires the new one, for which nobody waits.
-            closing, slot.closing = slot.closing, Deferred()
+            closing: Deferred[Any] = slot.closing
+            slot.closing = Deferred()
             closing.callback(None)
 
 
