@@ -47,8 +47,8 @@ _FINAL_CODES: Final = frozenset({1002, 1003, 1007, 1008, 1010})
 class RunEvents:
     """Acts on the events of the Actor run between ``open`` and ``close``.
 
-    On "migrating" ``hold`` is awaited, once or more, and the crawl stays open until the platform
-    ends the process: a process that exits with 0 would end the run as succeeded. On "aborting",
+    On "migrating" ``hold`` is awaited, at each such event, and the crawl stays open until the
+    platform ends the process: one that exits with 0 would end the run as succeeded. On "aborting",
     and when the run's time is nearly up, the crawl is stopped as with Ctrl-C; downloads and
     callbacks that take too long are abandoned, their requests being still pending in the queue.
 
@@ -130,12 +130,12 @@ class RunEvents:
 
     async def _abandon_after(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-        unfinished = len(scrapy_private.running(self._crawler.engine))
-        self._log(
-            logging.WARNING,
-            f"{unfinished} requests are still under way and abandoned. They stay pending in the"
-            " queue: the next run crawls them",
-        )
+        if unfinished := len(scrapy_private.running(self._crawler.engine)):
+            self._log(
+                logging.WARNING,
+                f"{unfinished} requests are still under way and abandoned. They stay pending in"
+                " the queue: the next run crawls them",
+            )
         while True:  # until we are closed, since the engine closes one part after the other
             scrapy_private.abandon(self._crawler.engine)
             await asyncio.sleep(0.1)

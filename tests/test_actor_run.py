@@ -285,12 +285,16 @@ from apify.scrapy import run_scrapy_actor
 
 async def main():
     from apify import Actor
+    from apify.scrapy import apply_apify_settings
     from scrapy.crawler import AsyncCrawlerRunner
     from scrapy.utils.log import configure_logging
-    from scrapy.utils.project import get_project_settings
 
     async with Actor:
-        settings = get_project_settings()
+        settings = apply_apify_settings()
+        settings["SCHEDULER"] = "scrapy_apify_rq.Scheduler"
+        settings["DOWNLOADER_MIDDLEWARES"]["scrapy_apify_rq.DownloaderMiddleware"] = 10000
+        settings["SPIDER_MIDDLEWARES"]["scrapy_apify_rq.SpiderMiddleware"] = 10000
+        settings["ITEM_PIPELINES"] = {}  # our server has no data sets
         configure_logging(settings)
         await AsyncCrawlerRunner(settings).crawl("spider")
 
@@ -304,32 +308,30 @@ def test_an_initialised_actor_of_the_sdk_brings_the_events(
     tmp_path: Path, gate: Gate, servers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.project.servers", servers)
-    stop = "apify.scrapy.extensions.ApifyGracefulStopExtension"
-    with Platform() as platform, Site({"/": links(*PAGES)}) as site:
-        site.serve({path: gate.before("a page") for path in PAGES})
-        extensions = {"project.stats.StatsFile": 0, stop: 0}
-        project = project_of_run(tmp_path, site, EXTENSIONS=extensions)
+    pages = PAGES[:AT_ONCE]
+    with Platform() as platform, Site({"/": links(*pages)}) as site:
+        site.serve({path: gate.before("a page") for path in pages})
+        project = project_of_run(tmp_path, site)
         assert project.server is not None
-        env = {
-            **environ(project.server.url, TOKEN, QUEUE),
-            "ACTOR_EVENTS_WEBSOCKET_URL": platform.url,
-        }
+        env = environ(project.server.url, TOKEN, QUEUE)
+        env["ACTOR_EVENTS_WEBSOCKET_URL"] = platform.url
         with running(project, env, script=WITH_ACTOR) as process:
             gate.wait(times=AT_ONCE)
             platform.wait_for_connection()
             platform.send("migrating")
             read_until(process, "about to be migrated")
             gate.open()
-            wait_until(lambda: handled(project) == 1 + AT_ONCE)
-            # The SDK's extension stops the crawl, too.
+            wait_until(lambda: handled(project) == len(pages) + 1)
+            time.sleep(1)  # the crawl is done, and would be found finished by now
             platform.send("aborting")
+            # The SDK's extension stops the crawl at the same time.
             log = read_until(process, "is being aborted: stopping")
             log += end(process)
         assert platform.connections == 1
-        assert "Spider closed (shutdown)" in log
-        assert handled(project) == 1 + AT_ONCE
-        project.crawl()
-    assert sorted(site.paths) == sorted(["/", *PAGES])
+    assert "Spider closed (shutdown)" in log
+    assert log.count("Closing spider") == 1
+    assert "this run handled 5" in log
+    assert sorted(site.paths) == sorted(["/", *pages])
 
 
 # The environment
