@@ -214,6 +214,26 @@ def test_aborting_ends_the_run_though_pages_take_longer(
     assert log.count("stopping within") == 1
 
 
+def test_a_crawl_that_is_closing_already_is_not_cut_off(tmp_path: Path, gate: Gate) -> None:
+    last = Gate()
+    with Platform() as platform, Site({"/": links("/last", *PAGES)}) as site:
+        site.serve({path: gate.before("a page") for path in PAGES})
+        site.serve({"/last": last.before("a page")})
+        project = project_of_run(tmp_path, site, time_to_stop=30, CLOSESPIDER_PAGECOUNT=2)
+        with running(project, {"ACTOR_EVENTS_WEBSOCKET_URL": platform.url}) as process:
+            platform.wait_for_connection()
+            gate.wait(times=AT_ONCE - 1)
+            last.open()
+            read_until(process, "Closing spider (closespider_pagecount)")
+            platform.send("aborting")
+            read_until(process, "is being aborted")
+            gate.open()
+            log = end(process)
+    assert "Spider closed (closespider_pagecount)" in log
+    assert "this run handled 5" in log
+    assert handled(project) == len(site.paths) == 5
+
+
 def test_the_run_is_stopped_before_its_time_is_up(tmp_path: Path) -> None:
     page = Page(links(*PAGES), delay=0.05)
     many = {f"/{n}": Page(links(f"/{n + 1}"), delay=0.05) for n in range(1000)}
