@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 
 from scrapy_apify_rq import scrapy_private
-from scrapy_apify_rq.errors import BackendError
 
 if TYPE_CHECKING:
     from scrapy.crawler import Crawler
@@ -97,10 +96,7 @@ class RunEvents:
             "The Actor run is about to be migrated: nothing more is handed out, and what is under"
             " way is saved. The process waits for the platform to end it",
         )
-        try:
-            await self._hold()
-        except BackendError as error:
-            self._log(logging.WARNING, f"Not all could be saved before the migration: {error}")
+        await self._hold()
 
     async def aborting(self) -> None:
         self._stop("is being aborted", _TIME_TO_STOP)

@@ -138,7 +138,8 @@ def test_migrating_hands_out_nothing_more_and_waits_for_the_kill(
 ) -> None:
     with Platform() as platform, Site({"/": links(*PAGES)}) as site:
         site.serve({path: gate.before("a page") for path in PAGES})
-        project = project_of_run(tmp_path, site)
+        # Were the leases not given back, the next worker would wait 180 seconds for the rest.
+        project = project_of_run(tmp_path, site, APIFY_RQ_ACCESS="shared")
         with running(project, {"ACTOR_EVENTS_WEBSOCKET_URL": platform.url}) as process:
             gate.wait(times=AT_ONCE)
             platform.wait_for_connection()
