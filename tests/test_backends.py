@@ -27,7 +27,7 @@ from typing import Any, ParamSpec
 import pytest
 
 from scrapy_apify_rq.backends.apify import ApifyBackend
-from scrapy_apify_rq.backends.base import Added, Backend, Claim, Info, State
+from scrapy_apify_rq.backends.base import Added, Backend, Claim, State
 from scrapy_apify_rq.backends.sqlite import SqliteBackend
 from scrapy_apify_rq.models import Entry
 from scrapy_apify_rq.unique_keys import request_id

@@ -458,7 +458,10 @@ def test_a_retried_page_is_tried_the_full_number_of_times(queue: Queue) -> None:
     assert crawl.stats["retry/count"] == 1
 
 
-def test_a_running_crawl_takes_up_what_is_put_back_and_added(tmp_path: Path, backend: str) -> None:
+@pytest.mark.parametrize("access", ["single", "shared"])
+def test_a_running_crawl_takes_up_what_is_put_back_and_added(
+    tmp_path: Path, backend: str, access: str
+) -> None:
     release = threading.Event()
 
     def slow(hit: Hit) -> Page:
@@ -472,8 +475,8 @@ def test_a_running_crawl_takes_up_what_is_put_back_and_added(tmp_path: Path, bac
         "/new": "new",
     }
     with Site(pages) as site:
-        queue = make(tmp_path, site, APIFY_RQ_CLIENT_KEY="ours")
-        tool = {"APIFY_RQ_CLIENT_KEY": "ours"}
+        queue = make(tmp_path, site, APIFY_RQ_CLIENT_KEY="ours", APIFY_RQ_ACCESS=access)
+        tool = {"APIFY_RQ_CLIENT_KEY": "ours", "APIFY_RQ_ACCESS": access}
         with (queue.project.folder / "project" / "__init__.py").open("a") as file:
             file.write("ApifyBackend.lag = 2\n" if queue.project.server else "")
         with queue.project.start("crawl", "spider") as crawl:
@@ -683,11 +686,15 @@ class Terminal:
 
 def test_watch_refreshes_until_ctrl_c(queue: Queue) -> None:
     name = queue.copy("watched")
-    with closing(Terminal(queue, "status", "--watch", "0.2", "-q", name)) as terminal:
+    with closing(
+        Terminal(queue, "status", "--watch", "0.2", "--by", "host", "-q", name)
+    ) as terminal:
         terminal.wait_for("62.5% handled")
         queue.project.add(Entry(id=request_id("k"), unique_key="k", url="http://a/"), name=name)
         terminal.wait_for("55.6% handled")
         terminal.wait_for("0 pages/min")
+        assert "127.0.0.1" in terminal.seen
+        assert "counting" not in terminal.seen  # one display at a time
         assert "\x1b[" in terminal.seen  # drawn in place
         os.kill(terminal.process.pid, signal.SIGINT)
         assert terminal.process.wait(30) == 0

@@ -148,7 +148,7 @@ async def _look(queue: Queue, options: argparse.Namespace) -> Look:
     look = Look(info, queue.backend.location, by=options.by)
     is_cheap = not queue.backend.counts_reads
     if options.by or not (is_cheap or options.watch):
-        await _count_all(queue, look)
+        await _count_all(queue, look, quiet=bool(options.watch))
     elif is_cheap:
         look.failed = await queue.backend.count("failed")
     if is_cheap or look.failed is not None:
@@ -156,10 +156,11 @@ async def _look(queue: Queue, options: argparse.Namespace) -> Look:
     return look
 
 
-async def _count_all(queue: Queue, look: Look) -> None:
+async def _count_all(queue: Queue, look: Look, *, quiet: bool) -> None:
     group_of = _GROUPS[look.by]
     look.failed = 0
-    async for entry in output.watched(queue.backend.list(), "counting", look.info.total):
+    stored = queue.backend.list()
+    async for entry in output.watched(stored, "counting", look.info.total, quiet=quiet):
         look.failed += entry.failed
         if look.by:
             look.groups.setdefault(group_of(entry), Group()).count(entry)
