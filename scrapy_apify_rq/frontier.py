@@ -55,7 +55,7 @@ _FIRST_APPETITE = 4
 _LONG_ENOUGH = 5.0
 # Leases are looked at so many times while they last, and prolonged from this share of them on.
 _LOOKS = 16
-_PROLONG_AT = 3 / 8
+_PROLONG_AT = 1 / 4
 # Seconds for which the end of a crawl waits to give its leases back; they end by themselves, too.
 _UNLOCK_PATIENCE = 10
 

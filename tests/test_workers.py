@@ -138,9 +138,19 @@ def test_workers_killed_lose_no_page(tmp_path: Path) -> None:
 
 
 MANY_STARTS = """
+    import asyncio
+    import os
+    from pathlib import Path
+
     class Spider(scrapy.Spider):
         name = "spider"
-        start_urls = [f"{SITE}/{n}" for n in range(40)]
+
+        async def start(self):
+            Path(f"ready-{os.getpid()}").touch()
+            while not Path("go").exists():
+                await asyncio.sleep(0.05)
+            for n in range(30):
+                yield scrapy.Request(f"{SITE}/{n}")
 
         def parse(self, response):
             pass
@@ -149,9 +159,13 @@ MANY_STARTS = """
 
 def test_leases_outlast_slow_pages(tmp_path: Path) -> None:
     """Leases of one second, pages of three, and more of them than the workers take at once."""
-    pages = {f"/{n}": Page(delay=3) for n in range(40)}
-    with shop(tmp_path, pages, MANY_STARTS, APIFY_RQ_LOCK_SECS=1) as (site, project):
+    pages = {f"/{n}": Page(delay=3) for n in range(30)}
+    settings = {"APIFY_RQ_LOCK_SECS": 1, "CONCURRENT_REQUESTS": 4}
+    with shop(tmp_path, pages, MANY_STARTS, **settings) as (site, project):
         with Workers(project, 3) as workers:
+            # A machine that is busy with starting processes has no time for leases so short.
+            wait_until(lambda: len(list(project.folder.glob("ready-*"))) == 3)
+            (project.folder / "go").touch()
             crawls = workers.wait()
         assert Counter(site.paths) == Counter(list(pages))
         assert not any("apify_rq/leases_lost" in crawl.stats for crawl in crawls)

@@ -437,15 +437,17 @@ class SqliteBackend(File):
         until = self._now() + (self.lock_secs or 0)
 
         def work(counters: Counters) -> dict[str, float]:
-            return {id: until for id in ids if self._prolong(id, until, counters)}
+            # One that has just ended is ours all the same, as long as nobody else has taken it.
+            return {id: until for id in ids if self._prolong(id, until, counters, since=0)}
 
         return await self._write(work)
 
-    def _prolong(self, id: str, until: float, counters: Counters) -> bool:
+    def _prolong(self, id: str, until: float, counters: Counters, *, since: float) -> bool:
+        """False unless the lease is ours and had not ended at ``since``."""
         changed = self._db.execute(
             "UPDATE requests SET lock_expires_at = ? WHERE queue = ? AND id = ?"
             " AND lock_by = ? AND lock_expires_at > ?",
-            (until, self._key, id, self._client_key, self._now()),
+            (until, self._key, id, self._client_key, since),
         ).rowcount
         counters.writes += changed
         return changed == 1
@@ -454,8 +456,9 @@ class SqliteBackend(File):
         if ids is None:
             await self._write(self._unlock)
         else:
+            now = self._now()
             await self._write(
-                lambda counters: [self._prolong(id, self._now(), counters) for id in ids]
+                lambda counters: [self._prolong(id, now, counters, since=now) for id in ids]
             )
 
     def _unlock(self, counters: Counters) -> int:

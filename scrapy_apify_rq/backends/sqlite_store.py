@@ -241,8 +241,9 @@ class StoredQueue(SqliteBackend):
         """When our lock on the entry ends from now on; None if we have none."""
 
         def work(counters: Counters) -> float | None:
-            until = self._now() + secs
-            if not self._prolong(id, until, counters):
+            now = self._now()
+            until = now + secs
+            if not self._prolong(id, until, counters, since=now):
                 return None
             self._to_front(id, forefront, counters)
             return until
@@ -253,7 +254,8 @@ class StoredQueue(SqliteBackend):
         """Give the entry back to its old place, or to the very front; False if it is not ours."""
 
         def work(counters: Counters) -> bool:
-            if not self._prolong(id, self._now(), counters):
+            now = self._now()
+            if not self._prolong(id, now, counters, since=now):
                 return False
             self._to_front(id, forefront, counters)
             return True
