@@ -14,24 +14,19 @@ _READ = 1 << 16
 
 
 async def _relay(
-    target: tuple[str, int],
-    delay: float,
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
+    target: tuple[str, int], delay: float, questions: StreamReader, replies: StreamWriter
 ) -> None:
-    answers, questions = await asyncio.open_connection(*target)
-    loop = asyncio.get_running_loop()
-
-    async def forward(
-        source: asyncio.StreamReader, sink: asyncio.StreamWriter, late: float
-    ) -> None:
-        while data := await source.read(_READ):
-            loop.call_later(late, sink.write, data)
-        loop.call_later(late, sink.close)
-
+    answers, server = await asyncio.open_connection(*target)
     await asyncio.gather(
-        forward(reader, questions, 0), forward(answers, writer, delay), return_exceptions=True
+        _forward(questions, server, 0), _forward(answers, replies, delay), return_exceptions=True
     )
+
+
+async def _forward(source: StreamReader, sink: StreamWriter, delay: float) -> None:
+    loop = asyncio.get_running_loop()
+    while data := await source.read(_READ):
+        loop.call_later(delay, sink.write, data)
+    loop.call_later(delay, sink.close)
 
 
 async def _serve(target: tuple[str, int], delay: float) -> None:
