@@ -76,7 +76,7 @@ async def fill(folder: Path, site: str, size: int) -> None:
 # What is measured in a process of its own
 
 
-async def time_calls(folder: Path, rounds: int) -> dict[str, float]:
+async def time_calls(folder: Path, site: str, rounds: int) -> dict[str, float]:
     """Milliseconds of one call each: medians."""
     backend = SqliteBackend(folder, name=_QUEUE)
     opening = time.perf_counter()
@@ -93,7 +93,7 @@ async def time_calls(folder: Path, rounds: int) -> dict[str, float]:
     total = (await backend.info()).total
     for n in range(rounds):
         claim = await timed("claim", partial(backend.claim, _WINDOW, ()))
-        new = list(entries(total + n * _BATCH, _BATCH, "http://localhost"))
+        new = list(entries(total + n * _BATCH, _BATCH, site))
         await timed("add", partial(backend.add, new, forefront=False))
         acked = [claimed.entry for claimed in claim.entries[:_BATCH]]
         for entry in acked:
@@ -166,7 +166,7 @@ def measure(place: Track, folder: Path, options: argparse.Namespace) -> list[dic
         empty = resume(place, folder, f"empty-{size}")
         full = resume(place, folder, _QUEUE)
         asyncio.run(fill(folder, place.site, size))
-        times = _in_a_process("calls", folder, options.rounds)
+        times = _in_a_process("calls", folder, place.site, options.rounds)
         rows.append(
             {
                 "size": size,
@@ -228,14 +228,18 @@ def _options() -> argparse.Namespace:
     return options
 
 
+def _measure(what: str, *arguments: str) -> dict[str, float]:
+    if what == "calls":
+        folder, site, rounds = arguments
+        return asyncio.run(time_calls(Path(folder), site, int(rounds)))
+    count, who = arguments
+    return remember(int(count), who)
+
+
 def main() -> None:
     options = _options()
     if options.measure:
-        what, first, second = options.measure
-        if what == "calls":
-            print(json.dumps(asyncio.run(time_calls(Path(first), int(second)))))
-        else:
-            print(json.dumps(remember(int(first), second)))
+        print(json.dumps(_measure(*options.measure)))
         return
     machine = report.machine()
     report.print_machine(machine)
