@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -42,7 +40,7 @@ def test_scale(tmp_path: Path) -> None:
     assert "\n3,000 " in text
     assert [row["size"] for row in figures["sizes"]] == [1_000, 3_000]
     assert all(
-        0 < row[name] for row in figures["sizes"] for name in ("open", "claim", "add", "ack")
+        row[name] > 0 for row in figures["sizes"] for name in ("open", "claim", "add", "ack")
     )
     assert figures["known"]["stock"]["memory"] > 500_000
 
