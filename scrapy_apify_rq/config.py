@@ -150,20 +150,16 @@ class Config:
         # Who has switched the scheduler off must not be stopped by what it would need when on.
         if config.enabled:
             _require_token(config)
-            refuse_unavailable(config)
+            _refuse_purge_by_many(config)
         return config
 
 
-def refuse_unavailable(config: Config) -> None:
-    """Refuse what the settings allow and this version cannot do yet."""
-    _refuse_shared_access(config)
-
-
-def _refuse_shared_access(config: Config) -> None:
-    if config.access == "shared":
+def _refuse_purge_by_many(config: Config) -> None:
+    if config.access == "shared" and config.purge_on_start:
         raise ConfigError(
-            "APIFY_RQ_ACCESS = 'shared': not available yet, in this version a queue has one "
-            "consumer; set APIFY_RQ_ACCESS = 'single' and run one crawl at a time on a queue"
+            "APIFY_RQ_PURGE_ON_START = True with APIFY_RQ_ACCESS = 'shared': each worker that "
+            "starts would delete what the others crawl; empty the queue once before you start "
+            "them, with 'scrapy rq purge', and set APIFY_RQ_PURGE_ON_START = False"
         )
 
 

@@ -112,6 +112,8 @@ class Scheduler(BaseScheduler):
         await self._open_dupefilter()
         try:
             await self.backend.open()
+            if self.config.access == "shared" and self.config.client_key is not None:
+                await self.backend.unlock()  # what a run before us held, with the same key
             has_pending = await self._begin_or_resume()
         except BackendError as error:
             # Raised from here, it would be buried under errors of an engine that is half up. Once
@@ -164,6 +166,7 @@ class Scheduler(BaseScheduler):
         purge = self.config.purge_on_start
         # Over the API the queue may hold what others want to keep, as it does with a name.
         own = self.config.queue_is_default and self.config.backend == "sqlite"
+        own = own and self.config.access == "single"  # a worker may start when all is done
         if info.total and (purge or (finished and own)):
             await self.backend.purge()
             why = "its crawl was finished"

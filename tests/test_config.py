@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from scrapy.settings import BaseSettings, Settings
 
-from scrapy_apify_rq import config as config_module
 from scrapy_apify_rq.config import DEFAULTS, Config
 from scrapy_apify_rq.errors import ConfigError
 
@@ -39,12 +38,6 @@ def refusal(
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     return str(caught.value)
-
-
-@pytest.fixture
-def all_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Resolution as it will be once nothing is refused."""
-    monkeypatch.setattr(config_module, "refuse_unavailable", lambda config: None)
 
 
 # Defaults
@@ -262,7 +255,6 @@ def test_settings_of_others_are_left_alone() -> None:
 # The token
 
 
-@pytest.mark.usefixtures("all_available")
 @pytest.mark.parametrize(
     ("setting", "variable", "expected"),
     [
@@ -291,7 +283,6 @@ def test_wrong_token_is_not_shown(value: object) -> None:
     assert "12345" not in message
 
 
-@pytest.mark.usefixtures("all_available")
 def test_token_is_not_in_the_repr() -> None:
     config = read({"APIFY_TOKEN": TOKEN})
     assert config.token == TOKEN
@@ -311,7 +302,6 @@ def test_token_pasted_into_a_wrong_place_is_not_shown(name: str, value: object) 
 # The backend
 
 
-@pytest.mark.usefixtures("all_available")
 @pytest.mark.parametrize(
     ("backend", "token", "expected"),
     [
@@ -328,7 +318,6 @@ def test_backend(backend: str | None, token: str | None, expected: str) -> None:
     assert read({"APIFY_RQ_BACKEND": backend, "APIFY_TOKEN": token}).backend == expected
 
 
-@pytest.mark.usefixtures("all_available")
 def test_backend_apify_needs_a_token() -> None:
     message = refusal({"APIFY_RQ_BACKEND": "apify"})
     assert "APIFY_TOKEN" in message
@@ -339,16 +328,15 @@ def test_without_a_token_the_missing_token_is_what_is_said() -> None:
     assert "set APIFY_TOKEN" in refusal({"APIFY_RQ_BACKEND": "apify"})
 
 
-# What this version cannot do
+# What does not go together
 
 
-def test_shared_access_is_refused() -> None:
-    message = refusal({"APIFY_RQ_ACCESS": "shared"})
-    assert "APIFY_RQ_ACCESS = 'shared': not available yet" in message
-    assert "set APIFY_RQ_ACCESS = 'single'" in message
+def test_no_worker_of_many_may_empty_the_queue() -> None:
+    message = refusal({"APIFY_RQ_ACCESS": "shared", "APIFY_RQ_PURGE_ON_START": True})
+    assert "each worker that starts would delete what the others crawl" in message
+    assert "'scrapy rq purge'" in message
 
 
-@pytest.mark.usefixtures("all_available")
 def test_shared_access() -> None:
     assert read({"APIFY_RQ_ACCESS": "shared"}).access == "shared"
 
@@ -376,7 +364,6 @@ def queue(config: Config) -> tuple[str | None, str | None, bool]:
     return config.queue_id, config.queue_name, config.queue_is_default
 
 
-@pytest.mark.usefixtures("all_available")
 @pytest.mark.parametrize("token", [None, TOKEN])
 @pytest.mark.parametrize("environ", [{}, {QUEUE_ID_VARIABLES[0]: "x" * 17}])
 @pytest.mark.parametrize(
@@ -411,7 +398,6 @@ FIRST, SECOND = QUEUE_ID_VARIABLES
 DERIVED = (None, "shop-quotes", True)
 
 
-@pytest.mark.usefixtures("all_available")
 @pytest.mark.parametrize(
     ("environ", "at_apify", "in_sqlite"),
     [
@@ -433,7 +419,6 @@ def test_default_queue_of_the_run(
     assert queue(read(None, environ)) == in_sqlite
 
 
-@pytest.mark.usefixtures("all_available")
 @pytest.mark.parametrize("variable", QUEUE_ID_VARIABLES)
 @pytest.mark.parametrize(
     ("token", "cure"), [(TOKEN, "17 letters and digits"), (None, "1 to 63 letters")]
