@@ -3,8 +3,8 @@
 Prints its address on a line and serves until it is killed. Paths:
 
     /p/N       page N of --pages, with --links links to others; all are reached from /p/0
-    /start     a page with one link, to /p/0
-    /to-many/N a page with one link, to /many/N
+    /t/N       the same as a tree: no page is linked to twice
+    /to/PATH   a page with one link, to /PATH
     /many/N    a page with N links, to /leaf/0, /leaf/1, ...
     /leaf/N    a page without links
     /_hits     JSON: how often each path was fetched, and when the first and the last one was
@@ -18,6 +18,7 @@ import asyncio
 import json
 import time
 from collections import Counter
+from collections.abc import Iterable
 from urllib.parse import parse_qsl
 
 
@@ -58,16 +59,19 @@ class Site:
         self._hits[path] += 1
         self._last_hit = time.time()
         self._first_hit = self._first_hit or self._last_hit
-        kind, _, number = path[1:].partition("/")
-        if kind == "p":
-            first = int(number) * self._links + 1
-            targets = [f"/p/{n % self._pages}" for n in range(first, first + self._links)]
-        elif kind == "start":
-            targets = ["/p/0"]
-        elif kind == "to-many":
-            targets = [f"/many/{number}"]
-        else:
-            targets = [f"/leaf/{n}" for n in range(int(number) if kind == "many" else 0)]
+        kind, _, rest = path[1:].partition("/")
+        targets: Iterable[str] = ()
+        if kind in ("p", "t"):
+            first = int(rest) * self._links + 1
+            numbers = range(first, first + self._links)
+            if kind == "t":
+                targets = [f"/t/{n}" for n in numbers if n < self._pages]
+            else:
+                targets = [f"/p/{n % self._pages}" for n in numbers]
+        elif kind == "to":
+            targets = [f"/{rest}"]
+        elif kind == "many":
+            targets = [f"/leaf/{n}" for n in range(int(rest))]
         links = "".join(f'<li><a href="{target}">link</a>' for target in targets)
         return f"<html><title>{path}</title><ul>{links}</ul></html>"
 

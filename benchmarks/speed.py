@@ -82,7 +82,7 @@ def stalls(
     place.set_site(delay=0)
     for each in rounds(contestants, options.rounds):
         pages = _FEW_PAGES if each.is_slow else min(links, 300)
-        run = place.run(each, f"/to-many/{links}", CLOSESPIDER_PAGECOUNT=pages)
+        run = place.run(each, f"/to/many/{links}", CLOSESPIDER_PAGECOUNT=pages)
         runs[each.name].append(run)
     return Results(f"One page that yields {links:,} links", runs)
 

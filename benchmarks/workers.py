@@ -30,13 +30,15 @@ def run(place: Track, queue: Contestant, workers: int, options: argparse.Namespa
         "CONCURRENT_REQUESTS": options.connections,
         "CONCURRENT_REQUESTS_PER_DOMAIN": options.connections,
     }
+    # What Scrapy starts with is not filtered, so no page may link to it.
+    start_path = "/to/p/0" if options.dense else "/t/0"
     start = time.time()
-    crawls = [place.start(queue, where, "/start", settings) for _ in range(workers)]
+    crawls = [place.start(queue, where, start_path, settings) for _ in range(workers)]
     reports = [finish(crawl) for crawl in crawls]
     seen = place.hits()
     pages = len(seen["hits"])
-    if pages != options.pages + 1:
-        raise RuntimeError(f"{pages} pages crawled instead of {options.pages + 1}")
+    if pages != options.pages + options.dense:
+        raise RuntimeError(f"{pages} pages crawled instead of {options.pages + options.dense}")
     return {
         "workers": workers,
         "seconds": seen["last"] - seen["first"],
@@ -80,8 +82,9 @@ def print_runs(runs: dict[int, list[Any]], options: argparse.Namespace) -> None:
             )
         )
     header = ("workers", "pages/s", "times as fast", "writes/page", "calls/page", "pages repeated")
+    site = "each linked to from many" if options.dense else "a tree"
     title = (
-        f"{options.queue}, {options.pages:,} pages, {options.connections} connections a worker,"
+        f"{options.queue}, {options.pages:,} pages, {site}, {options.connections} connections each,"
         f" the site answers after {options.delay * 1000:g} ms"
     )
     report.print_table(
@@ -100,6 +103,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--links", type=int, default=10, help="on each page")
     parser.add_argument("--delay", type=float, default=0.2, help="of the site, in seconds")
     parser.add_argument("--connections", type=int, default=4, help="of each worker")
+    parser.add_argument(
+        "--dense", action="store_true", help="each page is linked to from many others"
+    )
     report.add_options(parser, plot=False)
     options = parser.parse_args()
     if options.quick:

@@ -50,3 +50,12 @@ def test_an_unknown_contestant_is_named() -> None:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.returncode != 0
     assert "apii@50: no such contestant" in done.stderr
+
+
+def test_workers(tmp_path: Path) -> None:
+    text, figures = benchmark("workers", tmp_path / "figures", "--quick")
+    assert "times as fast" in text
+    for (run,) in figures["runs"].values():
+        assert run["pages"] == sum(run["shares"]) == 40
+        assert run["repeated"] == 0
+        assert run["writes"] >= 3 * 40
