@@ -224,7 +224,7 @@ def _options() -> argparse.Namespace:
     report.add_options(parser)
     options = parser.parse_args()
     if options.quick:
-        options.sizes, options.known, options.rounds = [1_000, 3_000], 10_000, 5
+        options.sizes, options.known, options.rounds = [2_000], 10_000, 5
     return options
 
 
