@@ -121,6 +121,7 @@ DEFAULT = (
     *("stock", "jobdir", "embedded", "api@0", "api@10", "api@50", "api@200"),
     *("apify-single@0", "apify-single@50", "apify-shared@50", "scrapy-redis@0", "scrapy-redis@50"),
 )
+QUICK = ("jobdir", "embedded", "api@50", "apify-single@10", "scrapy-redis@0")
 
 
 @dataclass(frozen=True)

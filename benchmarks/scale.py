@@ -22,10 +22,11 @@ from statistics import median
 from typing import Any
 
 from scrapy import Request, Spider
+from scrapy.crawler import Crawler
 from scrapy.dupefilters import RFPDupeFilter
 from scrapy.http import Response
 from scrapy.statscollectors import MemoryStatsCollector
-from scrapy.utils.test import get_crawler
+from scrapy.utils.request import RequestFingerprinter
 
 from benchmarks import plots, report
 from benchmarks.contestants import Place, contestant
@@ -105,13 +106,11 @@ async def time_calls(folder: Path, site: str, rounds: int) -> dict[str, float]:
 
 def remember(count: int, who: str) -> dict[str, float]:
     """The memory that so many known requests take, in bytes."""
-    crawler = get_crawler(_Links)
-    fingerprinter = crawler.request_fingerprinter
-    assert fingerprinter is not None
+    fingerprinter = RequestFingerprinter()
     if who == "stock":
         seen: Callable[[Request], object] = RFPDupeFilter(fingerprinter=fingerprinter).request_seen
     else:
-        frontier = _frontier(crawler)
+        frontier = _frontier()
 
         def seen(request: Request) -> None:
             frontier.remember(request_id(fingerprinter.fingerprint(request).hex()))
@@ -123,13 +122,13 @@ def remember(count: int, who: str) -> dict[str, float]:
     return {"memory": peak_memory() - before}
 
 
-def _frontier(crawler: Any) -> Frontier:
+def _frontier() -> Frontier:
     def unused(*_: Any) -> Any:
         raise AssertionError
 
     return Frontier(
         SqliteBackend(Path()),
-        stats=MemoryStatsCollector(crawler),
+        stats=MemoryStatsCollector(Crawler(_Links)),
         window=_WINDOW,
         outbox=_WINDOW,
         idle_before_close=0,

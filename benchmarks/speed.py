@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import plots, report
-from benchmarks.contestants import DEFAULT, KINDS, Contestant, contestant
+from benchmarks.contestants import DEFAULT, KINDS, QUICK, Contestant, contestant
 from benchmarks.track import Track, track
 
 Run = dict[str, Any]
@@ -174,9 +174,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--contestants",
         nargs="+",
-        default=DEFAULT,
         metavar="NAME[@MS]",
-        help=f"of {', '.join(KINDS)}; MS is the round trip to the queue (default: %(default)s)",
+        help=f"of {', '.join(KINDS)}; MS is the round trip to the queue"
+        f" (default: {' '.join(DEFAULT)})",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pages", type=int, default=2000)
@@ -195,6 +195,7 @@ def _options() -> argparse.Namespace:
     )
     report.add_options(parser)
     options = parser.parse_args()
+    options.contestants = options.contestants or (QUICK if options.quick else DEFAULT)
     if options.quick:
         options.rounds, options.pages, options.slow_pages = 1, 100, 10
         options.delay, options.many = [0], [20]
