@@ -24,6 +24,7 @@ from scrapy.utils.misc import build_from_crawler, load_object
 from twisted.internet.defer import Deferred
 
 from scrapy_apify_rq import scrapy_private
+from scrapy_apify_rq.actor import RunEvents
 from scrapy_apify_rq.backends import backend_for
 from scrapy_apify_rq.config import Config
 from scrapy_apify_rq.errors import BackendError, CodecError, ConfigError
@@ -84,6 +85,7 @@ class Scheduler(BaseScheduler):
             refused=self._refused,
             failed=self._failed,
         )
+        self.run_events = RunEvents(crawler, config, self.frontier.hold)
         self._is_open = False
         self._open_error: BackendError | None = None
         """Why the queue could not be opened."""
@@ -125,6 +127,7 @@ class Scheduler(BaseScheduler):
         else:
             await self.frontier.open(has_pending=has_pending)
             self._reaper = asyncio.create_task(self._reap_regularly())
+            self.run_events.open()
         self._is_open = True
 
     def _attach_middlewares(self) -> SpiderMiddleware:
@@ -199,6 +202,7 @@ class Scheduler(BaseScheduler):
         self._reap()
         if self._reaper is not None:
             self._reaper.cancel()
+        await self.run_events.close()
         try:
             await self.frontier.close()
             self._announce(await self._summary())

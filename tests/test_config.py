@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ def test_defaults() -> None:
         "idle_before_close": 0.0,
         "progress": False,
         "unavailable_timeout": 600.0,
+        "events_url": None,
+        "timeout_at": None,
     }
 
 
@@ -589,3 +592,42 @@ def test_wrong_api_base_url(url: object) -> None:
     assert message.startswith("APIFY_API_BASE_URL = ")
     assert "https://" in message
     assert "SECRET" not in message
+
+
+# An Actor run
+
+RUN_ID_VARIABLES = ["ACTOR_RUN_ID", "APIFY_ACTOR_RUN_ID", "APIFY_ACT_RUN_ID"]
+EVENTS_VARIABLES = ["ACTOR_EVENTS_WEBSOCKET_URL", "APIFY_ACTOR_EVENTS_WS_URL"]
+TIMEOUT_VARIABLES = ["ACTOR_TIMEOUT_AT", "APIFY_TIMEOUT_AT"]
+
+
+@pytest.mark.parametrize("variable", RUN_ID_VARIABLES)
+def test_the_run_id_is_the_client_key(variable: str) -> None:
+    assert read(environ={variable: "HG7ML7M8z78YcAPEB"}).client_key == "HG7ML7M8z78YcAPEB"
+    assert read(environ={variable: "r" * 40}).client_key == "r" * 32
+    assert read({"APIFY_RQ_CLIENT_KEY": "mine"}, {variable: "run"}).client_key == "mine"
+    assert read(environ={variable: " "}).client_key is None
+
+
+@pytest.mark.parametrize("variable", EVENTS_VARIABLES)
+def test_the_address_of_the_events(variable: str) -> None:
+    assert read(environ={variable: "wss://host/x"}).events_url == "wss://host/x"
+    assert read(environ={variable: ""}).events_url is None
+    assert "secret" not in repr(read(environ={variable: "wss://host/?key=secret"}))
+
+
+@pytest.mark.parametrize("variable", TIMEOUT_VARIABLES)
+def test_the_end_of_the_run(variable: str) -> None:
+    expected = datetime(2030, 1, 31, 12, tzinfo=timezone.utc)
+    for text in ("2030-01-31T12:00:00.000Z", "2030-01-31T13:00:00+01:00", "2030-01-31T12:00:00"):
+        assert read(environ={variable: text}).timeout_at == expected
+    assert read(environ={variable: ""}).timeout_at is None
+    with pytest.raises(ConfigError, match=rf"{variable} .* = 'soon': write a time such as"):
+        read(environ={variable: "soon"})
+
+
+@pytest.mark.parametrize("names", [RUN_ID_VARIABLES, EVENTS_VARIABLES, TIMEOUT_VARIABLES])
+def test_the_newer_name_of_a_variable_goes_first(names: list[str]) -> None:
+    values = ["2030-01-01T00:00:00Z", "2031-01-01T00:00:00Z", "2032-01-01T00:00:00Z"]
+    both = dict(zip(names, values, strict=False))
+    assert read(environ=both) == read(environ=dict([next(iter(both.items()))]))
