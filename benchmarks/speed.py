@@ -71,7 +71,7 @@ def crawl(
         place.set_site(pages=pages, links=options.links, delay=delay)
         runs[each.name].append(place.run(each, "/p/0"))
     limit = f"the site answers after {delay * 1000:g} ms" if delay else "the site answers at once"
-    return Results(f"{options.pages:,} pages, {options.links} links each, {limit}", runs)
+    return Results(f"Pages with {options.links} links each, {limit}", runs)
 
 
 def stalls(
@@ -95,6 +95,7 @@ def print_results(results: Results, titles: dict[str, str], *, markdown: bool) -
     rows = [
         (
             titles[name],
+            f"{median(run['pages'] for run in results.runs[name]):,.0f}",
             f"{speeds[name]:.1f}",
             f"{speed_ratios[name]:.2f}",
             f"{costs[name] * 1000:.2f}",
@@ -106,8 +107,8 @@ def print_results(results: Results, titles: dict[str, str], *, markdown: bool) -
         )
         for name in results.runs
     ]
-    header = ("", "pages/s", "ratio", "CPU ms/page", "ratio", "peak MB", "stall ms", "wall ms")
-    columns = (*header, "first page s", "opening s", "closing s")
+    header = ("", "pages", "pages/s", "ratio", "CPU ms/page", "ratio", "peak MB", "stall ms")
+    columns = (*header, "wall ms", "first page s", "opening s", "closing s")
     report.print_table(results.title, columns, rows, markdown=markdown)
 
 
