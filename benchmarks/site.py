@@ -3,10 +3,12 @@
 Prints its address on a line and serves until it is killed. Paths:
 
     /p/N       page N of --pages, with --links links to others; all are reached from /p/0
-    /to-many/N a page with one link, to /many/N
+    /t/N       the same as a tree: no page is linked to twice
+    /to/PATH   a page with one link, to /PATH
     /many/N    a page with N links, to /leaf/0, /leaf/1, ...
     /leaf/N    a page without links
-    /_hits     JSON: how often each path was fetched, and when the first one was
+    /_hits     JSON: how often each path was fetched, and when the first and the last one was
+    /_site     with a query such as ?pages=200&delay=0.1: be such a site from now on, without hits
 """
 
 from __future__ import annotations
@@ -16,15 +18,20 @@ import asyncio
 import json
 import time
 from collections import Counter
+from collections.abc import Iterable
+from urllib.parse import parse_qsl
 
 
 class Site:
     def __init__(self, pages: int, links: int, delay: float) -> None:
+        self._become(pages, links, delay)
+
+    def _become(self, pages: int, links: int, delay: float) -> None:
         self._pages = pages
         self._links = links
         self._delay = delay
         self._hits: Counter[str] = Counter()
-        self._first_hit: float | None = None
+        self._first_hit = self._last_hit = 0.0
 
     async def serve(self) -> None:
         server = await asyncio.get_running_loop().create_server(
@@ -38,19 +45,33 @@ class Site:
     def delay(self) -> float:
         return self._delay
 
-    def body(self, path: str) -> str:
-        if path == "/_hits":
-            return json.dumps({"hits": self._hits, "first": self._first_hit})
+    def control(self, path: str, query: str) -> str:
+        if path == "/_site":
+            values = dict(parse_qsl(query))
+            self._become(
+                int(values.get("pages", self._pages)),
+                int(values.get("links", self._links)),
+                float(values.get("delay", self._delay)),
+            )
+        return json.dumps({"hits": self._hits, "first": self._first_hit, "last": self._last_hit})
+
+    def page(self, path: str) -> str:
         self._hits[path] += 1
-        self._first_hit = self._first_hit or time.time()
-        kind, _, number = path[1:].partition("/")
-        if kind == "p":
-            first = int(number) * self._links + 1
-            targets = [f"/p/{n % self._pages}" for n in range(first, first + self._links)]
-        elif kind == "to-many":
-            targets = [f"/many/{number}"]
-        else:
-            targets = [f"/leaf/{n}" for n in range(int(number) if kind == "many" else 0)]
+        self._last_hit = time.time()
+        self._first_hit = self._first_hit or self._last_hit
+        kind, _, rest = path[1:].partition("/")
+        targets: Iterable[str] = ()
+        if kind in ("p", "t"):
+            first = int(rest) * self._links + 1
+            numbers = range(first, first + self._links)
+            if kind == "t":
+                targets = [f"/t/{n}" for n in numbers if n < self._pages]
+            else:
+                targets = [f"/p/{n % self._pages}" for n in numbers]
+        elif kind == "to":
+            targets = [f"/{rest}"]
+        elif kind == "many":
+            targets = [f"/leaf/{n}" for n in range(int(rest))]
         links = "".join(f'<li><a href="{target}">link</a>' for target in targets)
         return f"<html><title>{path}</title><ul>{links}</ul></html>"
 
@@ -70,16 +91,21 @@ class _Connection(asyncio.Protocol):
         self._received += data
         if not self._received.endswith(b"\r\n\r\n"):
             return
-        path = self._received.split(b" ", 2)[1].decode()
+        path, _, query = self._received.split(b" ", 2)[1].decode().partition("?")
         self._received = b""
-        if self._site.delay and path != "/_hits":
-            asyncio.get_running_loop().call_later(self._site.delay, self._answer, path)
+        if path.startswith("/_"):
+            self._answer("application/json", self._site.control(path, query))
+        elif self._site.delay:
+            asyncio.get_running_loop().call_later(self._site.delay, self._answer_page, path)
         else:
-            self._answer(path)
+            self._answer_page(path)
 
-    def _answer(self, path: str) -> None:
-        body = self._site.body(path).encode()
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\n\r\n"
+    def _answer_page(self, path: str) -> None:
+        self._answer("text/html", self._site.page(path))
+
+    def _answer(self, kind: str, text: str) -> None:
+        body = text.encode()
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
         self._transport.write(head.encode() + body)
 
 

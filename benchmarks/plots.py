@@ -1,0 +1,49 @@
+"""The pictures, drawn with matplotlib, which is in the extra ``bench``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def _figure(columns: int, height: float) -> tuple[Any, Sequence[Any]]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        1, columns, figsize=(5.5 * columns, height), squeeze=False, layout="constrained"
+    )
+    return figure, axes[0]
+
+
+def bars(
+    file: Path, panels: Sequence[tuple[str, Mapping[str, float], Mapping[str, str]]], label: str
+) -> None:
+    """Horizontal bars: for each panel its title, the values by name, and a text for each."""
+    figure, axes = _figure(len(panels), 1 + 0.32 * max(len(values) for _, values, _ in panels))
+    for axis, (title, values, texts) in zip(axes, panels, strict=True):
+        drawn = axis.barh(list(values), list(values.values()))
+        axis.bar_label(drawn, [texts[name] for name in values], padding=3)
+        axis.set(xlabel=label)
+        axis.set_title(title, fontsize="medium")
+        axis.margins(x=0.15)
+        axis.invert_yaxis()
+    for axis in axes[1:]:
+        axis.set_yticklabels([])
+    figure.savefig(file)
+
+
+def curves(
+    file: Path, panels: Sequence[tuple[str, str, Mapping[str, Sequence[tuple[float, float]]]]]
+) -> None:
+    """For each panel its title, the label of its y axis, and points (x, y) by name."""
+    figure, axes = _figure(len(panels), 3.6)
+    for axis, (title, label, lines) in zip(axes, panels, strict=True):
+        for name, points in lines.items():
+            axis.plot(*zip(*points, strict=True), marker="o", label=name)
+        axis.set(title=title, xlabel="pending entries", ylabel=label, xscale="log", ylim=(0, None))
+        axis.legend()
+    figure.savefig(file)

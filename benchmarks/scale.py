@@ -1,0 +1,260 @@
+"""A million pending entries in the embedded queue, and a million known ids.
+
+One queue is filled step by step. At each size a crawl of some hundred pages resumes it, and in
+another process claim, add and ack are timed; then the entries that this took away are made up for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from scrapy import Request, Spider
+from scrapy.crawler import Crawler
+from scrapy.dupefilters import RFPDupeFilter
+from scrapy.http import Response
+from scrapy.statscollectors import MemoryStatsCollector
+from scrapy.utils.request import RequestFingerprinter
+
+from benchmarks import plots, report
+from benchmarks.contestants import Place, contestant
+from benchmarks.meter import peak_memory
+from benchmarks.track import Track, finish, track
+from scrapy_apify_rq.backends.sqlite import SqliteBackend
+from scrapy_apify_rq.frontier import Frontier
+from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.requests import RequestConverter
+from scrapy_apify_rq.unique_keys import request_id
+
+_QUEUE = "scale"
+_BATCH = 25
+_WINDOW = 1000
+_FILL = 1000
+_PAGES = 300
+
+
+class _Links(Spider):
+    name = "links"
+
+    def parse(self, response: Response) -> None: ...
+
+
+def entries(first: int, count: int, site: str) -> Iterator[Entry]:
+    """As the scheduler would write them."""
+    spider = _Links()
+    converter = RequestConverter(spider)
+    for n in range(first, first + count):
+        request = Request(f"{site}/leaf/0?n={n}", spider.parse, meta={"depth": 1})
+        yield converter.encode(request, hashlib.sha1(str(n).encode()).hexdigest())
+
+
+async def fill(folder: Path, site: str, size: int) -> None:
+    """Have so many entries pending."""
+    backend = SqliteBackend(folder, name=_QUEUE)
+    await backend.open()
+    try:
+        info = await backend.info()
+        missing = size - info.pending
+        for first in range(info.total, info.total + missing, _FILL):
+            count = min(_FILL, info.total + missing - first)
+            await backend.add(list(entries(first, count, site)), forefront=False)
+    finally:
+        await backend.close()
+
+
+# What is measured in a process of its own
+
+
+async def time_calls(folder: Path, site: str, rounds: int) -> dict[str, float]:
+    """Milliseconds of one call each: medians."""
+    backend = SqliteBackend(folder, name=_QUEUE)
+    opening = time.perf_counter()
+    await backend.open()
+    await backend.info()
+    times: dict[str, list[float]] = {"open": [time.perf_counter() - opening]}
+
+    async def timed(name: str, call: Callable[[], Awaitable[Any]]) -> Any:
+        start = time.perf_counter()
+        result = await call()
+        times.setdefault(name, []).append(time.perf_counter() - start)
+        return result
+
+    total = (await backend.info()).total
+    for n in range(rounds):
+        claim = await timed("claim", partial(backend.claim, _WINDOW, ()))
+        new = list(entries(total + n * _BATCH, _BATCH, site))
+        await timed("add", partial(backend.add, new, forefront=False))
+        acked = [claimed.entry for claimed in claim.entries[:_BATCH]]
+        for entry in acked:
+            entry.handled_at = datetime.now(timezone.utc)
+        await timed("ack", partial(backend.update, acked, forefront=False))
+    await backend.close()
+    return {name: median(each) * 1000 for name, each in times.items()}
+
+
+def remember(count: int, who: str) -> dict[str, float]:
+    """The memory that so many known requests take, in bytes."""
+    fingerprinter = RequestFingerprinter()
+    if who == "stock":
+        seen: Callable[[Request], object] = RFPDupeFilter(fingerprinter=fingerprinter).request_seen
+    else:
+        frontier = _frontier()
+
+        def seen(request: Request) -> None:
+            frontier.remember(request_id(fingerprinter.fingerprint(request).hex()))
+
+    seen(Request("http://localhost/"))
+    before = peak_memory()
+    for n in range(count):
+        seen(Request(f"http://localhost/{n}"))
+    return {"memory": peak_memory() - before}
+
+
+def _frontier() -> Frontier:
+    def unused(*_: Any) -> Any:
+        raise AssertionError
+
+    return Frontier(
+        SqliteBackend(Path()),
+        stats=MemoryStatsCollector(Crawler(_Links)),
+        window=_WINDOW,
+        outbox=_WINDOW,
+        idle_before_close=0,
+        urgency=unused,
+        wake=unused,
+        dropped=unused,
+        refused=unused,
+        failed=unused,
+    )
+
+
+def _in_a_process(*arguments: object) -> dict[str, float]:
+    words = [sys.executable, "-m", "benchmarks.scale", "--measure", *map(str, arguments)]
+    result: dict[str, float] = json.loads(subprocess.check_output(words, text=True))
+    return result
+
+
+# The programme
+
+
+def resume(place: Track, folder: Path, queue: str) -> dict[str, float]:
+    """What it takes to open the queue and crawl some pages of it."""
+    embedded = contestant("embedded")
+    where = Place(folder, queue, "", "", "")
+    settings = {"CLOSESPIDER_PAGECOUNT": _PAGES}
+    crawl = finish(place.start(embedded, where, f"/many/{_PAGES}", settings))
+    return {"opening": crawl["opening"], "memory": crawl["memory"]}
+
+
+def measure(place: Track, folder: Path, options: argparse.Namespace) -> list[dict[str, float]]:
+    rows = []
+    for size in options.sizes:
+        asyncio.run(fill(folder, place.site, size))
+        empty = resume(place, folder, f"empty-{size}")
+        full = resume(place, folder, _QUEUE)
+        asyncio.run(fill(folder, place.site, size))
+        times = _in_a_process("calls", folder, place.site, options.rounds)
+        rows.append(
+            {
+                "size": size,
+                "opening": full["opening"],
+                "opening_empty": empty["opening"],
+                "memory": full["memory"] - empty["memory"],
+                **times,
+            }
+        )
+    return rows
+
+
+def print_sizes(rows: list[dict[str, float]], *, markdown: bool) -> None:
+    table = [
+        (
+            f"{row['size']:,}",
+            f"{row['open']:.1f}",
+            f"{row['opening']:.2f}",
+            f"{row['opening_empty']:.2f}",
+            f"{row['memory'] / 1e6:+.1f}",
+            f"{row['claim']:.2f}",
+            f"{row['add']:.3f}",
+            f"{row['ack']:.3f}",
+        )
+        for row in rows
+    ]
+    header = ("pending", "open ms", "first page s", "if empty s", "MB over empty")
+    calls = (f"claim {_WINDOW} ms", f"add {_BATCH} ms", f"ack {_BATCH} ms")
+    report.print_table("The embedded queue", (*header, *calls), table, markdown=markdown)
+
+
+def draw(file: Path, rows: list[dict[str, float]]) -> None:
+    def curve(name: str, scale: float = 1) -> list[tuple[float, float]]:
+        return [(row["size"], row[name] * scale) for row in rows]
+
+    batches = {f"{name} of {_BATCH}": curve(name) for name in ("add", "ack")}
+    panels = [
+        ("One call", "ms", batches),
+        ("One call", "ms", {f"claim of {_WINDOW}": curve("claim")}),
+        ("Memory over an empty queue", "MB", {"crawl": curve("memory", 1e-6)}),
+    ]
+    plots.curves(file, panels)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[10_000, 30_000, 100_000, 300_000, 1_000_000]
+    )
+    parser.add_argument("--known", type=int, default=1_000_000, help="how many known requests")
+    parser.add_argument("--rounds", type=int, default=100, help="calls that are timed")
+    parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
+    report.add_options(parser)
+    options = parser.parse_args()
+    if options.quick:
+        options.sizes, options.known, options.rounds = [2_000], 10_000, 5
+    return options
+
+
+def _measure(what: str, *arguments: str) -> dict[str, float]:
+    if what == "calls":
+        folder, site, rounds = arguments
+        return asyncio.run(time_calls(Path(folder), site, int(rounds)))
+    count, who = arguments
+    return remember(int(count), who)
+
+
+def main() -> None:
+    options = _options()
+    if options.measure:
+        print(json.dumps(_measure(*options.measure)))
+        return
+    machine = report.machine()
+    report.print_machine(machine)
+    with tempfile.TemporaryDirectory() as folder, track(Path(folder), pin=True) as place:
+        rows = measure(place, Path(folder) / "scale", options)
+    print_sizes(rows, markdown=options.markdown)
+    known = {who: _in_a_process("known", options.known, who) for who in ("stock", "ours")}
+    names = {"stock": "Scrapy's RFPDupeFilter", "ours": "scrapy-apify-rq"}
+    table = [(names[who], f"{each['memory'] / 1e6:.1f}") for who, each in known.items()]
+    title = f"{options.known:,} known requests"
+    report.print_table(title, ("", "MB"), table, markdown=options.markdown)
+    figures = {"machine": machine, "options": vars(options), "sizes": rows, "known": known}
+    report.write_json(options.json, figures)
+    if options.plot is not None:
+        draw(options.plot, rows)
+
+
+if __name__ == "__main__":
+    main()

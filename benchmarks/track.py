@@ -1,0 +1,181 @@
+"""Where crawls are run: the site, the API's server and Redis, each a process, and two cores.
+
+The crawls have one core for themselves and all servers together another, so that what a server
+costs is not taken from the crawler, whose own server would be on another machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contestants import TOKEN, Contestant, Place
+from tests import actor
+from tests.server import Server, serve
+
+_ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def running(*command: str) -> Iterator[str]:
+    """Run one of our programs; the line that it prints."""
+    words = [sys.executable, "-m", *command]
+    with subprocess.Popen(words, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+@contextmanager
+def _redis(folder: Path) -> Iterator[int]:
+    """The port of a redis-server of our own, which writes nothing to the disk."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    words = ["redis-server", "--port", str(port), "--save", "", "--dir", str(folder)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            if not any("eady to accept connections" in line for line in process.stdout):
+                raise RuntimeError("redis-server did not start")
+            yield port
+        finally:
+            process.kill()
+
+
+@dataclass(frozen=True)
+class Cores:
+    """The core of the crawls; None where they share all cores with the servers."""
+
+    crawls: int | None
+
+    @classmethod
+    def divide(cls, wanted: bool) -> Cores:
+        """Keep this process and all that it starts to one core, and another free for crawls."""
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        if not wanted or len(cores) < 2:
+            return cls(None)
+        os.sched_setaffinity(0, {cores[0]})
+        return cls(cores[1])
+
+
+class Track:
+    """Runs crawls one after the other, each with a queue of its own."""
+
+    def __init__(self, folder: Path, cores: Cores, *, site: str, server: Server) -> None:
+        self._folder = folder
+        self._cores = cores
+        self.site = site
+        self.server = server
+        self._services = ExitStack()
+        self._redis_port = 0
+        self._redis_urls: dict[float, str] = {}
+        self._crawls = 0
+
+    def set_site(self, **values: float) -> None:
+        """What the site is like from now on, see site.py; its hits are forgotten."""
+        query = "&".join(f"{name}={value}" for name, value in values.items())
+        _get(f"{self.site}/_site?{query}")
+
+    def hits(self) -> Any:
+        return json.loads(_get(f"{self.site}/_hits"))
+
+    def new_place(self, latency: float) -> Place:
+        """A place for one crawl, the round trip to its queue being ``latency`` seconds."""
+        self._crawls += 1
+        queue = f"crawl-{self._crawls}"
+        self.server.faults()
+        environ = actor.environ(self.server.url, TOKEN, queue)
+        self.server.faults(latency=latency, rates=True)
+        self.server.forget_calls()
+        return Place(
+            folder=self._folder / queue,
+            queue=queue,
+            queue_id=environ["ACTOR_DEFAULT_REQUEST_QUEUE_ID"],
+            api=self.server.url,
+            redis=self._redis_urls.get(latency, ""),
+        )
+
+    def start_redis_for(self, contestants: Sequence[Contestant]) -> None:
+        for each in contestants:
+            if each.kind.program == "redis-server" and each.latency not in self._redis_urls:
+                self._start_redis(each.latency)
+
+    def _start_redis(self, latency: float) -> None:
+        """Have a Redis at the end of such a round trip."""
+        if not self._redis_port:
+            self._redis_port = self._services.enter_context(_redis(self._folder))
+        address = f"127.0.0.1:{self._redis_port}"
+        if latency:
+            words = ("benchmarks.delay", "127.0.0.1", str(self._redis_port))
+            address = self._services.enter_context(running(*words, "--delay", str(latency)))
+        self._redis_urls[latency] = f"redis://{address}"
+
+    def close(self) -> None:
+        self._services.close()
+
+    def run(self, contestant: Contestant, path: str, **settings: Any) -> dict[str, Any]:
+        """The report of meter.py, and the API's calls and outcomes."""
+        place = self.new_place(contestant.latency)
+        crawl = self.start(contestant, place, path, settings)
+        report = finish(crawl)
+        calls = self.server.calls
+        return {**report, "calls": calls.operations, "outcomes": calls.outcomes}
+
+    def start(
+        self, contestant: Contestant, place: Place, path: str, settings: Mapping[str, Any]
+    ) -> subprocess.Popen[str]:
+        words = ["-m", "benchmarks.crawl", self.site + path, "--started-at", str(time.time())]
+        if self._cores.crawls is not None:
+            words += ["--cpu", str(self._cores.crawls)]
+        for name, value in {**contestant.kind.settings(place), **settings}.items():
+            words += ["--set", f"{name}={json.dumps(value)}"]
+        return subprocess.Popen(
+            [sys.executable, *words],
+            cwd=_ROOT,
+            env={**os.environ, **contestant.kind.environ(place)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+
+def finish(crawl: subprocess.Popen[str]) -> dict[str, Any]:
+    """What a crawl reports, once it has ended."""
+    with crawl:
+        text = crawl.communicate()[0]
+    if crawl.returncode:
+        raise RuntimeError(f"a crawl failed: {' '.join(map(str, crawl.args))}")  # type: ignore[arg-type]
+    report: dict[str, Any] = json.loads(text)
+    return report
+
+
+def _get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        text: bytes = answer.read()
+    return text
+
+
+@contextmanager
+def track(folder: Path, *, pin: bool) -> Iterator[Track]:
+    cores = Cores.divide(pin)
+    with (
+        running("benchmarks.site") as site,
+        serve(folder / "api", "--token", TOKEN, checked=False) as server,
+    ):
+        place = Track(folder, cores, site=site, server=server)
+        try:
+            yield place
+        finally:
+            place.close()
