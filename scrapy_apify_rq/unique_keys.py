@@ -33,6 +33,11 @@ def request_id(unique_key: str) -> str:
     return encoded.translate(None, b"+/=")[:_ID_LENGTH].decode()
 
 
+def start_key(key: str, number: int) -> str:
+    """The key of the n-th start request of one kind that is not to be filtered, from 1."""
+    return f"{key}:start{number}"
+
+
 def crawlee_key(url: str, method: str, body: bytes, headers: Iterable[tuple[str, str]]) -> str:
     """Crawlee's key ``METHOD|headers|payload|url`` of a request that is bound to no session.
 
