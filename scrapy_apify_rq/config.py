@@ -91,7 +91,8 @@ class Config:
     api_base_url: str
     """Without a slash or ``/v2`` at its end."""
     queue_id: str | None
-    """Either this or ``queue_name`` is set. An id, ``username~name`` or ``~name``."""
+    """Either this or ``queue_name`` is set, if a spider is known. An id, ``username~name`` or
+    ``~name``."""
     queue_name: str | None
     queue_is_default: bool
     """Nobody named the queue, so a finished one starts afresh."""
@@ -115,9 +116,12 @@ class Config:
 
     @classmethod
     def from_settings(
-        cls, settings: BaseSettings, environ: Mapping[str, str], spider_name: str
+        cls, settings: BaseSettings, environ: Mapping[str, str], spider_name: str | None
     ) -> Config:
-        """Read all settings, or raise ``ConfigError`` for the first thing that is wrong."""
+        """Read all settings, or raise ``ConfigError`` for the first thing that is wrong.
+
+        With no spider known, there is no default queue: the settings may name none at all.
+        """
         _refuse_unknown_names(settings)
         token = _token(settings, environ)
         backend = _backend(settings, token)
@@ -356,9 +360,10 @@ class _Queue:
 
 
 def _queue(
-    settings: BaseSettings, environ: Mapping[str, str], spider_name: str, backend: str
+    settings: BaseSettings, environ: Mapping[str, str], spider_name: str | None, backend: str
 ) -> _Queue:
-    derived = _derived_name(settings.get("BOT_NAME", ""), spider_name)
+    bot_name = settings.get("BOT_NAME", "")
+    derived = None if spider_name is None else _derived_name(bot_name, spider_name)
     return (
         _named_queue(settings)
         or _default_queue_of_run(environ, backend)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 VERSION: Final = 1
 # https://docs.apify.com/api/v2/request-queue-requests-post
-_METHODS: Final = frozenset(
+METHODS: Final = frozenset(
     ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"]
 )
 # What is wrong with an entry may be as long as the entry; it goes into the log.
@@ -68,6 +68,47 @@ def store_spider_errors(entry: Entry, count: int) -> None:
     """Add the count, which no request holds, to an entry that ``encode`` has made."""
     if count:
         entry.user_data["scrapy"]["spider_errors"] = count
+
+
+def reset(entry: Entry, priority_adjust: int) -> None:
+    """Make a handled entry pending again as if it had never been tried.
+
+    ``priority_adjust`` is what each retry added to its priority: Scrapy's RETRY_PRIORITY_ADJUST.
+    """
+    entry.handled_at = entry.loaded_url = None
+    entry.retry_count = 0
+    entry.error_messages = []
+    blob = entry.user_data.get("scrapy")
+    if isinstance(blob, dict):
+        blob.pop("spider_errors", None)
+        if times := _forget_retries(blob):
+            blob["priority"] = stored_priority(entry) - times * priority_adjust
+    elif isinstance(text := entry.user_data.get("scrapy_request"), str):
+        entry.user_data["scrapy_request"] = _without_retries(text)
+
+
+def _forget_retries(stored: dict[str, Any]) -> int:
+    """Set ``retry_times``, by which RetryMiddleware gives up, to 0 in the meta of a stored request;
+    what it was."""
+    meta = stored.get("meta")
+    pairs = meta.get("$dict") if isinstance(meta, dict) else None
+    times: Any = 0
+    if isinstance(pairs, list):  # how codec writes a dict with keys that JSON lacks
+        for pair in pairs:
+            if pair[0] == "retry_times":
+                times, pair[1] = pair[1], 0
+    elif isinstance(meta, dict) and "retry_times" in meta:
+        times, meta["retry_times"] = meta["retry_times"], 0
+    return times if isinstance(times, int) else 0
+
+
+def _without_retries(scrapy_request: str) -> str:
+    try:
+        stored = json.loads(scrapy_request)
+    except ValueError:  # a pickle, say: decode() tells what is wrong with it
+        return scrapy_request
+    changed = isinstance(stored, dict) and _forget_retries(stored)
+    return json.dumps(stored) if changed else scrapy_request
 
 
 def _stored_number(entry: Entry, name: str) -> int:
@@ -129,7 +170,7 @@ class RequestConverter:
         if "callback" in blob and ("scrapy" in user_data or "label" not in user_data):
             user_data["label"] = blob["callback"]
         user_data["scrapy"] = blob
-        if request.method not in _METHODS:
+        if request.method not in METHODS:
             blob["method"] = request.method
         # Headers and noRetry are written even where there are none: the Apify SDK 4.1 cannot open
         # a queue that has an entry without them.
@@ -137,7 +178,7 @@ class RequestConverter:
             id=request_id(unique_key),
             unique_key=unique_key,
             url=request.url,
-            method=request.method if request.method in _METHODS else "GET",
+            method=request.method if request.method in METHODS else "GET",
             payload=_payload(request.body, blob),
             headers=_wire_headers(request.headers, blob),
             user_data=user_data,

@@ -38,7 +38,7 @@ from scrapy_apify_rq.requests import (
     stored_priority,
     stored_spider_errors,
 )
-from scrapy_apify_rq.unique_keys import crawlee_key, request_id, start_key
+from scrapy_apify_rq.unique_keys import request_id, start_key, unique_key
 from scrapy_apify_rq.visits import Visit
 
 if TYPE_CHECKING:
@@ -336,10 +336,8 @@ class Scheduler(BaseScheduler):
 
     def _unique_key(self, request: Request) -> tuple[str, bool]:
         """The key, and whether it was made so that the request is not taken for a duplicate."""
-        if self.config.unique_key == "crawlee":
-            key = crawlee_key(request.url, request.method, request.body, _text_headers(request))
-        else:
-            key = self.crawler.request_fingerprinter.fingerprint(request).hex()
+        fingerprinter = self.crawler.request_fingerprinter
+        key = unique_key(request, self.config.unique_key, fingerprinter)
         if not (request.dont_filter or self._filters_nothing):
             return key, False
         if request not in self.spider_middleware.started:
@@ -515,10 +513,3 @@ def _redirects(request: Request) -> list[str]:
 
 def _target(request: Request) -> tuple[str, str, bytes]:
     return request.method, request.url, request.body
-
-
-def _text_headers(request: Request) -> list[tuple[str, str]]:
-    return [
-        (name.decode("latin-1"), b", ".join(values).decode("latin-1"))
-        for name, values in request.headers.items()
-    ]

@@ -15,11 +15,13 @@ from __future__ import annotations
 from binascii import b2a_base64
 from collections.abc import Iterable
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from scrapy_apify_rq.errors import ConfigError
 
 if TYPE_CHECKING:
+    from scrapy import Request
+    from scrapy.utils.request import RequestFingerprinterProtocol as Fingerprinter
     from yarl import URL
 
 _ID_LENGTH: Final = 15
@@ -36,6 +38,22 @@ def request_id(unique_key: str) -> str:
 def start_key(key: str, number: int) -> str:
     """The key of the n-th start request of one kind that is not to be filtered, from 1."""
     return f"{key}:start{number}"
+
+
+def unique_key(
+    request: Request, kind: Literal["fingerprint", "crawlee"], fingerprinter: Fingerprinter
+) -> str:
+    """The key of a Scrapy request, as ``APIFY_RQ_UNIQUE_KEY`` has it."""
+    if kind == "crawlee":
+        return crawlee_key(request.url, request.method, request.body, _text_headers(request))
+    return fingerprinter.fingerprint(request).hex()
+
+
+def _text_headers(request: Request) -> list[tuple[str, str]]:
+    return [
+        (name.decode("latin-1"), b", ".join(values).decode("latin-1"))
+        for name, values in request.headers.items()
+    ]
 
 
 def crawlee_key(url: str, method: str, body: bytes, headers: Iterable[tuple[str, str]]) -> str:

@@ -12,11 +12,12 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from datetime import datetime, timezone
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
 
-from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, State
+from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, Lock, Operations, State
 from scrapy_apify_rq.backends.http import (
     BATCH_RATE,
     CRUD_RATE,
@@ -119,6 +120,7 @@ class ApifyBackend:
     lag = 30.0
     consistency_delay = 3.0
     linger = 0.1
+    counts_reads = True
 
     def __init__(
         self,
@@ -207,7 +209,16 @@ class ApifyBackend:
         total, handled = queue["totalRequestCount"], queue["handledRequestCount"]
         # The platform's counters lag, each by its own time, and may even be negative.
         pending = max(queue["pendingRequestCount"], 0)
-        return Info(queue["id"], queue.get("name"), total, handled, pending)
+        stats = queue.get("stats") or {}
+        return Info(
+            queue["id"],
+            queue.get("name"),
+            total,
+            handled,
+            pending,
+            datetime.fromisoformat(queue["modifiedAt"].replace("Z", "+00:00")),
+            Operations(stats.get("readCount", 0), stats.get("writeCount", 0)),
+        )
 
     # Adding.
 
@@ -321,11 +332,25 @@ class ApifyBackend:
         pending = [id for id in ids if id not in unwanted and id not in self._acked]
         first = self._first(pending[:limit])
         more = len(ids) >= asked or len(first) < len(pending)
-        entries = await self._hydrate(first)
+        entries = await self._hydrate(first) if first else await self._put_back(ids)
         # An entry that cannot be read yet is pending all the same, but not one that is gone.
         now = time.monotonic()
         more = more or any(now - since < self.lag for since in self._absent.values())
         return Claim([Claimed(entry, None) for entry in entries], more)
+
+    async def _put_back(self, ids: Sequence[str]) -> list[Entry]:
+        """Those on the head that we have acked and others have made pending again since.
+
+        For a while they look like those that the head shows only because it lags. Reading one by
+        its id tells, and is worth it before the crawl ends for want of anything else to do.
+        """
+        before = time.monotonic() - self.consistency_delay
+        shown = [id for id in ids if self._acked.get(id, before) < before]
+        entries = await together(map(self.get, shown[:_FIRST_FETCH]))
+        pending = [entry for entry in entries if entry is not None and _is_pending(entry)]
+        for entry in pending:
+            del self._acked[entry.id]
+        return pending
 
     def _note_clients(self, several: bool) -> None:
         if several and self._alone:
@@ -459,6 +484,24 @@ class ApifyBackend:
 
     # For the tools.
 
+    async def find(self) -> bool:
+        self._client.open()
+        path = f"request-queues/{quote(self._id or f'~{self._name}', safe='~')}"
+        try:
+            answer = await self._client.call("queue_get", "GET", path, rate=OTHER_RATE)
+        except Refused as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return False
+            raise self._fatal(error) from None
+        self._use(answer.data)
+        return True
+
+    async def names(self) -> Sequence[str]:
+        query = {"limit": 50, "desc": "true"}
+        path = "request-queues"
+        data = await self._call("queues_list", "GET", path, rate=OTHER_RATE, query=query)
+        return [queue["name"] for queue in data["items"] if queue.get("name")]
+
     async def purge(self) -> None:
         """The API cannot empty a queue: one that we go to by its name is deleted and made anew."""
         if self._name is None or self._id is not None:
@@ -476,6 +519,10 @@ class ApifyBackend:
                 raise self._fatal(error) from None
 
     async def get(self, id: str) -> Entry | None:
+        data = await self._get(id)
+        return None if data is None else Entry.from_json(id, json.dumps(data))
+
+    async def _get(self, id: str) -> Any:
         try:
             answer = await self._client.call(
                 "request_get",
@@ -487,7 +534,7 @@ class ApifyBackend:
             if error.status == HTTPStatus.NOT_FOUND:  # on the head, but not readable yet
                 return None
             raise self._fatal(error) from None
-        return Entry.from_json(id, json.dumps(answer.data))
+        return answer.data
 
     async def list(self, state: State | None = None) -> AsyncIterator[Entry]:
         query: dict[str, Any] = {"limit": LIST_LIMIT, "clientKey": self._client_key}
@@ -505,6 +552,20 @@ class ApifyBackend:
             if not data.get("nextCursor"):
                 return
             query["cursor"] = data["nextCursor"]
+
+    async def count(self, state: State) -> int:
+        number = 0
+        async for _ in self.list(state):
+            number += 1
+        return number
+
+    async def lock_of(self, id: str) -> Lock | None:
+        data = await self._get(id) or {}
+        if not (ends := data.get("lockExpiresAt")):
+            return None
+        expires_at = datetime.fromisoformat(ends.replace("Z", "+00:00"))
+        still = expires_at > datetime.now(timezone.utc)
+        return Lock(data.get("lockByClient"), expires_at) if still else None
 
     async def delete(self, ids: Collection[str]) -> None:
         self._fresh = False

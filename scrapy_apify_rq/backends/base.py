@@ -7,6 +7,7 @@ A backend stores entries and knows nothing of Scrapy. All state that belongs to 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
+from datetime import datetime
 from typing import Literal, NamedTuple, Protocol
 
 from scrapy_apify_rq.models import Entry
@@ -36,12 +37,28 @@ class Claim(NamedTuple):
     """More entries are pending than this answer holds."""
 
 
+class Operations(NamedTuple):
+    """What the platform bills, since the queue was made."""
+
+    reads: int
+    writes: int
+
+
 class Info(NamedTuple):
     id: str
     name: str | None
     total: int
     handled: int
     pending: int
+    modified_at: datetime | None = None
+    """When the queue was last changed."""
+    operations: Operations | None = None
+    """None where nothing is billed."""
+
+
+class Lock(NamedTuple):
+    client_key: str | None
+    expires_at: datetime
 
 
 class Backend(Protocol):
@@ -60,6 +77,8 @@ class Backend(Protocol):
     """Seconds for which ``claim`` may show our own confirmed writes as not made; 0 = never."""
     consistency_delay: float
     """Seconds between two questions before the answer "nothing pending" is believed."""
+    counts_reads: bool
+    """Each entry that ``list`` and ``count`` look at is a read, which the platform bills."""
 
     @property
     def location(self) -> str:
@@ -99,6 +118,15 @@ class Backend(Protocol):
     async def unlock(self) -> None:
         """End all leases that our client key holds."""
 
+    # For the tools.
+
+    async def find(self) -> bool:
+        """Open the queue if there is one; False, with nothing made, if there is none."""
+
+    async def names(self) -> Sequence[str]:
+        """Names of queues that there are besides, the newest first: up to 50. For one that
+        ``find`` did not find."""
+
     async def purge(self) -> None:
         """Delete all entries of the queue, handled ones included."""
 
@@ -106,6 +134,11 @@ class Backend(Protocol):
 
     def list(self, state: State | None = None) -> AsyncIterator[Entry]:
         """All entries, or those in one state; no promise about their order."""
+
+    async def count(self, state: State) -> int: ...
+
+    async def lock_of(self, id: str) -> Lock | None:
+        """Who holds a lock on this entry now."""
 
     async def delete(self, ids: Collection[str]) -> None:
         """Delete these entries; unknown ids are ignored."""

@@ -17,10 +17,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final, TypeVar
 
-from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, State
+from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, Lock, State
 from scrapy_apify_rq.errors import BackendError, ConfigError
 from scrapy_apify_rq.models import Entry
 
@@ -127,12 +128,14 @@ def check(folder: Path, id: str | None) -> None:
         db.close()
 
 
-def _find(db: sqlite3.Connection, id: str | None, name: str | None, file: Path) -> int | None:
-    """The key of the queue; raises ConfigError if there is none of this id."""
+def _find(
+    db: sqlite3.Connection, id: str | None, name: str | None, file: Path, *, must_exist: bool = True
+) -> int | None:
+    """The key of the queue; raises ConfigError if there is none of this id and there must be."""
     if id and "~" in id:  # `username~name` on the platform; here there is one user
         name = id.partition("~")[2]
     row = db.execute("SELECT key FROM queues WHERE id = ? OR name = ?", (id, name)).fetchone()
-    if row is None and id:
+    if row is None and id and must_exist:
         raise ConfigError(
             f"APIFY_RQ_ID is {id!r}, but {file} holds no such queue. Set APIFY_RQ_NAME to create"
             " one by name."
@@ -284,6 +287,7 @@ class SqliteBackend(File):
     linger = 0.0
     lag = 0.0
     consistency_delay = 0.0
+    counts_reads = False
 
     def __init__(
         self,
@@ -311,12 +315,13 @@ class SqliteBackend(File):
         return self._create(self._name) if key is None else key
 
     async def info(self) -> Info:
-        query = "SELECT id, name, total, handled FROM queues WHERE key = ?"
+        query = "SELECT id, name, total, handled, modified_at FROM queues WHERE key = ?"
         rows = await self._patiently(lambda: self._db.execute(query, (self._key,)).fetchall())
         if not rows:
             raise self._deleted()
-        ((id, name, total, handled),) = rows
-        return Info(id, name, total, handled, total - handled)
+        ((id, name, total, handled, modified_at),) = rows
+        modified = datetime.fromtimestamp(modified_at, timezone.utc)
+        return Info(id, name, total, handled, total - handled, modified)
 
     async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
         rows = [(entry, entry.to_json()) for entry in entries]
@@ -448,6 +453,25 @@ class SqliteBackend(File):
         counters.writes += unlocked
         return unlocked
 
+    # For the tools.
+
+    async def find(self) -> bool:
+        if not (self._folder / FILE_NAME).exists():
+            return False
+        await super().open()
+        file = self._folder / FILE_NAME
+        key = _find(self._db, self._id, self._name, file, must_exist=False)
+        if key is not None:
+            self._key = key
+        return key is not None
+
+    async def names(self) -> list[str]:
+        if not hasattr(self, "_db"):
+            return []
+        query = "SELECT name FROM queues WHERE name IS NOT NULL ORDER BY key DESC LIMIT 50"
+        rows = await self._patiently(lambda: self._db.execute(query).fetchall())
+        return [name for (name,) in rows]
+
     async def purge(self) -> None:
         def work(counters: Counters) -> None:
             self._db.execute("DELETE FROM requests WHERE queue = ?", (self._key,))
@@ -472,6 +496,21 @@ class SqliteBackend(File):
             for _, id, json in rows:
                 yield Entry.from_json(id, json)
             await asyncio.sleep(0)
+
+    async def count(self, state: State) -> int:
+        query = f"SELECT count(*) FROM requests {_ROWS[state]}"
+        values = {"queue": self._key, "now": self._now()}
+        rows = await self._patiently(lambda: self._db.execute(query, values).fetchall())
+        return int(rows[0][0])
+
+    async def lock_of(self, id: str) -> Lock | None:
+        query = (
+            "SELECT lock_by, lock_expires_at FROM requests WHERE queue = ? AND id = ?"
+            " AND position IS NOT NULL AND lock_expires_at > ?"
+        )
+        values = (self._key, id, self._now())
+        row = await self._patiently(lambda: self._db.execute(query, values).fetchone())
+        return row and Lock(row[0], datetime.fromtimestamp(row[1], timezone.utc))
 
     async def delete(self, ids: Collection[str]) -> None:
         await self._write(lambda counters: self._delete(ids, counters))

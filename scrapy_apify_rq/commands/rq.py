@@ -1,13 +1,15 @@
 """The command ``scrapy rq``, which only picks a subcommand.
 
-A subcommand is a module with ``NAME``, ``HELP`` (one line), ``EXAMPLE``, ``add_options(parser)``
-and ``run(settings, options)``, which raises UsageError for options that make no sense and
-RequestQueueError for all that goes wrong.
+A subcommand is a module with ``NAME``, ``HELP`` (its first sentence is for the list), ``EXAMPLE``,
+``add_options(parser)`` and ``run(settings, options)``, which raises UsageError for options that
+make no sense (exit status 2) and RequestQueueError for all that goes wrong, nothing found included
+(exit status 1).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any, ClassVar, Protocol
 
@@ -15,7 +17,19 @@ from scrapy.commands import ScrapyCommand
 from scrapy.exceptions import UsageError
 from scrapy.settings import Settings
 
-from scrapy_apify_rq.commands import serve
+from scrapy_apify_rq.commands import (
+    add,
+    errors,
+    export,
+    import_entries,
+    import_jobdir,
+    list_entries,
+    purge,
+    retry,
+    serve,
+    show,
+    status,
+)
 from scrapy_apify_rq.errors import RequestQueueError
 
 
@@ -29,7 +43,21 @@ class Subcommand(Protocol):
     def run(self, settings: Settings, options: argparse.Namespace) -> None: ...
 
 
-SUBCOMMANDS: tuple[Subcommand, ...] = (serve,)
+SUBCOMMANDS: tuple[Subcommand, ...] = (
+    status,
+    list_entries,
+    show,
+    errors,
+    retry,
+    add,
+    export,
+    import_entries,
+    import_jobdir,
+    purge,
+    serve,
+)
+# What shells report for a program ended by SIGINT.
+_INTERRUPTED = 130
 
 
 class Command(ScrapyCommand):
@@ -54,7 +82,7 @@ class Command(ScrapyCommand):
         for subcommand in SUBCOMMANDS:
             subparser = subparsers.add_parser(
                 subcommand.NAME,
-                help=subcommand.HELP,
+                help=subcommand.HELP.partition(". ")[0],
                 description=subcommand.HELP,
                 epilog=f"Example: {subcommand.EXAMPLE}",
             )
@@ -77,3 +105,14 @@ class Command(ScrapyCommand):
         except RequestQueueError as error:
             print(f"scrapy rq {opts.subcommand}: {error}", file=sys.stderr)
             self.exitcode = 1
+        except BrokenPipeError:  # who read our output has seen enough, like "head"
+            # https://docs.python.org/3/library/signal.html#note-on-sigpipe
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.exitcode = 1
+        except KeyboardInterrupt:
+            print(
+                f"scrapy rq {opts.subcommand}: interrupted. What was done is done; it can safely be"
+                " run again",
+                file=sys.stderr,
+            )
+            self.exitcode = _INTERRUPTED

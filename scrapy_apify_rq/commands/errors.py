@@ -1,0 +1,52 @@
+"""``scrapy rq errors``: why entries failed."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Final
+
+from scrapy.settings import Settings
+
+from scrapy_apify_rq.commands import output, queues
+from scrapy_apify_rq.errors import RequestQueueError
+from scrapy_apify_rq.models import Entry
+
+NAME = "errors"
+HELP = "Group the failed entries by their last error message, with one example of each"
+EXAMPLE = "scrapy rq errors"
+# Messages that name their page are all different; memory must not grow with the queue.
+_MOST_GROUPS: Final = 10_000
+_OTHERS: Final = "(other messages)"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    queues.add_options(parser)
+    output.add_json_option(parser, "an object in each line: count, message, id and url")
+
+
+def run(settings: Settings, options: argparse.Namespace) -> None:
+    groups = queues.run(_groups(settings, options))
+    if not groups:
+        raise RequestQueueError("no entry has failed")
+    ordered = sorted(groups.items(), key=lambda group: -group[1][0])
+    if options.json:
+        for message, (count, example) in ordered:
+            output.print_json(
+                {"count": count, "message": message, "id": example.id, "url": example.url}
+            )
+    else:
+        rows = [(count, message, example.url) for message, (count, example) in ordered]
+        output.show(output.table(("COUNT", "MESSAGE", "FOR EXAMPLE"), rows))
+
+
+async def _groups(settings: Settings, options: argparse.Namespace) -> dict[str, tuple[int, Entry]]:
+    """By message, how many entries and the first of them."""
+    groups: dict[str, tuple[int, Entry]] = {}
+    async with queues.opened(settings, options) as queue:
+        async for entry in output.watched(queue.backend.list("failed"), "reading", None):
+            message = entry.error_messages[-1]
+            if message not in groups and len(groups) >= _MOST_GROUPS:
+                message = _OTHERS
+            count, example = groups.get(message, (0, entry))
+            groups[message] = (count + 1, example)
+    return groups

@@ -1,0 +1,48 @@
+"""``scrapy rq import``: the entries of a file that ``export`` wrote."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from scrapy.settings import Settings
+
+from scrapy_apify_rq.commands import adding, output, queues
+from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.unique_keys import request_id
+
+NAME = "import"
+HELP = (
+    "Add the entries of a file that export wrote, handled ones as handled. Those that the queue has"
+    " already are left as they are, so an import can be repeated. It makes a queue of this name"
+    " where there is none"
+)
+EXAMPLE = "scrapy rq import backup.jsonl -q copy"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    queues.add_options(parser)
+    parser.add_argument("file", metavar="FILE", help="- is the standard input")
+    output.add_json_option(parser, "an object with added, alreadyPresent and notAdded")
+
+
+def run(settings: Settings, options: argparse.Namespace) -> None:
+    queues.run(_import(settings, options))
+
+
+async def _import(settings: Settings, options: argparse.Namespace) -> None:
+    with adding.lines(options.file) as lines:
+        async with queues.opened(settings, options, create=True) as queue:
+            await adding.add(queue, lines, _entry, options, forefront=False)
+
+
+def _entry(line: bytes) -> Entry:
+    stored = json.loads(line)
+    if not isinstance(stored, dict):
+        raise ValueError("a JSON object is needed")
+    entry = Entry.model_validate({"id": "", **stored})
+    id = request_id(entry.unique_key)
+    if entry.id not in ("", id):
+        raise ValueError(f"the id {entry.id!r} does not belong to this uniqueKey, {id!r} does")
+    entry.id = id
+    return entry

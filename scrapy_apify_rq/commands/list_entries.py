@@ -1,0 +1,79 @@
+"""``scrapy rq list``: entries, one in a line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import aclosing
+from typing import Final, get_args
+
+from scrapy.settings import Settings
+
+from scrapy_apify_rq.backends.base import State
+from scrapy_apify_rq.commands import output, queues
+from scrapy_apify_rq.errors import RequestQueueError
+from scrapy_apify_rq.models import Entry
+
+NAME = "list"
+HELP = "List entries, all or some, in no promised order"
+EXAMPLE = "scrapy rq list --state failed --match /product/ --limit 20"
+_ROW: Final = "{:<15}  {:<7}  {:>7}  {:<7}  {}"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    queues.add_options(parser)
+    parser.add_argument(
+        "--state",
+        choices=get_args(State),
+        help="only these; failed ones are handled, too, and locked ones pending",
+    )
+    parser.add_argument(
+        "--match", metavar="REGEX", type=queues.regex, help="only those with this in their URL"
+    )
+    parser.add_argument("--limit", metavar="N", type=_positive, help="stop after so many")
+    output.add_json_option(parser, "an entry in each line, as the API has it")
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("at least 1 is needed")
+    return number
+
+
+def run(settings: Settings, options: argparse.Namespace) -> None:
+    if not queues.run(_list(settings, options)):
+        raise RequestQueueError("no entry matches")
+
+
+async def _list(settings: Settings, options: argparse.Namespace) -> int:
+    found = 0
+    async with queues.opened(settings, options) as queue:
+        stored = queue.backend.list(options.state)
+        # On a terminal the entries themselves show the progress.
+        quiet = sys.stdout.isatty()
+        async with aclosing(output.watched(stored, "reading", None, quiet=quiet)) as entries:
+            async for entry in entries:
+                if options.match is None or options.match.search(entry.url):
+                    _print(entry, options, first=not found)
+                    found += 1
+                    if found == options.limit:
+                        break
+    return found
+
+
+def _print(entry: Entry, options: argparse.Namespace, *, first: bool) -> None:
+    if options.json:
+        print(entry.to_json())
+        return
+    if first:
+        print(_ROW.format("ID", "STATE", "RETRIES", "METHOD", "URL"))
+    state = "locked" if options.state == "locked" else state_of(entry)
+    url = output.printable(entry.url)
+    print(_ROW.format(entry.id, state, entry.retry_count, entry.method, url))
+
+
+def state_of(entry: Entry) -> State:
+    """As far as the entry itself tells: not whether it is locked."""
+    if entry.failed:
+        return "failed"
+    return "pending" if entry.handled_at is None else "handled"

@@ -1,0 +1,220 @@
+"""Which queue a subcommand works on: the options that say so, and the queue, open.
+
+It is the queue of the crawl that the same settings would start: the settings of the project, of the
+spider and of its add-ons, and the command line. No crawl is started and no spider is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from scrapy import Request, Spider
+from scrapy.crawler import Crawler
+from scrapy.exceptions import UsageError
+from scrapy.settings import Settings
+from scrapy.spiderloader import get_spider_loader
+from scrapy.utils.misc import build_from_crawler, load_object
+
+from scrapy_apify_rq.backends import backend_for
+from scrapy_apify_rq.backends.base import Added, Backend
+from scrapy_apify_rq.backends.http import together
+from scrapy_apify_rq.config import Config
+from scrapy_apify_rq.errors import ConfigError
+from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.requests import RequestConverter
+from scrapy_apify_rq.unique_keys import unique_key
+
+T = TypeVar("T")
+
+# Who sits at a terminal will not wait as long as a crawl does, in seconds.
+_PATIENCE: Final = 60
+
+
+def regex(text: str) -> re.Pattern[str]:
+    """For argparse."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("Which queue")
+    group.add_argument(
+        "-q",
+        "--queue",
+        metavar="ID_OR_NAME",
+        help="its id, its name or username~name (default: the queue of the spider's crawl)",
+    )
+    group.add_argument(
+        "--spider",
+        metavar="NAME",
+        help="whose queue, settings and callbacks to use, in a project with several spiders",
+    )
+
+
+class _NoSpider(Spider):
+    name = "none"
+
+
+@dataclass(slots=True)
+class Queue:
+    """An open queue, and the settings of its crawl."""
+
+    backend: Backend
+    config: Config
+    crawler: Crawler
+    stats: Counter[str]
+    """The backend's."""
+
+    def __post_init__(self) -> None:
+        cls = load_object(self.crawler.settings["REQUEST_FINGERPRINTER_CLASS"])
+        self.crawler.request_fingerprinter = build_from_crawler(cls, self.crawler)
+
+    @property
+    def batch(self) -> int:
+        """How many entries ``add`` and ``update`` take."""
+        return self.backend.batch * self.backend.parallel
+
+    async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
+        """``Backend.add``, with as many calls at a time as the backend allows."""
+        calls = (self.backend.add(part, forefront=forefront) for part in self._parts(entries))
+        return [answer for answers in await together(calls) for answer in answers]
+
+    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> None:
+        calls = (self.backend.update(part, forefront=forefront) for part in self._parts(entries))
+        await together(calls)
+
+    def _parts(self, entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
+        for start in range(0, len(entries), self.backend.batch):
+            yield entries[start : start + self.backend.batch]
+
+    def key(self, request: Request) -> str:
+        """The unique key that the crawl gives to this request."""
+        fingerprinter = self.crawler.request_fingerprinter
+        assert fingerprinter is not None
+        return unique_key(request, self.config.unique_key, fingerprinter)
+
+    def converter(self) -> RequestConverter:
+        """What reads the entries as the spider's requests; without a spider, with no callbacks."""
+        if self.crawler.spidercls is _NoSpider:
+            return RequestConverter(_NoSpider(), {}, self.config.trusted_modules)
+        # Not initialised: __init__ may need the arguments of a crawl, and only names are looked up.
+        spider = self.crawler.spidercls.__new__(self.crawler.spidercls)
+        return RequestConverter(spider, self.config.callbacks, self.config.trusted_modules)
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Like ``asyncio.run``, but Ctrl-C ends it even while it waits for the standard input."""
+
+    async def interruptible() -> T:
+        if callable(signal.getsignal(signal.SIGINT)):  # not where the shell has it ignored
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        return await coroutine
+
+    return asyncio.run(interruptible())
+
+
+async def batches(source: AsyncIterator[T], size: int) -> AsyncIterator[list[T]]:
+    """Cut into lists of this length, the last one perhaps shorter."""
+    batch: list[T] = []
+    async for one in source:
+        batch.append(one)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+@asynccontextmanager
+async def opened(
+    settings: Settings, options: argparse.Namespace, *, create: bool = False
+) -> AsyncIterator[Queue]:
+    """The queue that the options mean; where there is none it is made only if ``create``.
+
+    Raises UsageError if they mean none, ConfigError if there is no such queue.
+    """
+    crawler, spider_name = _crawler(settings, options.spider)
+    names: list[str] = []
+    async with AsyncExitStack() as stack:
+        for config in _configs(crawler, spider_name, options.queue):
+            stats: Counter[str] = Counter()
+            backend = backend_for(config, partial(_count, stats))
+            stack.push_async_callback(backend.close)
+            if await backend.find():
+                break
+            names = names or list(await backend.names())
+        else:
+            if not create or config.queue_name is None:
+                raise _missing(config, names)
+            await backend.open()
+        yield Queue(backend, config, crawler, stats)
+
+
+def _count(stats: Counter[str], name: str) -> None:
+    stats[name] += 1
+
+
+def _crawler(settings: Settings, spider_name: str | None) -> tuple[Crawler, str | None]:
+    """A crawler that will not crawl, with all settings; and the name of its spider, if known."""
+    loader = get_spider_loader(settings)
+    spiders = loader.list()
+    if spider_name is None and len(spiders) == 1:
+        spider_name = spiders[0]
+    if spider_name is None:
+        spidercls: type[Spider] = _NoSpider
+    elif spider_name in spiders:
+        spidercls = loader.load(spider_name)
+    else:
+        known = ", ".join(spiders) or "none; is this the folder of the project?"
+        raise UsageError(f"there is no spider {spider_name!r} here. Spiders: {known}")
+    crawler = Crawler(spidercls, settings)
+    crawler.addons.load_settings(crawler.settings)
+    return crawler, spider_name
+
+
+def _configs(crawler: Crawler, spider_name: str | None, queue: str | None) -> Iterator[Config]:
+    """What the queue's name may mean, most likely first."""
+    for id, name in _readings(queue):
+        settings = crawler.settings.copy()
+        if queue is not None:
+            settings.set("APIFY_RQ_ID", id, "cmdline")
+            settings.set("APIFY_RQ_NAME", name, "cmdline")
+        config = Config.from_settings(settings, os.environ, spider_name)
+        if config.queue_id is None and config.queue_name is None:
+            spiders = ", ".join(get_spider_loader(settings).list())
+            which = f"--spider with one of {spiders}, or " if spiders else ""
+            raise UsageError(f"which queue? Add {which}-q with the id or name of a queue")
+        yield replace(config, unavailable_timeout=min(config.unavailable_timeout, _PATIENCE))
+
+
+def _readings(queue: str | None) -> list[tuple[str | None, str | None]]:
+    """Pairs of an id and a name, of which one is meant."""
+    if queue is None:
+        return [(None, None)]
+    if "~" in queue:
+        return [(queue, None)]
+    if re.fullmatch("[a-zA-Z0-9]{17}", queue):
+        return [(queue, None), (None, queue)]
+    return [(None, queue)]
+
+
+def _missing(config: Config, names: list[str]) -> ConfigError:
+    where = config.api_base_url if config.backend == "apify" else f"the folder {config.storage_dir}"
+    there = f"There are: {', '.join(names)}" if names else "There is none with a name"
+    return ConfigError(
+        f"there is no request queue {config.queue_id or config.queue_name!r} in {where}. {there}."
+        " Choose another with -q, or check APIFY_TOKEN, APIFY_RQ_BACKEND and APIFY_RQ_STORAGE_DIR,"
+        " which say where to look"
+    )

@@ -1,0 +1,132 @@
+"""``scrapy rq show``: everything about one entry."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from scrapy import Request
+from scrapy.settings import Settings
+
+from scrapy_apify_rq.commands import output, queues
+from scrapy_apify_rq.commands.list_entries import state_of
+from scrapy_apify_rq.commands.queues import Queue
+from scrapy_apify_rq.errors import CodecError, ConfigError, RequestQueueError
+from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.unique_keys import crawlee_key, request_id
+
+NAME = "show"
+HELP = "Show all there is to know of an entry: its fields, its lock, and the request it stands for"
+EXAMPLE = "scrapy rq show https://example.com/product/1"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    queues.add_options(parser)
+    parser.add_argument("entry", metavar="ID_OR_URL")
+    output.add_json_option(parser, "an object with entry, state, lock, and request or undecodable")
+
+
+def run(settings: Settings, options: argparse.Namespace) -> None:
+    for found in (views := queues.run(_views(settings, options))):
+        if options.json:
+            output.print_json(found)
+        else:
+            _print(found)
+    if not views:
+        raise RequestQueueError(f"there is no entry {options.entry}")
+
+
+async def _views(settings: Settings, options: argparse.Namespace) -> list[dict[str, Any]]:
+    async with queues.opened(settings, options) as queue:
+        return [await _view(queue, entry) async for entry in _find(queue, options.entry)]
+
+
+async def _find(queue: Queue, wanted: str) -> AsyncIterator[Entry]:
+    """The entry of this id, or those of this URL: by the keys they are likely to have, else by
+    reading all."""
+    found = False
+    for id in dict.fromkeys([wanted, *_likely_ids(queue, wanted)]):
+        if (entry := await queue.backend.get(id)) is not None:
+            yield entry
+            found = True
+    if not found and "://" in wanted:
+        info = await queue.backend.info()
+        async for entry in output.watched(queue.backend.list(), "looking", info.total):
+            if wanted in (entry.url, entry.loaded_url):
+                yield entry
+
+
+def _likely_ids(queue: Queue, url: str) -> list[str]:
+    if "://" not in url:
+        return []
+    keys = [url]
+    with suppress(ValueError):  # what Scrapy takes for no URL
+        key = queue.key(Request(url))
+        keys += [key, f"{key}:start1"]
+    with suppress(ConfigError):  # Crawlee's keys need an extra
+        keys.append(crawlee_key(url, "GET", b"", ()))
+    return [request_id(key) for key in keys]
+
+
+async def _view(queue: Queue, entry: Entry) -> dict[str, Any]:
+    lock = await queue.backend.lock_of(entry.id)
+    view: dict[str, Any] = {
+        "state": "locked" if lock else state_of(entry),
+        "entry": json.loads(entry.to_json()),
+    }
+    if lock:
+        view["lock"] = {"clientKey": lock.client_key, "expiresAt": lock.expires_at.isoformat()}
+    try:
+        view["request"] = _plain(queue.converter().decode(entry))
+    except CodecError as error:
+        view["undecodable"] = str(error)
+    return view
+
+
+def _plain(request: Request) -> dict[str, Any]:
+    """What Scrapy makes of the entry, in words of JSON."""
+    fields = {name: getattr(request, name) for name in request.attributes}
+    fields["headers"] = request.headers.to_unicode_dict()
+    fields["body"] = request.body.decode(errors="backslashreplace")
+    for name in ("callback", "errback"):
+        if fields[name] is not None:
+            fields[name] = fields[name].__name__
+    fields["class"] = f"{type(request).__module__}.{type(request).__qualname__}"
+    return {name: _words(value) for name, value in fields.items()}
+
+
+def _words(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _words(element) for key, element in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_words(element) for element in value]
+    return value if isinstance(value, (str, int, float, type(None))) else repr(value)
+
+
+def _print(view: dict[str, Any]) -> None:
+    entry, lock = view["entry"], view.get("lock")
+    state = view["state"]
+    if lock:
+        state += f" by {lock['clientKey']} until {lock['expiresAt']}"
+    print(f"{output.printable(entry['url'])}\n  state: {output.printable(state)}")
+    for name, value in entry.items():
+        if name not in ("url", "userData", "errorMessages"):
+            print(f"  {name}: {_line(value)}")
+    for number, message in enumerate(entry["errorMessages"], 1):
+        print(f"  error {number}: {output.printable(message)}")
+    print(f"  userData: {_line(entry['userData'])}")
+    if "undecodable" in view:
+        print(f"It is no request of this spider: {output.printable(view['undecodable'])}")
+        return
+    print("As a Scrapy request:")
+    for name, value in view["request"].items():
+        if value not in (None, "", [], {}):
+            print(f"  {name}: {_line(value)}")
+
+
+def _line(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return output.printable(text)
