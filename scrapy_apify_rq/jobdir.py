@@ -22,6 +22,7 @@ import shutil
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -122,10 +123,13 @@ class JobDir:
         with TemporaryDirectory(prefix="scrapy-apify-rq-") as scratch:
             copy = Path(shutil.copytree(self._queue, Path(scratch, "requests.queue")))
             try:
-                queue = self._open(copy, state)
-                while len(queue):
-                    yield queue.pop()
-                queue.close()
+                with closing(self._open(copy, state)) as queue:
+                    if state and not len(queue):
+                        raise LookupError(f"{_STATE} tells of pending requests, and none are found")
+                    while left := len(queue):
+                        if (request := queue.pop()) is None:
+                            raise LookupError(f"the last {left} pending requests are missing")
+                        yield request
             # Foreign bytes, read by whatever classes the project names, can fail in any way.
             except Exception as error:
                 raise ConfigError(
@@ -146,7 +150,7 @@ class JobDir:
     def _open(self, folder: Path, state: Any) -> Any:
         settings = self._crawler.settings
         start_class = settings["SCHEDULER_START_DISK_QUEUE"]
-        queue = build_from_crawler(
+        return build_from_crawler(
             load_object(settings["SCHEDULER_PRIORITY_QUEUE"]),
             self._crawler,
             downstream_queue_cls=load_object(settings["SCHEDULER_DISK_QUEUE"]),
@@ -154,9 +158,6 @@ class JobDir:
             startprios=state,
             start_queue_cls=load_object(start_class) if start_class else None,
         )
-        if state and not len(queue):
-            raise LookupError(f"{_STATE} tells of pending requests, and none are found")
-        return queue
 
     # What is crawled already.
 
