@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 SEEN: Final = "https://jobdir.invalid/"
 """Below it are the URLs of imported fingerprints; names in .invalid never resolve (RFC 2606)."""
 _STATE: Final = "active.json"
+_PAUSE_CLEANLY: Final = "Let Scrapy resume this crawl, and stop it with one Ctrl-C"
+_HEADER: Final = 4
+"""The size of a LifoDiskQueue without requests, in bytes."""
 _HEX: Final = frozenset(string.hexdigits.encode())
 _SIZE_BYTES: Final = 2
 
@@ -122,6 +125,7 @@ class JobDir:
         state = self._read_state()
         with TemporaryDirectory(prefix="scrapy-apify-rq-") as scratch:
             copy = Path(shutil.copytree(self._queue, Path(scratch, "requests.queue")))
+            full = _full_files(copy)
             try:
                 with closing(self._open(copy, state)) as queue:
                     if state and not len(queue):
@@ -137,13 +141,19 @@ class JobDir:
                     " SCHEDULER_PRIORITY_QUEUE, SCHEDULER_DISK_QUEUE and"
                     " SCHEDULER_START_DISK_QUEUE as they were in the crawl that wrote it?"
                 ) from error
+            # Queues delete their files when they are empty.
+            if unread := full & _full_files(copy):
+                names = ", ".join(sorted(unread))
+                raise ConfigError(
+                    f"{self._queue} holds requests that {_STATE} does not tell of, in {names}."
+                    f" {_PAUSE_CLEANLY}"
+                )
 
     def _read_state(self) -> Any:
         path = self._queue / _STATE
         if not path.exists():
             raise ConfigError(
-                f"{self._queue} lacks {_STATE}, which Scrapy writes when it stops: let Scrapy"
-                " resume this crawl, and stop it with one Ctrl-C"
+                f"{self._queue} lacks {_STATE}, which Scrapy writes when it stops. {_PAUSE_CLEANLY}"
             )
         return json.loads(path.read_text())
 
@@ -202,6 +212,15 @@ class JobDir:
                 fingerprint = file.read(size)
                 if len(fingerprint) == size:  # else the crawl was killed while it wrote
                     yield fingerprint.hex()
+
+
+def _full_files(folder: Path) -> set[str]:
+    """The names of the files with requests."""
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != _STATE and path.stat().st_size > _HEADER
+    }
 
 
 def _handled(unique_key: str, url: str) -> Entry:

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import threading
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from datetime import date
@@ -355,6 +356,27 @@ def test_a_crawl_that_was_killed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "requests.queue" / "active.json").unlink()
     with pytest.raises(ConfigError, match=r"lacks active\.json.*Ctrl-C"):
         list(jobdir_of(tmp_path)[0].pending())
+
+
+def test_a_crawl_that_was_killed_after_it_was_resumed_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, Request("http://x/"), Request("http://x/2", priority=1))
+    state = tmp_path / "requests.queue" / "active.json"
+    state.write_text(state.read_text().replace("-1, ", "").replace(", -1", ""))
+    with pytest.raises(ConfigError, match=r"does not tell of, in .*-1\."):
+        list(jobdir_of(tmp_path)[0].pending())
+
+
+def test_a_long_seen_set_is_not_held_in_memory(tmp_path: Path) -> None:
+    lines = 20_000
+    with (tmp_path / "requests.seen").open("wb") as file:
+        file.writelines(b"\x00\x14" + n.to_bytes(20, "big") for n in range(lines))
+    reader = jobdir_of(tmp_path)[0]
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in reader.seen()) == lines
+        assert tracemalloc.get_traced_memory()[1] < 10 * lines
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
