@@ -27,6 +27,7 @@ SPIDER = """
 """
 PATHS = [f"/{n}" for n in range(60)]
 CONCURRENCY = 4
+DELAY = 0.1
 
 
 class Moved(NamedTuple):
@@ -53,7 +54,7 @@ def moved(
         number = int(hit.path[1:])
         if number == 30:
             half_way.set()
-        return Page(links(PATHS[(number + 7) % 60], f"/more/{number % 9}"), delay=0.03)
+        return Page(links(PATHS[(number + 7) % 60], f"/more/{number % 9}"), delay=DELAY)
 
     pages = {"/": links(*PATHS), **dict.fromkeys(PATHS, page), PATHS[3]: 404}
     with Site(pages, default=links()) as site:
@@ -98,6 +99,7 @@ def test_the_crawl_is_finished_there(moved: Moved) -> None:
 
 def test_only_what_was_in_flight_is_crawled_again(moved: Moved) -> None:
     again = Counter(moved.site.paths) - Counter(set(moved.site.paths))
-    # What was downloaded, and what was done and its ack not confirmed.
-    assert again.total() <= 2 * CONCURRENCY
+    # Being downloaded; held back before the callback, which older versions of Scrapy do for 0.1 s;
+    # and waiting for its ack, which waits for links, and these for 0.1 s to fill a batch.
+    assert again.total() <= 4 * CONCURRENCY
     assert moved.hits < len(moved.site.hits)
