@@ -95,7 +95,7 @@ def _forget_retries(stored: dict[str, Any]) -> int:
     times: Any = 0
     if isinstance(pairs, list):  # how codec writes a dict with keys that JSON lacks
         for pair in pairs:
-            if pair[0] == "retry_times":
+            if isinstance(pair, list) and len(pair) == 2 and pair[0] == "retry_times":
                 times, pair[1] = pair[1], 0
     elif isinstance(meta, dict) and "retry_times" in meta:
         times, meta["retry_times"] = meta["retry_times"], 0

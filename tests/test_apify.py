@@ -359,6 +359,23 @@ async def test_handled_entries_on_a_late_head_are_skipped(tmp_path: Path) -> Non
 
 
 @asynchronous
+async def test_what_others_put_back_is_claimed_though_we_acked_it(tmp_path: Path) -> None:
+    async with queue(tmp_path) as q, q.open() as ours, q.open() as tool:
+        await fill(ours, numbered(3))
+        entries = await claimed(ours)
+        for one in entries:
+            one.handled_at = datetime.now(timezone.utc)
+        await ours.update(entries, forefront=False)
+        entries[1].handled_at = None
+        await tool.update([entries[1]], forefront=True)
+        # At first it might be a late head that shows it, as it does in most cases.
+        assert await claimed(ours) == []
+        ours.consistency_delay = 0
+        assert await claimed(ours) == [entries[1]]
+        assert len(q.api.of("GET", f"/requests/{entries[1].id}")) == 1
+
+
+@asynchronous
 async def test_our_own_entries_need_no_call(tmp_path: Path) -> None:
     async with queue(tmp_path) as q, q.open() as backend:
         entries = numbered(100)

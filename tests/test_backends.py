@@ -19,7 +19,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -27,7 +27,7 @@ from typing import Any, ParamSpec
 import pytest
 
 from scrapy_apify_rq.backends.apify import ApifyBackend
-from scrapy_apify_rq.backends.base import Added, Backend, Claim, Info
+from scrapy_apify_rq.backends.base import Added, Backend, Claim, Info, State
 from scrapy_apify_rq.backends.sqlite import SqliteBackend
 from scrapy_apify_rq.models import Entry
 from scrapy_apify_rq.unique_keys import request_id
@@ -588,6 +588,55 @@ async def test_a_write_is_seen_by_others_at_once(queues: Queues) -> None:
         assert await keys(one) == ["b"]
         await one.delete([request_id("b")])
         assert await counts(two) == (1, 1, 0)
+
+
+@asynchronous
+async def test_find_opens_what_is_there_and_makes_nothing(queues: Queues) -> None:
+    missing, found = queues.backend("one"), queues.backend("two")
+    try:
+        assert not await missing.find()
+        async with queues.open("two") as made:
+            await made.add(entries("a"), forefront=False)
+            assert await found.find()
+            assert (await found.info()).id == (await made.info()).id
+        assert [entry.unique_key async for entry in found.list()] == ["a"]
+        assert not await missing.find()
+        names = await missing.names()
+        assert queues.prefix + "two" in names
+        assert queues.prefix + "one" not in names
+    finally:
+        await missing.close()
+        await found.close()
+
+
+@asynchronous
+async def test_count_and_info_tell_what_list_does(queues: Queues) -> None:
+    async with queues.open() as backend:
+        before = datetime.now(timezone.utc)
+        failed = handled("failed", error_messages=["why"])
+        await backend.add([failed, handled("fine"), *entries("a", "b", "c")], forefront=False)
+        states: list[State] = ["pending", "handled", "failed", "locked"]
+        assert [await backend.count(state) for state in states] == [3, 2, 1, 0]
+        info = await backend.info()
+        assert info.modified_at is not None
+        assert abs(info.modified_at - before) < timedelta(seconds=60)
+        assert info.operations is None or info.operations.writes >= 5
+
+
+@asynchronous
+async def test_lock_of_tells_who_holds_an_entry(queues: Queues) -> None:
+    queues.needs("leases")
+    async with queues.open(lock_secs=60, client_key="me") as backend:
+        await backend.add(entries("a", "b"), forefront=False)
+        await claim(backend, 1)
+        lock = await backend.lock_of(request_id("a"))
+        assert lock is not None
+        assert lock.client_key == "me"
+        left = lock.expires_at - datetime.now(timezone.utc)
+        assert timedelta(seconds=50) < left < timedelta(seconds=61)
+        assert await backend.lock_of(request_id("b")) is None
+        assert await backend.lock_of(request_id("strange")) is None
+        assert await backend.count("locked") == 1
 
 
 async def add_and_wait_for_death(queues: Queues) -> None:

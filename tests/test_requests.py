@@ -22,7 +22,7 @@ from scrapy.http import FormRequest, Headers, JsonRequest, XmlRpcRequest
 
 from scrapy_apify_rq.errors import CodecError, ConfigError
 from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.requests import RequestConverter, stored_priority
+from scrapy_apify_rq.requests import RequestConverter, reset, store_spider_errors, stored_priority
 from scrapy_apify_rq.unique_keys import request_id
 
 HERE = __name__
@@ -814,3 +814,54 @@ def test_a_pickle_is_refused_and_not_read() -> None:
     assert "pickles" in refusal(foreign(user_data={"scrapy_request": text}))
     pickle.loads(base64.b64decode(text))
     assert SPIDER.ran == ["pickle"]
+
+
+# Tried again from the start
+
+
+@pytest.mark.parametrize("more", [{}, {5: "a key that JSON lacks"}])
+def test_reset_forgets_all_that_retries_have_left(more: dict[Any, Any]) -> None:
+    converter = RequestConverter(Spider())
+    request = Request(URL, meta={"retry_times": 2, "page": 3, **more}, priority=8)
+    entry = converter.encode(request, KEY)
+    store_spider_errors(entry, 1)
+    entry.retry_count = 2
+    entry.error_messages = ["500", "500", "500"]
+    entry.handled_at = dt.datetime.now(dt.timezone.utc)
+    entry.loaded_url = URL
+    reset(entry, -1)
+    again = converter.decode(entry)
+    assert again.meta == {"retry_times": 0, "page": 3, **more}
+    assert again.priority == 10  # as it was before two retries
+    fresh = Entry(id=entry.id, unique_key=KEY, url=URL, headers={}, no_retry=False)
+    fresh.user_data = entry.user_data
+    assert entry == fresh
+    assert "spider_errors" not in entry.user_data["scrapy"]
+
+
+def test_reset_reads_what_apify_scrapy_wrote() -> None:
+    stored = {"url": URL, "meta": {"retry_times": 2, "page": 3}}
+    entry = foreign(user_data={"scrapy_request": json.dumps(stored)})
+    reset(entry, -1)
+    stored["meta"] = {"retry_times": 0, "page": 3}
+    assert json.loads(entry.user_data["scrapy_request"]) == stored
+
+
+@pytest.mark.parametrize(
+    "user_data",
+    [
+        {},
+        {"scrapy": 1},
+        {"scrapy": {"v": 1, "meta": 2}},
+        {"scrapy": {"v": 1, "meta": {"$dict": [1, [], ["retry_times", "?"]]}}},
+        {"scrapy_request": "gASVpickle"},
+        {"scrapy_request": "[1]"},
+        {"scrapy_request": 5},
+    ],
+)
+def test_reset_takes_what_strangers_write(user_data: dict[str, Any]) -> None:
+    entry = foreign(user_data=copy.deepcopy(user_data), error_messages=["why"])
+    entry.handled_at = dt.datetime.now(dt.timezone.utc)
+    reset(entry, -1)
+    assert not entry.handled_at
+    assert entry.error_messages == []

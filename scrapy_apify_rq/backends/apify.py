@@ -47,6 +47,8 @@ _LIST_FROM: Final = 50
 # Fetched one by one at the very start, so that the first pages need not wait for a long list, and
 # so that it shows whether the head lags: a GET by id never does, but a list would like the head.
 _FIRST_FETCH: Final = 16
+# Who lists entries may be content with the first ones, and each one listed is billed as a read.
+_FIRST_PAGE: Final = 100
 # So many updates refused, and something other than these entries is wrong.
 _REFUSED_LIMIT: Final = HEAD_LIMIT // 2
 # What is wrong with one entry, and not with the call as such.
@@ -537,7 +539,7 @@ class ApifyBackend:
         return answer.data
 
     async def list(self, state: State | None = None) -> AsyncIterator[Entry]:
-        query: dict[str, Any] = {"limit": LIST_LIMIT, "clientKey": self._client_key}
+        query: dict[str, Any] = {"limit": _FIRST_PAGE, "clientKey": self._client_key}
         if state in ("pending", "locked"):
             # The platform's "pending" leaves out what is locked, ours does not.
             query["filter"] = "pending,locked" if state == "pending" else "locked"
@@ -551,7 +553,7 @@ class ApifyBackend:
                     yield entry
             if not data.get("nextCursor"):
                 return
-            query["cursor"] = data["nextCursor"]
+            query |= {"cursor": data["nextCursor"], "limit": LIST_LIMIT}
 
     async def count(self, state: State) -> int:
         number = 0

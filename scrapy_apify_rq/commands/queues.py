@@ -86,6 +86,10 @@ class Queue:
         """How many entries ``add`` and ``update`` take."""
         return self.backend.batch * self.backend.parallel
 
+    async def get(self, id: str) -> Entry | None:
+        """``Backend.get`` for a text that somebody has typed."""
+        return await self.backend.get(id) if id.isalnum() else None
+
     async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
         """``Backend.add``, with as many calls at a time as the backend allows."""
         calls = (self.backend.add(part, forefront=forefront) for part in self._parts(entries))
@@ -177,7 +181,7 @@ def _crawler(settings: Settings, spider_name: str | None) -> tuple[Crawler, str 
     elif spider_name in spiders:
         spidercls = loader.load(spider_name)
     else:
-        known = ", ".join(spiders) or "none; is this the folder of the project?"
+        known = ", ".join(sorted(spiders)) or "none; is this the folder of the project?"
         raise UsageError(f"there is no spider {spider_name!r} here. Spiders: {known}")
     crawler = Crawler(spidercls, settings)
     crawler.addons.load_settings(crawler.settings)
@@ -193,7 +197,7 @@ def _configs(crawler: Crawler, spider_name: str | None, queue: str | None) -> It
             settings.set("APIFY_RQ_NAME", name, "cmdline")
         config = Config.from_settings(settings, os.environ, spider_name)
         if config.queue_id is None and config.queue_name is None:
-            spiders = ", ".join(get_spider_loader(settings).list())
+            spiders = ", ".join(sorted(get_spider_loader(settings).list()))
             which = f"--spider with one of {spiders}, or " if spiders else ""
             raise UsageError(f"which queue? Add {which}-q with the id or name of a queue")
         yield replace(config, unavailable_timeout=min(config.unavailable_timeout, _PATIENCE))

@@ -77,7 +77,7 @@ async def _retry(settings: Settings, options: argparse.Namespace) -> tuple[int, 
 async def _chosen(queue: Queue, options: argparse.Namespace) -> AsyncIterator[Entry | None]:
     """None for an id that cannot be retried."""
     for id in dict.fromkeys(options.ids):
-        entry = await queue.backend.get(id)
+        entry = await queue.get(id)
         if entry is not None and entry.handled_at is not None:
             yield entry
         else:

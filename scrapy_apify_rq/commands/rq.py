@@ -79,6 +79,10 @@ class Command(ScrapyCommand):
             metavar="<subcommand>",
             prog="scrapy rq",
         )
+        parser.epilog = (
+            "Example: scrapy rq status. Each subcommand explains itself: scrapy rq status --help."
+            " Exit status: 0, 1 if it failed or nothing matched, 2 if it was called wrongly."
+        )
         for subcommand in SUBCOMMANDS:
             subparser = subparsers.add_parser(
                 subcommand.NAME,

@@ -47,12 +47,13 @@ async def _views(settings: Settings, options: argparse.Namespace) -> list[dict[s
 async def _find(queue: Queue, wanted: str) -> AsyncIterator[Entry]:
     """The entry of this id, or those of this URL: by the keys they are likely to have, else by
     reading all."""
+    is_url = "://" in wanted
     found = False
-    for id in dict.fromkeys([wanted, *_likely_ids(queue, wanted)]):
-        if (entry := await queue.backend.get(id)) is not None:
+    for id in _likely_ids(queue, wanted) if is_url else [wanted]:
+        if (entry := await queue.get(id)) is not None:
             yield entry
             found = True
-    if not found and "://" in wanted:
+    if is_url and not found:
         info = await queue.backend.info()
         async for entry in output.watched(queue.backend.list(), "looking", info.total):
             if wanted in (entry.url, entry.loaded_url):
@@ -60,15 +61,13 @@ async def _find(queue: Queue, wanted: str) -> AsyncIterator[Entry]:
 
 
 def _likely_ids(queue: Queue, url: str) -> list[str]:
-    if "://" not in url:
-        return []
     keys = [url]
     with suppress(ValueError):  # what Scrapy takes for no URL
         key = queue.key(Request(url))
         keys += [key, f"{key}:start1"]
     with suppress(ConfigError):  # Crawlee's keys need an extra
         keys.append(crawlee_key(url, "GET", b"", ()))
-    return [request_id(key) for key in keys]
+    return [request_id(key) for key in dict.fromkeys(keys)]
 
 
 async def _view(queue: Queue, entry: Entry) -> dict[str, Any]:

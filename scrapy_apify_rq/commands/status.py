@@ -197,6 +197,7 @@ def _parts(look: Look) -> list[RenderableType]:
             [["-" if count is None else count for count in counts]],
         ),
         _bar(look),
+        Text(_progress(look)),
     ]
     if info.operations:
         parts.append(Text(_cost(info.operations)))
@@ -216,7 +217,7 @@ def _parts(look: Look) -> list[RenderableType]:
 def _bar(look: Look) -> RenderableType:
     line = Table.grid(padding=(0, 1))
     bar = ProgressBar(total=max(look.info.total, 1), completed=look.info.handled, width=40)
-    line.add_row(bar, _progress(look))
+    line.add_row(bar, f"{look.done:.1%} handled")
     return line
 
 
@@ -225,7 +226,7 @@ def _ordered(look: Look) -> list[tuple[str, Group]]:
 
 
 def _progress(look: Look) -> str:
-    texts = [f"{look.done:.1%} handled"]
+    texts = []
     if look.info.modified_at is not None:
         age = datetime.now(timezone.utc) - look.info.modified_at
         texts.append(f"last change {_duration(max(age.total_seconds(), 0))} ago")
