@@ -15,6 +15,7 @@ import pytest
 
 from tests import actor, project
 from tests.project import QUEUE, Crawl, Project
+from tests.readme import commands
 from tests.servers import TOKEN, Servers
 from tests.site import Hit, Page, Site, links
 
@@ -356,7 +357,7 @@ def test_each_page_is_crawled_by_one_of_both(tmp_path: Path) -> None:
             tmp_path / "ours",
             CROSSING_SPIDER,
             site=site.url,
-            settings={"APIFY_RQ_UNIQUE_KEY": "crawlee"},
+            settings={"APIFY_RQ_NAME": None},
         )
         theirs = Project(
             tmp_path / "theirs",
@@ -365,14 +366,15 @@ def test_each_page_is_crawled_by_one_of_both(tmp_path: Path) -> None:
             settings={"ADDONS": {}, "CLOSESPIDER_PAGECOUNT": 12, "CONCURRENT_REQUESTS": 4},
         )
         assert ours.server is not None
-        theirs.run(
-            script=actor.source("scrapy_actor.py"),
-            env=actor.environ(ours.server.url, TOKEN, QUEUE),
-        )
+        env = actor.environ(ours.server.url, TOKEN, QUEUE)
+        theirs.run(script=actor.source("scrapy_actor.py"), env=env)
         done, pending = len(site.paths), ours.info().pending
         assert 10 <= done < 25
         assert pending > 10
-        crawl = ours.crawl()
+        ((*command, which, how, key),) = commands("From `apify.scrapy`")
+        assert command == ["scrapy", "crawl", "spider", "-s"]
+        id = which.replace("WkzbQMuFYuamGv3YF", env["ACTOR_DEFAULT_REQUEST_QUEUE_ID"])
+        crawl = ours.crawl("-s", id, how, key)
     # The link to the start page is filtered by neither, as in stock Scrapy: it was not filtered
     # when it was the start request.
     once = Counter(["/", *pages, "/post", "/once"]) + Counter(["/once"])

@@ -25,6 +25,7 @@ from scrapy_apify_rq.errors import CodecError, ConfigError
 from scrapy_apify_rq.jobdir import SEEN, JobDir
 from scrapy_apify_rq.requests import RequestConverter
 from tests.project import Crawl, Project
+from tests.readme import commands
 from tests.site import Hit, Page, Site, links
 
 # Older versions of Scrapy do not close the empty disk queues that they look into.
@@ -146,8 +147,11 @@ def paused(backend: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         before, hits = files(jobdir), len(crawled.hits)
         ours = Project(folder / "ours", SPIDER, site=crawled.url, settings=case.settings)
         interrupted = interrupt(ours, jobdir)
-        imports = [ours.run("rq", "import-jobdir", str(jobdir), "spider", "--yes") for _ in "ab"]
+        (_, *command), crawling = commands("From a JOBDIR")
+        words = [str(jobdir) if word == "crawls/spider-1" else word for word in command]
+        imports = [ours.run(*words) for _ in "ab"]
         info = ours.info()
+        assert crawling == ["scrapy", "crawl", "spider"]
         crawl = ours.crawl("-s", f"JOBDIR={jobdir}")
         yield Paused(
             case,

@@ -13,6 +13,7 @@ import pytest
 from scrapy_apify_rq.models import Entry
 from tests import project
 from tests.project import Crawl, Project
+from tests.readme import commands
 from tests.servers import Servers
 from tests.site import Hit, Page, Site, links
 
@@ -65,11 +66,22 @@ def moved(
             assert half_way.wait(30)
             process.kill()
         hits = len(site.hits)
-        exported = source.run("rq", "export", "crawl.jsonl")
+        lines = commands("Between here and the cloud")
+        exporting, importing, crawling = lines[:3] if source is local else lines[3:]
+        file = str(folder / "crawl.jsonl")
+        exported = source.run(*_words(exporting, source is cloud, file))
         assert exported.returncode == 0, exported.log
-        imported = target.run("rq", "import", str(source.folder / "crawl.jsonl"))
+        imported = target.run(*_words(importing, target is cloud, file))
         before, after = source.entries(), target.entries()
+        assert _words(crawling, target is cloud, file) == ["crawl", "spider"]
         yield Moved(site, hits, before, after, imported, target.crawl(), target)
+
+
+def _words(command: list[str], is_cloud: bool, file: str) -> list[str]:
+    """The README's command, less the token, which the project has in its environment."""
+    assert command[0].startswith("APIFY_TOKEN=") == is_cloud
+    words = command[2:] if is_cloud else command[1:]
+    return [file if word == "crawl.jsonl" else word for word in words]
 
 
 def _project(folder: Path, site: Site, servers: Servers | None) -> Project:

@@ -15,6 +15,7 @@ import pytest
 
 from tests.api import Call, error, serving_in_thread
 from tests.project import Crawl, Project
+from tests.readme import commands
 from tests.servers import TOKEN
 from tests.site import Page, Site, links
 
@@ -66,8 +67,8 @@ def test_a_line_tells_the_counts_the_rate_and_the_time_left(lines: Crawl) -> Non
     assert sorted(handled) == list(handled)
     assert {one + other for one, other in zip(handled, pending, strict=True)} == {21}
     assert failed[-1] == 2
-    # A tenth of a second for each page, or more.
-    assert all(0 < rate <= 700 for rate in rates[1:])
+    # A tenth of a second for each page, or more; but acks may come in bursts.
+    assert 0 < max(rates) <= 2000
     for line, left, rate in zip(found, pending, rates, strict=True):
         if line[7] and rate:
             assert abs(int(line[6]) * 60 + int(line[7]) - 60 * left / rate) <= 1
@@ -137,7 +138,8 @@ def on_terminal(project: Project, *interrupt_at: str) -> Screen:
 
     reader = threading.Thread(target=read)
     env = {"TERM": "xterm-256color", "COLUMNS": "80"}
-    with project.start("crawl", "spider", env=env, terminal=theirs) as process:
+    ((_, *words),) = commands("While it runs")
+    with project.start(*words, env=env, terminal=theirs) as process:
         os.close(theirs)
         reader.start()
         for shown in interrupt_at:
@@ -151,7 +153,7 @@ def on_terminal(project: Project, *interrupt_at: str) -> Screen:
     return Screen(text.decode(), output, process.returncode)
 
 
-SHY = {"LOGSTATS_INTERVAL": 0, "APIFY_RQ_PROGRESS": True, "CONCURRENT_REQUESTS": 4}
+SHY = {"LOGSTATS_INTERVAL": 0, "CONCURRENT_REQUESTS": 4}
 
 
 @pytest.fixture(scope="module")
