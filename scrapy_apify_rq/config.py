@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
@@ -58,11 +59,15 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
 # The newer name first: https://docs.apify.com/platform/actors/development/programming-interface/environment-variables
 _DEFAULT_QUEUE_VARIABLES = ("ACTOR_DEFAULT_REQUEST_QUEUE_ID", "APIFY_DEFAULT_REQUEST_QUEUE_ID")
 _STORAGE_DIR_VARIABLES = ("CRAWLEE_STORAGE_DIR", "APIFY_LOCAL_STORAGE_DIR")
+_RUN_ID_VARIABLES = ("ACTOR_RUN_ID", "APIFY_ACTOR_RUN_ID", "APIFY_ACT_RUN_ID")
+_EVENTS_VARIABLES = ("ACTOR_EVENTS_WEBSOCKET_URL", "APIFY_ACTOR_EVENTS_WS_URL")
+_TIMEOUT_VARIABLES = ("ACTOR_TIMEOUT_AT", "APIFY_TIMEOUT_AT")
 # What the Apify CLI puts there for a local run. No queue of the platform has this id.
 _LOCAL_DEFAULT_QUEUE = "default"
 
 # The platform's rule for storage names and ids, as its clients check it (@apify/consts).
 _NAME_LENGTH = 63
+_CLIENT_KEY_LENGTH = 32
 _NAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?")
 _ID = re.compile(r"[a-zA-Z0-9]{17}")
 _USERNAME = re.compile(r"[a-zA-Z0-9_.-]*")
@@ -113,6 +118,10 @@ class Config:
     idle_before_close: float
     progress: bool
     unavailable_timeout: float
+    events_url: str | None = field(repr=False)
+    """Where an Actor run is told what the platform does with it; None outside of one."""
+    timeout_at: datetime | None
+    """When the platform ends the Actor run; None if it does not, or outside of one."""
 
     @classmethod
     def from_settings(
@@ -136,7 +145,7 @@ class Config:
             queue_is_default=queue.is_default,
             storage_dir=storage_dir(settings, environ),
             access=_choice(settings, "APIFY_RQ_ACCESS", ("single", "shared")),
-            client_key=_client_key(settings),
+            client_key=_client_key(settings, environ),
             lock_secs=_integer(settings, "APIFY_RQ_LOCK_SECS", minimum=1),
             order=_choice(settings, "APIFY_RQ_ORDER", ("fifo", "lifo")),
             retry_forefront=_boolean(settings, "APIFY_RQ_RETRY_FOREFRONT"),
@@ -150,24 +159,22 @@ class Config:
             idle_before_close=_seconds(settings, "APIFY_RQ_IDLE_BEFORE_CLOSE", zero=True),
             progress=_boolean(settings, "APIFY_RQ_PROGRESS"),
             unavailable_timeout=_seconds(settings, "APIFY_RQ_UNAVAILABLE_TIMEOUT", zero=False),
+            events_url=_events_url(environ),
+            timeout_at=_timeout_at(environ),
         )
         # Who has switched the scheduler off must not be stopped by what it would need when on.
         if config.enabled:
             _require_token(config)
-            refuse_unavailable(config)
+            _refuse_purge_by_many(config)
         return config
 
 
-def refuse_unavailable(config: Config) -> None:
-    """Refuse what the settings allow and this version cannot do yet."""
-    _refuse_shared_access(config)
-
-
-def _refuse_shared_access(config: Config) -> None:
-    if config.access == "shared":
+def _refuse_purge_by_many(config: Config) -> None:
+    if config.access == "shared" and config.purge_on_start:
         raise ConfigError(
-            "APIFY_RQ_ACCESS = 'shared': not available yet, in this version a queue has one "
-            "consumer; set APIFY_RQ_ACCESS = 'single' and run one crawl at a time on a queue"
+            "APIFY_RQ_PURGE_ON_START = True with APIFY_RQ_ACCESS = 'shared': each worker that "
+            "starts would delete what the others crawl; empty the queue once before you start "
+            "them, with 'scrapy rq purge', and set APIFY_RQ_PURGE_ON_START = False"
         )
 
 
@@ -437,12 +444,15 @@ def storage_dir(settings: BaseSettings, environ: Mapping[str, str]) -> Path:
         raise _wrong(source, raw, "write the path of a folder, such as './storage'") from None
 
 
-def _client_key(settings: BaseSettings) -> str | None:
+def _client_key(settings: BaseSettings, environ: Mapping[str, str]) -> str | None:
     raw = settings.get("APIFY_RQ_CLIENT_KEY")
     if raw is None:
-        return None
-    if not isinstance(raw, str) or not 1 <= len(raw) <= 32:
-        raise _wrong("APIFY_RQ_CLIENT_KEY", raw, "write a text of 1 to 32 characters, or None")
+        # The same after a migration or a resurrection, so that the run finds its leases again.
+        run = _variable(environ, _RUN_ID_VARIABLES)
+        return run[1][:_CLIENT_KEY_LENGTH] if run else None
+    if not isinstance(raw, str) or not 1 <= len(raw) <= _CLIENT_KEY_LENGTH:
+        cure = f"write a text of 1 to {_CLIENT_KEY_LENGTH} characters, or None"
+        raise _wrong("APIFY_RQ_CLIENT_KEY", raw, cure)
     return raw
 
 
@@ -469,3 +479,24 @@ def _trusted_modules(settings: BaseSettings) -> tuple[str, ...]:
     if not all(part.isidentifier() for module in names for part in module.split(".")):
         raise _wrong(name, settings[name], cure)
     return tuple(names)
+
+
+# What only the environment of an Actor run has.
+
+
+def _events_url(environ: Mapping[str, str]) -> str | None:
+    variable = _variable(environ, _EVENTS_VARIABLES)
+    return variable[1] if variable else None
+
+
+def _timeout_at(environ: Mapping[str, str]) -> datetime | None:
+    variable = _variable(environ, _TIMEOUT_VARIABLES)
+    if variable is None:
+        return None
+    try:
+        # Python 3.10 does not know the Z.
+        time = datetime.fromisoformat(re.sub("[Zz]$", "+00:00", variable[1]))
+    except ValueError:
+        cure = "write a time such as 2030-01-31T12:00:00.000Z, or unset the variable"
+        raise _wrong(*variable, cure) from None
+    return time if time.tzinfo is not None else time.replace(tzinfo=timezone.utc)

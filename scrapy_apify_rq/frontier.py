@@ -10,7 +10,8 @@ are handed out. Invariants, each with a test of its name in tests/test_invariant
  4. "Nothing pending" needs an empty outbox, an empty window, nothing handed out, and the backend's
     answer "nothing" to a question asked after our last write was confirmed, asked again after the
     backend's lag.
- 5. No id is handed out twice at the same time; a lease that lapsed in the window is not used.
+ 5. No id is handed out twice at the same time; a lease that lapsed in the window is not used. In
+    shared access nothing is handed out without a lease, not even what was added here.
  6. A failure that retries cannot cure closes the spider with its reason; what is unsaved is never
     reported as finished.
  7. ``close()`` flushes, releases what it holds, and leaves unfinished entries pending.
@@ -33,7 +34,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from scrapy_apify_rq.backends.base import Added, Backend, Claimed
+from scrapy_apify_rq.backends.base import Added, Backend, Claim, Claimed
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.visits import Visit
 
@@ -45,10 +46,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Seconds between two questions to a queue that has nothing for us: doubling, from and to.
-_FIRST_PAUSE = 0.5
+_FIRST_PAUSE = 0.25
 _LONGEST_PAUSE = 10.0
 # With this many requests ready, an add may wait a moment until its batch is full.
 _ENOUGH = 32
+# How many entries a shared queue is asked for at first; then as many as are used up in seconds.
+_FIRST_APPETITE = 4
+_LONG_ENOUGH = 5.0
+# Leases are looked at so many times while they last, and prolonged from this share of them on.
+_LOOKS = 16
+_PROLONG_AT = 3 / 8
+# Seconds for which the end of a crawl waits to give its leases back; they end by themselves, too.
+_UNLOCK_PATIENCE = 10
 
 
 class Frontier:
@@ -78,6 +87,7 @@ class Frontier:
         self._stats = stats
         self._window_limit = window
         self._outbox_limit = outbox
+        self._lock_secs = backend.lock_secs
         self._settle_time = max(backend.consistency_delay, idle_before_close)
         self._urgency = urgency
         self._wake = wake
@@ -126,8 +136,26 @@ class Frontier:
         self._settled: dict[str, float] = {}
         """Ids lately acked or requeued, which a lagging ``claim`` may still show as they were."""
 
+        # Shared access only.
+        self._appetite = _FIRST_APPETITE
+        """How many entries to have ready: what is leased here, no other worker can crawl."""
+        self._is_hungry = False
+        """All that the last claim gave is used up."""
+        self._left: OrderedDict[str, Visit] = OrderedDict()
+        """Visits to entries that were added or requeued here and that anybody may claim now."""
+        self._early: dict[str, Claimed] = {}
+        """Claimed before the add or update that made them so was answered."""
+        self._was_rich = False
+        self._fed_at = 0.0
+        self._left_last = ""
+        self._claim_turn = asyncio.Lock()
+
         self._drained = False
-        self._quiet_since: float | None = None
+        self._is_quiet = False
+        """The last answer, to a question asked at rest, had nothing for us."""
+        self._empty_since: float | None = None
+        """When the backend was first asked that has said "nothing pending" since."""
+        self._warned_of_others = False
         self._pause = _FIRST_PAUSE
         self._asked_at = 0.0
         self._ask_timer: asyncio.TimerHandle | None = None
@@ -135,7 +163,8 @@ class Frontier:
     async def open(self, *, has_pending: bool = True) -> None:
         self._more = has_pending
         workers = [self._send_adds, self._send_updates] * self._backend.parallel
-        self._tasks = [asyncio.create_task(self._guard(work())) for work in (*workers, self._read)]
+        readers = [self._read] if self._lock_secs is None else [self._read, self._keep_leases]
+        self._tasks = [asyncio.create_task(self._guard(work())) for work in (*workers, *readers)]
 
     async def close(self) -> None:
         """Send what is unsent, release what is held; unfinished entries stay pending."""
@@ -143,18 +172,42 @@ class Frontier:
         if self._tasks and self._error is None:
             self._batch_is_full.set()
             await self._flushed.wait()
+        if self._lock_secs is not None and self._error is None:
+            await self._end_leases()
         if self._ask_timer is not None:
             self._ask_timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        held = (*self._window, *self._out.values())
-        if self._error is None and any(visit.lease is not None for visit in held):
-            await self._backend.unlock()
+
+    async def _end_leases(self) -> None:
+        async def unlock() -> None:
+            async with self._claim_turn:  # what a claim under way brings is given back, too
+                await self._backend.unlock()
+
+        try:
+            await asyncio.wait_for(unlock(), _UNLOCK_PATIENCE)
+        except (BackendError, asyncio.TimeoutError) as error:
+            logger.warning(
+                "The leases of this crawl could not be given back (%s); they end by themselves"
+                " within %s seconds (APIFY_RQ_LOCK_SECS)",
+                str(error) or "no answer",
+                self._lock_secs,
+            )
 
     async def hold(self) -> None:
         """Hand nothing out from now on; what was handed out before is still acked."""
         self._on_hold = True
+        await self._guard(self._give_back())
+
+    async def _give_back(self) -> None:
+        """End the leases on what is in the window."""
+        ids = [id for id, visit in self._waiting.items() if visit.lease]
+        if ids:
+            self._window = [visit for visit in self._window if not visit.lease]
+            for id in ids:
+                del self._waiting[id]
+            await self._backend.unlock(ids)
 
     @property
     def error(self) -> BackendError | None:
@@ -202,14 +255,21 @@ class Frontier:
         if self._on_hold or len(self._updates) > self._outbox_limit // 2:
             return None
         visit = self._pop()
-        if visit is not None and visit.entry is not None:
+        if visit is None:
+            self._is_hungry = True
+        elif visit.entry is not None:
             self._out[visit.entry.id] = visit
         return visit
 
     def update(self, visit: Visit, entry: Entry, *, forefront: bool = False) -> None:
         """Put what became of a handed-out entry into the outbox: an ack, or a requeue."""
-        self._out.pop(entry.id, None)
+        was = self._out.pop(entry.id, None)
         visit.entry = entry
+        visit.lease = None if was is None else was.lease
+        if self._has_lapsed(visit) and entry.handled_at is None:
+            # It is open to others again by now: what they make of it must stand.
+            self._lose(visit, entry, "before its retry was saved: left to others")
+            return
         self._updates.append((self._adds_made, visit, forefront))
         self._put(visit, entry)
         self._has_updates.set()
@@ -220,8 +280,7 @@ class Frontier:
             return True
         if self._error is not None or self._on_hold:
             return True  # the spider is being closed or moved; it must not be taken for finished
-        pause = self._pause if self._drained or self._quiet_since is not None else 0
-        self._ask_at(self._asked_at + pause)
+        self._ask_at(self._asked_at + (self._pause if self._is_quiet else 0))
         return not self._drained
 
     async def room(self) -> None:
@@ -283,21 +342,21 @@ class Frontier:
     def _confirm_add(self, visit: Visit, answer: Added, forefront: bool) -> None:
         del self._sending[answer.id]
         self.remember(answer.id)
+        claimed = self._early.pop(answer.id, None)
         if answer.refused is not None:
             visit.entry = None
             self._on_refused(visit, answer.refused)
             self._push(visit, forefront=forefront)
         elif answer.was_already_present:
-            if not answer.was_already_handled and not self._is_held(answer.id):
-                self._leave()  # made by an earlier run, or by others
             self._on_dropped(visit)
+            if claimed is not None:
+                self._take(claimed)
+            elif not answer.was_already_handled and not self._is_held(answer.id):
+                self._leave(answer.id)  # made by an earlier run, or by others
         else:
             self._stats.inc_value("scheduler/enqueued")
             self._stats.inc_value("apify_rq/enqueued")
-            if forefront or not self._more:
-                self._push(visit, forefront=forefront)
-            else:
-                self._leave()  # its turn comes after those that are not in the window yet
+            self._push_or_leave(visit, claimed, forefront, now=forefront or not self._more)
 
     async def _send_updates(self) -> None:
         while True:
@@ -305,9 +364,9 @@ class Frontier:
             forefront, batch = self._cut_updates()
             if batch:
                 entries = [_entry(visit) for visit in batch]
-                await self._backend.update(entries, forefront=forefront)
-                for visit in batch:
-                    self._confirm_update(visit, forefront)
+                answers = await self._backend.update(entries, forefront=forefront)
+                for visit, was_handled in zip(batch, answers, strict=True):
+                    self._confirm_update(visit, forefront, was_handled)
                 self._confirmed()
             await asyncio.sleep(0)
 
@@ -329,9 +388,14 @@ class Frontier:
             self._has_updates.clear()
         return forefront, batch
 
-    def _confirm_update(self, visit: Visit, forefront: bool) -> None:
+    def _confirm_update(self, visit: Visit, forefront: bool, was_handled: bool) -> None:
         entry = _entry(visit)
         del self._sending[entry.id]
+        visit.lease = None
+        claimed = self._early.pop(entry.id, None)
+        if was_handled:
+            self._stats.inc_value("apify_rq/handled_twice")
+            self._warn_of_others()
         now = time.monotonic()
         self._settled.pop(entry.id, None)  # so that the oldest stay in front
         self._settled[entry.id] = now
@@ -339,7 +403,7 @@ class Frontier:
         if entry.handled_at is None:
             self._stats.inc_value("scheduler/enqueued")
             self._stats.inc_value("apify_rq/retried")
-            self._push(visit, forefront=forefront)
+            self._push_or_leave(visit, claimed, forefront, now=True)
             return
         self.remember(entry.id)
         self._stats.inc_value("apify_rq/handled")
@@ -354,6 +418,27 @@ class Frontier:
             self._flushed.set()
         self._wake()
 
+    def _push_or_leave(
+        self, visit: Visit, claimed: Claimed | None, forefront: bool, *, now: bool
+    ) -> None:
+        """The queue has it: hand it out ``now``, or after those that are not in the window yet.
+
+        In shared access it is anybody's, and has to be claimed first.
+        """
+        if claimed is not None:
+            visit.lease = claimed.lease
+            self._push(visit, forefront=forefront)
+        elif self._lock_secs is not None:
+            self._left[_entry(visit).id] = visit
+            if len(self._left) > self._window_limit:
+                self._left.popitem(last=False)
+            self._leave(_entry(visit).id)
+            self._claim_again_at = 0.0
+        elif now:
+            self._push(visit, forefront=forefront)
+        else:
+            self._leave(_entry(visit).id)
+
     # The window.
 
     def _push(self, visit: Visit, *, forefront: bool) -> None:
@@ -362,7 +447,8 @@ class Frontier:
         insort(self._window, visit, key=_rank)
         if visit.entry is not None:
             self._waiting[visit.entry.id] = visit
-            if len(self._waiting) > self._window_limit:
+            # Shared access claims no more than fits, and could not leave a lease behind.
+            if self._lock_secs is None and len(self._waiting) > self._window_limit:
                 self._evict()
 
     def _evict(self) -> None:
@@ -373,26 +459,28 @@ class Frontier:
         del self._window[index]
         del self._waiting[entry.id]
         self._settled.pop(entry.id, None)  # a claim that shows it as it was still shows it
-        self._leave()
+        self._leave(entry.id)
 
-    def _leave(self) -> None:
+    def _leave(self, id: str) -> None:
         """A pending entry that we know of stays out of the window."""
         self._more = True
         self._behind += 1
         self._left_at = time.monotonic()
+        self._left_last = id
 
     def _pop(self) -> Visit | None:
         while self._window:
             visit = self._window.pop()
             if visit.entry is not None:
                 del self._waiting[visit.entry.id]
-            if visit.lease is None or visit.lease > time.time():
+            if not self._has_lapsed(visit):
                 return visit
-            self._stats.inc_value("apify_rq/leases_lost")
-            self._leave()
+            self._lose(visit, _entry(visit), "before it was handed out: left to others")
         return None
 
     def _is_low(self) -> bool:
+        if self._lock_secs is not None:
+            return len(self._waiting) <= self._appetite // 2
         # Late, because a head shows what waits here again before it shows anything new.
         return self._more and len(self._waiting) <= self._window_limit // 4
 
@@ -403,37 +491,76 @@ class Frontier:
         while True:
             await self._refill.wait()
             self._refill.clear()
-            if self._is_low() or self._is_at_rest():
+            async with self._claim_turn:
+                if not self._may_claim():
+                    continue
                 self._claiming = True
                 await self._claim()
                 self._claiming = False
+            if self._on_hold:
+                await self._give_back()
+
+    def _may_claim(self) -> bool:
+        if self._on_hold or (self._closing and self._lock_secs is not None):
+            return False
+        return self._is_low() or self._is_at_rest()
 
     async def _claim(self) -> None:
         at_rest = self._is_at_rest()
         self._disturbed = False
         self._asked_at = asked_at = time.monotonic()
-        room = self._window_limit - len(self._waiting)
         held = self._waiting.keys() | self._out.keys() | self._sending.keys()
-        claim = await self._backend.claim(room, held)
+        claim = await self._backend.claim(self._wanted(), held)
+        if claim.others:
+            self._warn_of_others()
         self._forget_settled(asked_at)
-        new = [claimed for claimed in claim.entries if self._is_news(claimed.entry.id)]
+        new = [claimed for claimed in claim.entries if self._is_news(claimed)]
         for claimed in new:
             self._take(claimed)
-        is_unseen = self._behind > 0 and self._left_at >= asked_at - self._backend.lag
-        self._more = claim.more or is_unseen
-        is_rich = bool(new) and claim.more
-        self._claim_again_at = 0.0 if is_rich else asked_at + min(self._backend.lag / 4, 1)
+        self._plan_next_claim(asked_at, has_news=bool(new), more=claim.more)
         if new:
             self._stats.inc_value("apify_rq/window_refills")
             self._wake()
         elif at_rest and not self._disturbed:
-            self._note_quiet(asked_at, conclusive=not (claim.entries or claim.more))
-        elif self._backend.lag and self._is_low():
+            await self._note_quiet(asked_at, claim)
+        elif (self._backend.lag or self._lock_secs is not None) and self._is_low():
             self._ask_at(self._claim_again_at)
 
-    def _is_news(self, id: str) -> bool:
-        """False for an entry that the answer shows as it was before our last write."""
-        return not self._is_held(id) and id not in self._settled
+    def _wanted(self) -> int:
+        if self._lock_secs is None:
+            return self._window_limit - len(self._waiting)
+        if self._was_rich and self._is_hungry:
+            self._appetite = min(self._appetite * 2, self._window_limit)
+        elif not self._is_hungry and time.monotonic() > self._fed_at + _LONG_ENOUGH:
+            self._appetite = max(self._appetite // 2, 1)
+        return max(self._appetite - len(self._waiting), 1)
+
+    def _plan_next_claim(self, asked_at: float, *, has_news: bool, more: bool) -> None:
+        self._was_rich = has_news and more
+        if self._lock_secs is None:
+            is_unseen = self._behind > 0 and self._left_at >= asked_at - self._backend.lag
+            self._more = more or is_unseen
+            pause = min(self._backend.lag / 4, 1)
+        else:
+            if has_news:
+                self._is_hungry = False
+                self._fed_at = time.monotonic()
+            elif not self._disturbed:
+                self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+            # What was left while the question was on its way may not be in its answer.
+            pause = self._pause if self._left_at < asked_at else 0
+        self._claim_again_at = 0.0 if self._was_rich else asked_at + pause
+
+    def _is_news(self, claimed: Claimed) -> bool:
+        """False for what we have, and for what the answer shows as before our last write."""
+        id = claimed.entry.id
+        if self._lock_secs is None:
+            return not self._is_held(id) and id not in self._settled
+        if id in self._sending:
+            self._early[id] = claimed
+        elif visit := self._waiting.get(id) or self._out.get(id):
+            visit.lease = claimed.lease  # the one that we had has ended
+        return not self._is_held(id)
 
     def _is_held(self, id: str) -> bool:
         return id in self._waiting or id in self._out or id in self._sending
@@ -448,12 +575,51 @@ class Frontier:
 
     def _take(self, claimed: Claimed) -> None:
         entry = claimed.entry
-        if self._behind and entry.id.encode() in self._known:
-            self._behind -= 1
-        visit = Visit(entry, lease=claimed.lease, urgency=self._urgency(entry))
+        if self._lock_secs is None:
+            self._behind -= self._behind > 0 and entry.id.encode() in self._known
+        elif entry.id == self._left_last:
+            self._behind = 0
+        visit = self._left.pop(entry.id, None)
+        if visit is None or visit.entry != entry:
+            visit = Visit(entry, urgency=self._urgency(entry))
+        visit.lease = claimed.lease
         self._disturb()
         self.remember(entry.id)
         self._push(visit, forefront=False)
+
+    # Leases.
+
+    async def _keep_leases(self) -> None:
+        assert self._lock_secs is not None
+        while True:
+            await asyncio.sleep(self._lock_secs / _LOOKS)
+            until = time.time() + self._lock_secs * (1 - _PROLONG_AT)
+            held = {**self._sending, **self._waiting, **self._out}
+            due = {id: visit for id, visit in held.items() if visit.lease and visit.lease < until}
+            if due:
+                await self._prolong(due)
+
+    async def _prolong(self, due: dict[str, Visit]) -> None:
+        leases = await self._backend.prolong(due)
+        for id, visit in due.items():
+            if id in leases:
+                visit.lease = leases[id]
+            elif self._waiting.get(id) is visit:
+                visit.lease = time.time()  # dropped when its turn comes
+            elif self._out.get(id) is visit:
+                also = "while it was crawled: another worker may crawl it, too"
+                self._lose(visit, _entry(visit), also)
+
+    def _has_lapsed(self, visit: Visit) -> bool:
+        return visit.lease is not None and visit.lease <= time.time()
+
+    def _lose(self, visit: Visit, entry: Entry, when: str) -> None:
+        """Another worker may have the entry by now."""
+        if visit.lease:
+            visit.lease = 0.0
+            self._stats.inc_value("apify_rq/leases_lost")
+            logger.info("The lease on entry %s (%s) ended %s", entry.id, entry.url, when)
+            self._leave(entry.id)
 
     # Finished?
 
@@ -461,23 +627,50 @@ class Frontier:
         """Something happened: what was found out about an empty queue holds no more."""
         self._disturbed = True
         self._drained = False
-        self._quiet_since = None
+        self._is_quiet = False
+        self._empty_since = None
         self._pause = _FIRST_PAUSE
 
-    def _note_quiet(self, asked_at: float, *, conclusive: bool) -> None:
+    async def _note_quiet(self, asked_at: float, claim: Claim) -> None:
         """The backend had nothing for us while nothing was on its way."""
-        if self._quiet_since is None:
-            self._quiet_since = asked_at
+        self._is_quiet = True
+        if self._lock_secs is None:
+            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+        if claim.leased:  # who holds the lease may add more
+            self._empty_since = None
+            self._ask_at(asked_at + self._pause)
+            return
+        if self._empty_since is None:
+            self._empty_since = asked_at
+        if self._behind and self._lock_secs is not None:
+            await self._look_for_the_last()
         # Entries that we know of and do not see: the answer lags, or others have taken them.
         wait = max(self._settle_time, self._backend.lag) if self._behind else self._settle_time
-        left = self._quiet_since + wait - asked_at
-        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-        if left > 0 or not conclusive:
+        left = self._empty_since + wait - asked_at
+        if left > 0 or claim.entries or claim.more:
             self._ask_at(asked_at + min(self._pause, max(left, _FIRST_PAUSE)))
         elif not self._drained:
             self._drained = True
             self._behind = 0
             self._wake()
+
+    async def _look_for_the_last(self) -> None:
+        """If another worker is done with the newest entry that we left to all, then claims show
+        what we wrote before it, too.
+        """
+        entry = await self._backend.get(self._left_last)
+        if entry is None or entry.handled_at is not None:
+            self._behind = 0
+
+    def _warn_of_others(self) -> None:
+        if self._lock_secs is None and not self._warned_of_others:
+            self._warned_of_others = True
+            logger.warning(
+                "Another program uses the request queue %s, too. It may look, add and repair, but a"
+                " second crawl of this queue in single access crawls pages twice: set"
+                " APIFY_RQ_ACCESS = 'shared' for both, or run one at a time",
+                self._backend.location,
+            )
 
     def _ask_at(self, when: float) -> None:
         """Ask the backend at this time, unless a question is due by then."""

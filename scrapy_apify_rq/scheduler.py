@@ -24,6 +24,7 @@ from scrapy.utils.misc import build_from_crawler, load_object
 from twisted.internet.defer import Deferred
 
 from scrapy_apify_rq import scrapy_private
+from scrapy_apify_rq.actor import RunEvents
 from scrapy_apify_rq.backends import backend_for
 from scrapy_apify_rq.config import Config
 from scrapy_apify_rq.errors import BackendError, CodecError, ConfigError
@@ -97,6 +98,7 @@ class Scheduler(BaseScheduler):
             bar=config.progress,
             log=self._log,
         )
+        self.run_events = RunEvents(crawler, config, self.frontier.hold)
         self._is_open = False
         self._open_error: BackendError | None = None
         """Why the queue could not be opened."""
@@ -127,6 +129,8 @@ class Scheduler(BaseScheduler):
         await self._open_dupefilter()
         try:
             await self.backend.open()
+            if self.config.access == "shared" and self.config.client_key is not None:
+                await self.backend.unlock()  # what a run before us held, with the same key
             has_pending = await self._begin_or_resume()
             await self._remember_foreign_starts()
         except BackendError as error:
@@ -140,6 +144,7 @@ class Scheduler(BaseScheduler):
             await self.frontier.open(has_pending=has_pending)
             self._reaper = asyncio.create_task(self._reap_regularly())
             self.progress.start()
+            self.run_events.open()
         self._is_open = True
 
     def _attach_middlewares(self) -> SpiderMiddleware:
@@ -181,6 +186,7 @@ class Scheduler(BaseScheduler):
         purge = self.config.purge_on_start
         # Over the API the queue may hold what others want to keep, as it does with a name.
         own = self.config.queue_is_default and self.config.backend == "sqlite"
+        own = own and self.config.access == "single"  # a worker may start when all is done
         if info.total and (purge or (finished and own)):
             await self.backend.purge()
             why = "its crawl was finished"
@@ -223,6 +229,7 @@ class Scheduler(BaseScheduler):
         self._reap()
         if self._reaper is not None:
             self._reaper.cancel()
+        await self.run_events.close()
         try:
             await self.frontier.close()
             self._announce(await self._summary())

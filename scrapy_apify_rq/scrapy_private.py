@@ -2,18 +2,21 @@
 
 There is no public signal for "Scrapy has finished with this request" and no public call that makes
 the engine ask the scheduler again, hence ``engine._slot.inprogress`` and
-``engine._slot.nextcall.schedule`` (scrapy/core/engine.py, the same from 2.13 to 2.19). The rest is
-undocumented rather than private, and nothing is lost where it changes: the list of spider
-middlewares, which matters before 2.16, and the module names of Scrapy's commands.
+``engine._slot.nextcall.schedule`` (scrapy/core/engine.py, the same from 2.13 to 2.19). Nor can a
+spider be closed without waiting for its downloads, hence ``closing`` of the slots of engine and
+scraper, without which only a stop in haste is slower. The rest is undocumented rather than private,
+and nothing is lost where it changes: the list of spider middlewares, which matters before 2.16, and
+the module names of Scrapy's commands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 from inspect import isasyncgenfunction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scrapy import Request, __version__
+from twisted.internet.defer import Deferred
 
 if TYPE_CHECKING:
     from scrapy.core.engine import ExecutionEngine
@@ -43,6 +46,21 @@ def wake(engine: ExecutionEngine) -> None:
     """Make the engine ask the scheduler soon instead of at its next heartbeat (5 seconds)."""
     if engine._slot is not None:
         engine._slot.nextcall.schedule()
+
+
+def is_closing(engine: ExecutionEngine) -> bool:
+    """The spider is being closed, or is closed already."""
+    return engine._slot is None or engine._slot.closing is not None
+
+
+def abandon(engine: ExecutionEngine) -> None:
+    """Let a spider that is being closed wait no more for its downloads and callbacks."""
+    for slot in (engine._slot, engine.scraper.slot):
+        if slot is not None and slot.closing is not None and not slot.closing.called:
+            # What ends later than this fires the new one, for which nobody waits.
+            closing: Deferred[Any] = slot.closing
+            slot.closing = Deferred()
+            closing.callback(None)
 
 
 def has_sync_only_middleware(engine: ExecutionEngine) -> bool:

@@ -26,6 +26,7 @@ class Visit:
     order: int = 0
     """Place among those of one urgency: the greatest is handed out first."""
     lease: float | None = None
+    """Unix time at which it ends; 0 once it is known to be lost; None in single access."""
     spider_errors: int = 0
     """How many times it was requeued because its callback raised."""
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 from scrapy_apify_rq.backends.base import Info
-from scrapy_apify_rq.backends.sqlite import SqliteBackend
+from scrapy_apify_rq.backends.sqlite import FILE_NAME, SqliteBackend
 from scrapy_apify_rq.models import Entry
 from tests.server import Server
 from tests.servers import TOKEN, Servers
@@ -35,6 +37,7 @@ _DEFAULTS = {
 }
 _STATS_FILE = '''
 import json
+import os
 from pathlib import Path
 from scrapy import signals
 
@@ -50,7 +53,8 @@ class StatsFile:
 
     def write(self):
         stats = self.crawler.stats.get_stats()
-        Path(f"stats-{self.crawler.spidercls.name}.json").write_text(json.dumps(stats, default=str))
+        name = f"stats-{self.crawler.spidercls.name}-{os.getpid()}.json"
+        Path(name).write_text(json.dumps(stats, default=str))
 '''
 # Our server's answers lag only when told to; the real delay would cost each crawl three seconds.
 _SHORT_DELAY = """
@@ -176,6 +180,12 @@ class Project:
             file.unlink()
         return stats
 
+    def stats(self, pid: int) -> dict[str, Any]:
+        """Of one crawl among several that run at the same time."""
+        (file,) = self.folder.glob(f"stats-*-{pid}.json")
+        stats: dict[str, Any] = json.loads(file.read_text())
+        return stats
+
     # The queue, as it is stored, here or at the server.
 
     def backend(self, name: str = QUEUE) -> SqliteBackend:
@@ -206,6 +216,12 @@ class Project:
             return info
 
         return asyncio.run(read())
+
+    def writes(self, name: str = QUEUE) -> int:
+        """As the platform counts and bills them."""
+        with closing(sqlite3.connect(self._queues / FILE_NAME)) as db:
+            ((count,),) = db.execute("SELECT writes FROM queues WHERE name = ?", (name,))
+        return int(count)
 
     def pending(self, name: str = QUEUE) -> list[Entry]:
         """The entries still to be crawled, in the queue's order."""

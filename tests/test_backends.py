@@ -49,7 +49,7 @@ KINDS = [
 # What a kind cannot do: the test that needs it is skipped with this reason.
 LACKS = {
     "server": {
-        "leases": "the API's backend has no leases before shared access",
+        "known": "the API leases what it will, whatever we know",
         "same id": "the API cannot empty a queue, so a purged one is a new one",
     },
 }
@@ -71,13 +71,25 @@ def asynchronous(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, No
 
 
 class Clock:
-    """The time that backends go by where a test has to move it."""
+    """Moves the time that leases go by: a test's own, or the real one by waiting for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
+        self.is_real = kind != "sqlite"
+        self.lock_secs = {"sqlite": 60, "server": 1, "live": 10}[kind]
         self.time = 1_000_000.0
 
-    def __call__(self) -> float:
-        return self.time
+    def now(self) -> float:
+        return time.time() if self.is_real else self.time
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"lock_secs": self.lock_secs, **({} if self.is_real else {"now": self.now})}
+
+    async def advance(self, share: float) -> None:
+        """By this share of a lease."""
+        self.time += share * self.lock_secs
+        if self.is_real:
+            await asyncio.sleep(share * self.lock_secs)
 
 
 @dataclass(frozen=True)
@@ -92,11 +104,8 @@ class Queues:
 
     def backend(self, name: str, **options: Any) -> Backend:
         assert name in NAMES
-        if options.get("lock_secs") is not None:
-            self.needs("leases")
         if self.kind == "sqlite":
             return SqliteBackend(self.folder, name=name, **options)
-        options.pop("lock_secs", None)
         token = LIVE_TOKEN if self.kind == "live" else TOKEN
         return ApifyBackend(
             self.url, token, name=self.prefix + name, count=lambda name: None, **options
@@ -404,6 +413,8 @@ async def test_claim_gives_no_more_than_asked_for(queues: Queues) -> None:
 async def test_claim_tells_exactly_whether_there_is_more(
     queues: Queues, limit: int, known: list[str], more: bool, lock_secs: int | None
 ) -> None:
+    if lock_secs is not None:
+        queues.needs("known")
     async with queues.open(lock_secs=lock_secs) as backend:
         await fill(backend, [*numbered(3), handled("handled")])
         assert (await claim(backend, limit, known)).more is more
@@ -515,8 +526,7 @@ async def test_get_knows_pending_and_handled_entries(queues: Queues) -> None:
 
 @asynchronous
 async def test_list_by_state(queues: Queues) -> None:
-    leases = queues.can("leases")
-    async with queues.open(lock_secs=60 if leases else None) as backend:
+    async with queues.open(lock_secs=60) as backend:
         await backend.add(entries("locked"), forefront=False)
         assert await keys(backend, 1) == ["locked"]
         mixed = [
@@ -530,7 +540,7 @@ async def test_list_by_state(queues: Queues) -> None:
         assert await listed(backend, "pending") == {"locked", "pending", "retried"}
         assert await listed(backend, "handled") == {"fine", "fine at last", "failed"}
         assert await listed(backend, "failed") == {"failed"}
-        assert await listed(backend, "locked") == ({"locked"} if leases else set())
+        assert await listed(backend, "locked") == {"locked"}
         assert len(await listed(backend)) == 6
         await backend.update([handled("locked")], forefront=False)
         assert await listed(backend, "locked") == set()
@@ -562,7 +572,7 @@ async def test_deleted_entries_are_gone_and_unknown_ids_ignored(queues: Queues) 
 
 @asynchronous
 async def test_purge_leaves_an_empty_queue_that_works(queues: Queues) -> None:
-    async with queues.open(lock_secs=60 if queues.can("leases") else None) as backend:
+    async with queues.open(lock_secs=60) as backend:
         id = (await backend.info()).id
         await backend.add([entry("a"), handled("b"), entry("c")], forefront=False)
         await claim(backend, 1)
@@ -682,6 +692,7 @@ async def test_a_claim_is_a_lease(queues: Queues) -> None:
 
 @asynchronous
 async def test_what_we_know_is_not_leased(queues: Queues) -> None:
+    queues.needs("known")
     async with queues.open(lock_secs=60) as one, queues.open(lock_secs=60) as two:
         await one.add(entries("a", "b"), forefront=False)
         assert await keys(one, known=["a"]) == ["b"]
@@ -690,15 +701,15 @@ async def test_what_we_know_is_not_leased(queues: Queues) -> None:
 
 @asynchronous
 async def test_a_lapsed_lease_is_free_for_others(queues: Queues) -> None:
-    clock = Clock()
-    shared: dict[str, Any] = {"lock_secs": 60, "now": clock}
-    async with queues.open(**shared) as one, queues.open(**shared) as two:
+    clock = Clock(queues.kind)
+    async with queues.open(**clock.options) as one, queues.open(**clock.options) as two:
         await one.add(entries("a"), forefront=False)
-        assert (await claim(one)).entries[0].lease == clock.time + 60
-        clock.time += 59
+        lease = (await claim(one)).entries[0].lease
+        assert lease == pytest.approx(clock.now() + clock.lock_secs, abs=0.3)
+        await clock.advance(0.5)
         assert await keys(two) == []
         assert await listed(one, "locked") == {"a"}
-        clock.time += 1
+        await clock.advance(0.6)
         assert await listed(one, "locked") == set()
         assert await keys(two) == ["a"]
         # It is the other's now: the first holder can neither keep nor free it.
@@ -709,18 +720,19 @@ async def test_a_lapsed_lease_is_free_for_others(queues: Queues) -> None:
 
 @asynchronous
 async def test_prolong_starts_the_lease_anew(queues: Queues) -> None:
-    clock = Clock()
-    shared: dict[str, Any] = {"lock_secs": 60, "now": clock}
-    async with queues.open(**shared) as one, queues.open(**shared) as two:
+    clock = Clock(queues.kind)
+    async with queues.open(**clock.options) as one, queues.open(**clock.options) as two:
         await one.add(entries("a", "b"), forefront=False)
         await claim(one, 1)
-        clock.time += 50
+        await clock.advance(0.6)
         ids = [request_id(key) for key in ("a", "b", "strange")]
         assert await two.prolong(ids) == {}
-        assert await one.prolong(ids) == {request_id("a"): clock.time + 60}
-        clock.time += 50
+        leases = await one.prolong(ids)
+        until = clock.now() + clock.lock_secs
+        assert leases == {request_id("a"): pytest.approx(until, abs=0.3)}
+        await clock.advance(0.6)
         assert await keys(two) == ["b"]
-        clock.time += 10
+        await clock.advance(0.5)
         assert await one.prolong(ids) == {}
         assert await keys(two) == ["a"]
 
@@ -739,6 +751,39 @@ async def test_unlock_ends_all_leases_of_our_client_key(queues: Queues) -> None:
             await next_one.unlock()
             assert await keys(next_one) == ["a", "b"]
         assert await one.prolong([request_id("a")])
+
+
+@asynchronous
+async def test_unlock_ends_single_leases_of_ours(queues: Queues) -> None:
+    async with queues.open(lock_secs=60) as one, queues.open(lock_secs=60) as two:
+        await one.add(entries("a", "b"), forefront=False)
+        await claim(one)
+        ids = [request_id("a"), request_id("strange")]
+        await two.unlock(ids)
+        assert await keys(two) == []
+        await one.unlock(ids)
+        assert await keys(two) == ["a"]
+        assert await one.prolong([request_id("b")])
+
+
+@asynchronous
+async def test_a_claim_tells_of_leases(queues: Queues) -> None:
+    async with queues.open(lock_secs=60) as one, queues.open(lock_secs=60) as two:
+        await one.add(entries("a"), forefront=False)
+        assert (await claim(one)).leased
+        answer = await claim(two)
+        assert (answer.entries, answer.leased) == ([], True)
+        await one.update([handled("a")], forefront=False)
+        answer = await claim(two)
+        assert (answer.entries, answer.leased) == ([], False)
+
+
+@asynchronous
+async def test_an_update_tells_what_was_handled_before(queues: Queues) -> None:
+    async with queues.open() as one, queues.open() as two:
+        await one.add(entries("a", "b"), forefront=False)
+        assert await one.update([handled("a"), entry("b")], forefront=False) == [False, False]
+        assert await two.update([handled("b"), handled("a")], forefront=False) == [False, True]
 
 
 @pytest.mark.parametrize("forefront", [False, True])
@@ -799,8 +844,6 @@ def race(queues: Queues, work: str) -> list[list[str]]:
 
 
 def test_two_processes_never_claim_the_same_entry(queues: Queues) -> None:
-    queues.needs("leases")
-
     async def prepare() -> None:
         async with queues.open() as backend:
             await fill(backend, numbered(CONTESTED))

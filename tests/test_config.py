@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scrapy.settings import BaseSettings, Settings
 
-from scrapy_apify_rq import config as config_module
 from scrapy_apify_rq.config import DEFAULTS, Config
 from scrapy_apify_rq.errors import ConfigError
 
@@ -39,12 +39,6 @@ def refusal(
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     return str(caught.value)
-
-
-@pytest.fixture
-def all_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Resolution as it will be once nothing is refused."""
-    monkeypatch.setattr(config_module, "refuse_unavailable", lambda config: None)
 
 
 # Defaults
@@ -76,6 +70,8 @@ def test_defaults() -> None:
         "idle_before_close": 0.0,
         "progress": False,
         "unavailable_timeout": 600.0,
+        "events_url": None,
+        "timeout_at": None,
     }
 
 
@@ -262,7 +258,6 @@ def test_settings_of_others_are_left_alone() -> None:
 # The token
 
 
-@pytest.mark.usefixtures("all_available")
 @pytest.mark.parametrize(
     ("setting", "variable", "expected"),
     [
@@ -291,7 +286,6 @@ def test_wrong_token_is_not_shown(value: object) -> None:
     assert "12345" not in message
 
 
-@pytest.mark.usefixtures("all_available")
 def test_token_is_not_in_the_repr() -> None:
     config = read({"APIFY_TOKEN": TOKEN})
     assert config.token == TOKEN
@@ -311,7 +305,6 @@ def test_token_pasted_into_a_wrong_place_is_not_shown(name: str, value: object) 
 # The backend
 
 
-@pytest.mark.usefixtures("all_available")
 @pytest.mark.parametrize(
     ("backend", "token", "expected"),
     [
@@ -328,7 +321,6 @@ def test_backend(backend: str | None, token: str | None, expected: str) -> None:
     assert read({"APIFY_RQ_BACKEND": backend, "APIFY_TOKEN": token}).backend == expected
 
 
-@pytest.mark.usefixtures("all_available")
 def test_backend_apify_needs_a_token() -> None:
     message = refusal({"APIFY_RQ_BACKEND": "apify"})
     assert "APIFY_TOKEN" in message
@@ -339,16 +331,15 @@ def test_without_a_token_the_missing_token_is_what_is_said() -> None:
     assert "set APIFY_TOKEN" in refusal({"APIFY_RQ_BACKEND": "apify"})
 
 
-# What this version cannot do
+# What does not go together
 
 
-def test_shared_access_is_refused() -> None:
-    message = refusal({"APIFY_RQ_ACCESS": "shared"})
-    assert "APIFY_RQ_ACCESS = 'shared': not available yet" in message
-    assert "set APIFY_RQ_ACCESS = 'single'" in message
+def test_no_worker_of_many_may_empty_the_queue() -> None:
+    message = refusal({"APIFY_RQ_ACCESS": "shared", "APIFY_RQ_PURGE_ON_START": True})
+    assert "each worker that starts would delete what the others crawl" in message
+    assert "'scrapy rq purge'" in message
 
 
-@pytest.mark.usefixtures("all_available")
 def test_shared_access() -> None:
     assert read({"APIFY_RQ_ACCESS": "shared"}).access == "shared"
 
@@ -376,7 +367,6 @@ def queue(config: Config) -> tuple[str | None, str | None, bool]:
     return config.queue_id, config.queue_name, config.queue_is_default
 
 
-@pytest.mark.usefixtures("all_available")
 @pytest.mark.parametrize("token", [None, TOKEN])
 @pytest.mark.parametrize("environ", [{}, {QUEUE_ID_VARIABLES[0]: "x" * 17}])
 @pytest.mark.parametrize(
@@ -411,7 +401,6 @@ FIRST, SECOND = QUEUE_ID_VARIABLES
 DERIVED = (None, "shop-quotes", True)
 
 
-@pytest.mark.usefixtures("all_available")
 @pytest.mark.parametrize(
     ("environ", "at_apify", "in_sqlite"),
     [
@@ -433,7 +422,6 @@ def test_default_queue_of_the_run(
     assert queue(read(None, environ)) == in_sqlite
 
 
-@pytest.mark.usefixtures("all_available")
 @pytest.mark.parametrize("variable", QUEUE_ID_VARIABLES)
 @pytest.mark.parametrize(
     ("token", "cure"), [(TOKEN, "17 letters and digits"), (None, "1 to 63 letters")]
@@ -604,3 +592,42 @@ def test_wrong_api_base_url(url: object) -> None:
     assert message.startswith("APIFY_API_BASE_URL = ")
     assert "https://" in message
     assert "SECRET" not in message
+
+
+# An Actor run
+
+RUN_ID_VARIABLES = ["ACTOR_RUN_ID", "APIFY_ACTOR_RUN_ID", "APIFY_ACT_RUN_ID"]
+EVENTS_VARIABLES = ["ACTOR_EVENTS_WEBSOCKET_URL", "APIFY_ACTOR_EVENTS_WS_URL"]
+TIMEOUT_VARIABLES = ["ACTOR_TIMEOUT_AT", "APIFY_TIMEOUT_AT"]
+
+
+@pytest.mark.parametrize("variable", RUN_ID_VARIABLES)
+def test_the_run_id_is_the_client_key(variable: str) -> None:
+    assert read(environ={variable: "HG7ML7M8z78YcAPEB"}).client_key == "HG7ML7M8z78YcAPEB"
+    assert read(environ={variable: "r" * 40}).client_key == "r" * 32
+    assert read({"APIFY_RQ_CLIENT_KEY": "mine"}, {variable: "run"}).client_key == "mine"
+    assert read(environ={variable: " "}).client_key is None
+
+
+@pytest.mark.parametrize("variable", EVENTS_VARIABLES)
+def test_the_address_of_the_events(variable: str) -> None:
+    assert read(environ={variable: "wss://host/x"}).events_url == "wss://host/x"
+    assert read(environ={variable: ""}).events_url is None
+    assert "secret" not in repr(read(environ={variable: "wss://host/?key=secret"}))
+
+
+@pytest.mark.parametrize("variable", TIMEOUT_VARIABLES)
+def test_the_end_of_the_run(variable: str) -> None:
+    expected = datetime(2030, 1, 31, 12, tzinfo=timezone.utc)
+    for text in ("2030-01-31T12:00:00.000Z", "2030-01-31T13:00:00+01:00", "2030-01-31T12:00:00"):
+        assert read(environ={variable: text}).timeout_at == expected
+    assert read(environ={variable: ""}).timeout_at is None
+    with pytest.raises(ConfigError, match=rf"{variable} .* = 'soon': write a time such as"):
+        read(environ={variable: "soon"})
+
+
+@pytest.mark.parametrize("names", [RUN_ID_VARIABLES, EVENTS_VARIABLES, TIMEOUT_VARIABLES])
+def test_the_newer_name_of_a_variable_goes_first(names: list[str]) -> None:
+    values = ["2030-01-01T00:00:00Z", "2031-01-01T00:00:00Z", "2032-01-01T00:00:00Z"]
+    both = dict(zip(names, values, strict=False))
+    assert read(environ=both) == read(environ=dict([next(iter(both.items()))]))

@@ -120,9 +120,9 @@ class SlowBackend(SqliteBackend):
         answer = super().add(entries, forefront=forefront)
         return await self._call("add", [entry.id for entry in entries], answer)
 
-    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> None:
+    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[bool]:
         answer = super().update(entries, forefront=forefront)
-        await self._call("update", [entry.id for entry in entries], answer)
+        return await self._call("update", [entry.id for entry in entries], answer)
 
     async def claim(self, limit: int, known: Collection[str]) -> Claim:
         return await self._call("claim", (), self._claim(limit, known))

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 
 from scrapy_apify_rq.unique_keys import request_id
-from tests import actor
+from tests import actor, npm
 from tests.project import QUEUE, Project
 from tests.server import Server, serve
 from tests.site import Site, links
@@ -42,19 +41,9 @@ def javascript(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, server: Server
 ) -> dict[str, Any]:
     """What the driver saw."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        pytest.skip("node or npm is not there")
-    cache = getattr(request.config, "cache", None)
-    folder = cache.mkdir("javascript") if cache else tmp_path_factory.mktemp("javascript")
-    if not (folder / "node_modules" / "apify-client").exists():
-        words = ["install", "--no-save", "--no-audit", "--no-fund", "--ignore-scripts"]
-        command = [npm, *words, "--prefix", str(folder), JAVASCRIPT_CLIENT]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        if done.returncode:
-            pytest.skip(f"npm could not install {JAVASCRIPT_CLIENT}: {done.stderr[-500:]}")
+    folder = npm.installed(request.config, tmp_path_factory, "javascript", JAVASCRIPT_CLIENT)
     server.forget_calls()
-    command = [node, str(DRIVER), server.url, "secret", str(folder)]
+    command = ["node", str(DRIVER), server.url, "secret", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     seen: dict[str, Any] = json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""Where the items go: to a file, one line of JSON each, before their page counts as done."""
+"""Where the items go before their page counts as done: to a file, or to an Actor run's dataset."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from itemadapter import ItemAdapter
 from scrapy.crawler import Crawler
+from scrapy.exceptions import NotConfigured
 
 # In bytes, more than any item of this project takes.
 _LONGEST_LINE = 100_000
@@ -58,3 +59,31 @@ class JsonLinesPipeline:
     def close_spider(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+class DatasetPipeline:
+    """Puts each item into the default dataset of the Actor run; elsewhere it does nothing.
+
+    The disk of a run is gone with its container, also when the run is migrated. The client repeats
+    what the API does not take at once.
+    """
+
+    def __init__(self, dataset_id: str) -> None:
+        # Imported here, because only an Actor needs it installed.
+        from apify_client import ApifyClientAsync
+
+        url = os.environ.get("APIFY_API_BASE_URL") or "https://api.apify.com"
+        client = ApifyClientAsync(os.environ["APIFY_TOKEN"], api_url=url)
+        self._dataset = client.dataset(dataset_id)
+
+    @classmethod
+    def from_crawler(cls, crawler: Crawler) -> DatasetPipeline:
+        """Write to the dataset that the platform has made for this run."""
+        if not (dataset_id := os.environ.get("ACTOR_DEFAULT_DATASET_ID")):
+            raise NotConfigured
+        return cls(dataset_id)
+
+    async def process_item(self, item: Any) -> Any:
+        """Return when the platform has the item."""
+        await self._dataset.push_items(ItemAdapter(item).asdict())
+        return item

@@ -16,5 +16,8 @@ LOG_LEVEL = "INFO"
 TELNETCONSOLE_ENABLED = False
 
 # Not FEEDS, whose file is buffered: see the pipeline.
-ITEM_PIPELINES = {"shop_example.pipelines.JsonLinesPipeline": 500}
+ITEM_PIPELINES = {
+    "shop_example.pipelines.JsonLinesPipeline": 500,
+    "shop_example.pipelines.DatasetPipeline": 600,
+}
 SHOP_ITEMS = "items.jsonl"

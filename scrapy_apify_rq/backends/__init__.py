@@ -12,12 +12,14 @@ from scrapy_apify_rq.config import Config
 
 def backend_for(config: Config, count: Callable[[str], None]) -> Backend:
     """The backend that the settings ask for, not open yet. ``count`` takes names of stats."""
+    lock_secs = config.lock_secs if config.access == "shared" else None
     if config.backend == "apify":
         return ApifyBackend(
             config.api_base_url,
             config.token,
             name=config.queue_name,
             id=config.queue_id,
+            lock_secs=lock_secs,
             client_key=config.client_key,
             patience=config.unavailable_timeout,
             count=count,
@@ -26,7 +28,7 @@ def backend_for(config: Config, count: Callable[[str], None]) -> Backend:
         config.storage_dir,
         name=config.queue_name,
         id=config.queue_id,
-        lock_secs=config.lock_secs if config.access == "shared" else None,
+        lock_secs=lock_secs,
         client_key=config.client_key,
         patience=config.unavailable_timeout,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
@@ -37,6 +38,7 @@ BATCH: Final = 25
 # The limit is 9 MiB of decompressed body; the rest is for brackets and commas.
 PAYLOAD_LIMIT: Final = 9 * 1024 * 1024 - 1024
 HEAD_LIMIT: Final = 1000
+LOCK_LIMIT: Final = 25
 LIST_LIMIT: Final = 10_000
 
 # Complete entries kept so that they need not be fetched again: how many, and their bytes.
@@ -112,7 +114,7 @@ class _Complete:
 
 
 class ApifyBackend:
-    """One request queue of the platform, in single access; see ``Backend`` for the promises.
+    """One request queue of the platform; see ``Backend`` for the promises.
 
     ``count`` is called with the name of a stat at each event.
     """
@@ -131,6 +133,7 @@ class ApifyBackend:
         *,
         id: str | None = None,
         name: str | None = None,
+        lock_secs: int | None = None,
         client_key: str | None = None,
         patience: float = 600,
         count: Callable[[str], None],
@@ -139,6 +142,7 @@ class ApifyBackend:
         self._count = count
         self._id = id
         self._name = name
+        self.lock_secs = lock_secs
         self._client_key = client_key or secrets.token_hex(16)
         self._queue: dict[str, Any] = {}
         self._fresh = False
@@ -162,6 +166,8 @@ class ApifyBackend:
         """How many of them the last head showed."""
         self._absent: dict[str, float] = {}
         """Since when ids on the head have had no entry."""
+        self._stray_leases = False
+        """An answer was lost, so that we may hold leases that we do not know of."""
 
     @property
     def location(self) -> str:
@@ -191,8 +197,11 @@ class ApifyBackend:
 
     async def _call(self, name: str, method: str, path: str, **options: Any) -> Any:
         """The data that a call gives; its refusal concerns the whole queue."""
+        return (await self._answer(name, method, path, **options)).data
+
+    async def _answer(self, name: str, method: str, path: str, **options: Any) -> Answer:
         try:
-            return (await self._client.call(name, method, path, **options)).data
+            return await self._client.call(name, method, path, **options)
         except Refused as error:
             raise self._fatal(error) from None
 
@@ -317,6 +326,47 @@ class ApifyBackend:
     # Claiming.
 
     async def claim(self, limit: int, known: Collection[str]) -> Claim:
+        self._fresh = False
+        if self.lock_secs is None:
+            return await self._claim_unleased(limit, known)
+        if self._stray_leases and not known:
+            await self.unlock()
+            self._stray_leases = False
+        return await self._claim_leased(limit, self.lock_secs)
+
+    async def _claim_leased(self, limit: int, lock_secs: int) -> Claim:
+        calls = math.ceil(limit / LOCK_LIMIT)
+        asked = min(limit, LOCK_LIMIT)
+        # By our own clock, and from before the call: never later than the API has it.
+        asked_at = time.time()
+        query = {"limit": asked, "lockSecs": lock_secs, "clientKey": self._client_key}
+        heads = await together(self._lock_head(query) for _ in range(calls))
+        found = [item["id"] for head in heads for item in head["items"]]
+        ids = [id for id in found if id not in self._refused]
+        if len(ids) < len(found):
+            await self.unlock(self._refused.intersection(found))
+        # A head may lag, and another client's change be newer than what we have; a GET is exact.
+        entries = await together(map(self.get, ids))
+        lease = asked_at + min(lock_secs, *(head["lockSecs"] for head in heads))
+        return Claim(
+            [Claimed(entry, lease) for entry in entries if entry and _is_pending(entry)],
+            more=len(ids) >= asked * calls,
+            # Locks on nothing but what we may not update are no reason to wait.
+            leased=bool(ids) or (not found and await self._is_any_leased(heads[0])),
+        )
+
+    async def _is_any_leased(self, empty_head: dict[str, Any]) -> bool:
+        told: bool | None = empty_head.get("queueHasLockedRequests")  # optional in the description
+        return (await self.info()).pending > 0 if told is None else told
+
+    async def _lock_head(self, query: dict[str, Any]) -> Any:
+        answer = await self._answer(
+            "head_lock", "POST", f"{self._path}/head/lock", rate=BATCH_RATE, query=query
+        )
+        self._stray_leases = self._stray_leases or answer.maybe_repeated
+        return answer.data
+
+    async def _claim_unleased(self, limit: int, known: Collection[str]) -> Claim:
         self._forget_acked()
         unwanted = {*known, *self._refused} - self._acked.keys()
         # One more than wanted, to know whether there are more.
@@ -328,7 +378,7 @@ class ApifyBackend:
             rate=OTHER_RATE,
             query={"limit": asked, "clientKey": self._client_key},
         )
-        self._note_clients(head["hadMultipleClients"])
+        others = self._note_clients(head["hadMultipleClients"])
         ids = [item["id"] for item in head["items"]]
         self._stale = sum(id in self._acked for id in ids)
         pending = [id for id in ids if id not in unwanted and id not in self._acked]
@@ -338,7 +388,7 @@ class ApifyBackend:
         # An entry that cannot be read yet is pending all the same, but not one that is gone.
         now = time.monotonic()
         more = more or any(now - since < self.lag for since in self._absent.values())
-        return Claim([Claimed(entry, None) for entry in entries], more)
+        return Claim([Claimed(entry, None) for entry in entries], more, others=others)
 
     async def _put_back(self, ids: Sequence[str]) -> list[Entry]:
         """Those on the head that we have acked and others have made pending again since.
@@ -354,14 +404,11 @@ class ApifyBackend:
             del self._acked[entry.id]
         return pending
 
-    def _note_clients(self, several: bool) -> None:
-        if several and self._alone:
-            logger.warning(
-                "Another program uses the request queue %s, too. It may add and look, but a second"
-                " crawl of this queue would crawl pages twice",
-                self.location,
-            )
+    def _note_clients(self, several: bool) -> bool:
+        """Whether somebody else has come; who was there before us may have left long ago."""
+        came = several and self._alone is True
         self._alone = not several
+        return came
 
     def _forget_acked(self) -> None:
         oldest = time.monotonic() - self.lag
@@ -425,19 +472,20 @@ class ApifyBackend:
 
     # Updating.
 
-    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> None:
+    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[bool]:
         self._fresh = False
-        await together(self._put(entry, forefront) for entry in entries)
+        return await together(self._put(entry, forefront) for entry in entries)
 
-    async def _put(self, entry: Entry, forefront: bool) -> None:
+    async def _put(self, entry: Entry, forefront: bool) -> bool:
         text = _wire(entry)
+        was_handled = False
         try:
             if len(text) > PAYLOAD_LIMIT:  # a server may cut the connection instead of saying so
                 raise Refused(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     f"its {len(text):,} bytes are more than the API takes",
                 )
-            await self._client.call(
+            answer = await self._client.call(
                 "request_put",
                 "PUT",
                 f"{self._path}/requests/{quote(entry.id, safe='')}",
@@ -452,12 +500,14 @@ class ApifyBackend:
             self._note_refused(entry, error)
         else:
             self._refused.discard(entry.id)
+            was_handled = answer.data["wasAlreadyHandled"] and not answer.maybe_repeated
         self._acked.pop(entry.id, None)  # so that the oldest stay in front
         if entry.handled_at is None:
             self._complete.keep(entry.id, _with_id(entry.id, text))
         else:
             self._complete.pop(entry.id)
             self._acked[entry.id] = time.monotonic()
+        return was_handled
 
     def _note_refused(self, entry: Entry, error: Refused) -> None:
         """The entry stays in the queue as it was, and this crawl goes on without it."""
@@ -478,11 +528,40 @@ class ApifyBackend:
                 " the entries."
             )
 
-    async def prolong(self, ids: Collection[str]) -> dict[str, float]:
-        raise NotImplementedError("leases come with shared access")
+    # Leases.
 
-    async def unlock(self) -> None:
-        raise NotImplementedError("leases come with shared access")
+    async def prolong(self, ids: Collection[str]) -> dict[str, float]:
+        leases = await together(map(self._prolong, ids))
+        return {id: lease for id, lease in zip(ids, leases, strict=True) if lease is not None}
+
+    async def _prolong(self, id: str) -> float | None:
+        asked_at = time.time()
+        secs = self.lock_secs or 0
+        return asked_at + secs if await self._call_lock("PUT", id, lockSecs=secs) else None
+
+    async def _call_lock(self, method: str, id: str, **query: int) -> bool:
+        """False if the lock is not ours (any more)."""
+        try:
+            await self._client.call(
+                f"lock_{method.lower()}",
+                method,
+                f"{self._path}/requests/{quote(id, safe='')}/lock",
+                rate=CRUD_RATE,
+                query={**query, "clientKey": self._client_key},
+            )
+        except Refused as error:
+            if error.status not in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND):
+                raise self._fatal(error) from None
+            return False
+        return True
+
+    async def unlock(self, ids: Collection[str] | None = None) -> None:
+        query = {"clientKey": self._client_key}
+        if ids is None:
+            path = "/requests/unlock"
+            await self._call_queue("unlock", "POST", path, rate=OTHER_RATE, query=query)
+        else:
+            await together(self._call_lock("DELETE", id) for id in ids)
 
     # For the tools.
 

@@ -35,6 +35,10 @@ class Claim(NamedTuple):
     entries: list[Claimed]
     more: bool
     """More entries are pending than this answer holds."""
+    leased: bool = False
+    """Pending entries are leased, to others or to us."""
+    others: bool = False
+    """Another client has begun to use the queue since we opened it."""
 
 
 class Operations(NamedTuple):
@@ -79,6 +83,8 @@ class Backend(Protocol):
     """Seconds between two questions before the answer "nothing pending" is believed."""
     counts_reads: bool
     """Each entry that ``list`` and ``count`` look at is a read, which the platform bills."""
+    lock_secs: int | None
+    """Seconds that a lease lasts; None in single access."""
 
     @property
     def location(self) -> str:
@@ -104,19 +110,23 @@ class Backend(Protocol):
         """Up to ``limit`` complete pending entries in the queue's order, those with the ids in
         ``known`` aside.
 
-        In shared access each is leased to us, and entries leased to others are left out.
+        In shared access each is leased to us, and leased entries are left out. What we know may
+        come all the same, if it has no lease: ours has ended, or its add is not answered yet.
+        An empty ``known`` says that we hold no lease, so that leftovers in our name may be ended.
         """
 
-    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> None:
+    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[bool]:
         """Replace whole entries. With ``handled_at`` an entry leaves the queue; without, it is
         pending again, at the end or at the very front. Its lease ends either way.
+
+        The answers say of each whether it was handled before, as far as can be told.
         """
 
     async def prolong(self, ids: Collection[str]) -> dict[str, float]:
         """Start our leases on these entries anew; ids whose lease is ours no more are left out."""
 
-    async def unlock(self) -> None:
-        """End all leases that our client key holds."""
+    async def unlock(self, ids: Collection[str] | None = None) -> None:
+        """End our leases on these entries, or all that our client key holds."""
 
     # For the tools.
 

@@ -303,7 +303,7 @@ class SqliteBackend(File):
         super().__init__(folder, patience, now)
         self._name = name
         self._id = id
-        self._lock_secs = lock_secs
+        self.lock_secs = lock_secs
         self._client_key = client_key or secrets.token_hex(16)
 
     async def open(self) -> None:
@@ -349,14 +349,13 @@ class SqliteBackend(File):
         ).fetchone()
         return None if row is None else row[0]
 
-    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> None:
+    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[bool]:
         rows = [(entry, entry.to_json()) for entry in entries]
 
-        def work(counters: Counters) -> None:
-            for row in rows:
-                self._update(*row, forefront, counters)
+        def work(counters: Counters) -> list[bool]:
+            return [self._update(*row, forefront, counters).was_already_handled for row in rows]
 
-        await self._write(work)
+        return await self._write(work)
 
     def _update(self, entry: Entry, json: str, forefront: bool, counters: Counters) -> Added:
         counters.writes += 1
@@ -383,19 +382,21 @@ class SqliteBackend(File):
 
     async def claim(self, limit: int, known: Collection[str]) -> Claim:
         lease: float | None = None
-        if self._lock_secs is None:
+        leased = False
+        if self.lock_secs is None:
             ids, more = await self._patiently(lambda: self._head(limit, known))
         else:
-            lease = self._now() + self._lock_secs
+            lease = self._now() + self.lock_secs
             ids, more = await self._write(
                 lambda counters: self._lock(limit, known, lease, counters)
             )
+            leased = bool(ids) or await self._patiently(self._any_leased)
         claimed: list[Claimed] = []
         for start in range(0, len(ids), _CHUNK):
             entries = await self._entries(ids[start : start + _CHUNK])
             claimed += [Claimed(entry, lease) for entry in entries]
             await asyncio.sleep(0)
-        return Claim(claimed, more)
+        return Claim(claimed, more, leased)
 
     def _head(self, limit: int, known: Collection[str], free: str = "") -> tuple[list[str], bool]:
         rows = self._db.execute(
@@ -418,6 +419,14 @@ class SqliteBackend(File):
         counters.writes += len(ids)
         return ids, more
 
+    def _any_leased(self) -> bool:
+        rows = self._db.execute(
+            "SELECT 1 FROM requests WHERE queue = ? AND position IS NOT NULL"
+            " AND lock_expires_at > ? LIMIT 1",
+            (self._key, self._now()),
+        )
+        return rows.fetchone() is not None
+
     async def _entries(self, ids: Sequence[str]) -> list[Entry]:
         marks = ", ".join("?" * len(ids))
         query = f"SELECT id, {_JSON} FROM requests WHERE queue = ? AND id IN ({marks})"
@@ -425,7 +434,7 @@ class SqliteBackend(File):
         return [Entry.from_json(id, found[id]) for id in ids if id in found]
 
     async def prolong(self, ids: Collection[str]) -> dict[str, float]:
-        until = self._now() + (self._lock_secs or 0)
+        until = self._now() + (self.lock_secs or 0)
 
         def work(counters: Counters) -> dict[str, float]:
             return {id: until for id in ids if self._prolong(id, until, counters)}
@@ -441,8 +450,13 @@ class SqliteBackend(File):
         counters.writes += changed
         return changed == 1
 
-    async def unlock(self) -> None:
-        await self._write(self._unlock)
+    async def unlock(self, ids: Collection[str] | None = None) -> None:
+        if ids is None:
+            await self._write(self._unlock)
+        else:
+            await self._write(
+                lambda counters: [self._prolong(id, self._now(), counters) for id in ids]
+            )
 
     def _unlock(self, counters: Counters) -> int:
         unlocked = self._db.execute(

@@ -233,12 +233,9 @@ class StoredQueue(SqliteBackend):
             until = self._now() + secs
             ids, _ = self._lock(limit, without, until, counters)
             rows = [row for id in ids for row in self._rows("AND id = :id", id=id)]
-            return Locked(rows, until, bool(rows) or self._any_locked())
+            return Locked(rows, until, bool(rows) or self._any_leased())
 
         return await self._write(work)
-
-    def _any_locked(self) -> bool:
-        return bool(self._rows("AND position IS NOT NULL AND lock_expires_at > :now LIMIT 1"))
 
     async def prolong_lock(self, id: str, secs: float, *, forefront: bool) -> float | None:
         """When our lock on the entry ends from now on; None if we have none."""
