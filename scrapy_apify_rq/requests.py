@@ -117,6 +117,20 @@ def _stored_number(entry: Entry, name: str) -> int:
     return number if isinstance(number, int) else 0
 
 
+def apify_start_key(entry: Entry) -> str | None:
+    """The key of a start request of ``apify.scrapy`` 4.x, less the random text that it puts before
+    the key of a request that is not to be filtered; None for all other entries."""
+    try:
+        stored = json.loads(entry.user_data["scrapy_request"])
+        meta = stored.get("meta", {})
+        is_start = meta.get("is_start_request") and stored.get("dont_filter")
+        # What became of a start request later is an entry of its own, and inherits its meta.
+        is_first = not (meta.get("retry_times") or meta.get("redirect_times"))
+    except (KeyError, ValueError, TypeError, AttributeError):  # made by others, or broken
+        return None
+    return entry.unique_key.partition("|")[2] if is_start and is_first else None
+
+
 class RequestConverter:
     """Writes the requests of one spider as entries and reads them back.
 

@@ -31,13 +31,15 @@ from scrapy_apify_rq.errors import BackendError, CodecError, ConfigError
 from scrapy_apify_rq.frontier import Frontier
 from scrapy_apify_rq.middlewares import DownloaderMiddleware, SpiderMiddleware
 from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.progress import Progress
 from scrapy_apify_rq.requests import (
     RequestConverter,
+    apify_start_key,
     store_spider_errors,
     stored_priority,
     stored_spider_errors,
 )
-from scrapy_apify_rq.unique_keys import request_id, unique_key
+from scrapy_apify_rq.unique_keys import request_id, start_key, unique_key
 from scrapy_apify_rq.visits import Visit
 
 if TYPE_CHECKING:
@@ -48,6 +50,10 @@ logger = logging.getLogger(__name__)
 
 # Seconds between two looks for finished requests while the engine, busy downloading, asks for none.
 _REAP_INTERVAL: Final = 0.02
+# Of the reasons why requests failed: how many the summary tells, how long, how many are counted.
+_REASONS: Final = 5
+_REASON_LENGTH: Final = 100
+_REASONS_LIMIT: Final = 1000
 
 
 class Scheduler(BaseScheduler):
@@ -85,6 +91,13 @@ class Scheduler(BaseScheduler):
             refused=self._refused,
             failed=self._failed,
         )
+        self.progress = Progress(
+            self.backend,
+            self.stats,
+            interval=crawler.settings.getfloat("LOGSTATS_INTERVAL"),
+            bar=config.progress,
+            log=self._log,
+        )
         self.run_events = RunEvents(crawler, config, self.frontier.hold)
         self._is_open = False
         self._open_error: BackendError | None = None
@@ -93,6 +106,8 @@ class Scheduler(BaseScheduler):
         self._closer: asyncio.Task[None] | None = None
         self._starts: Counter[str] = Counter()
         """How many start requests of each key this run has seen."""
+        self._problems: Counter[str] = Counter()
+        """How many requests failed, by the last error message."""
         self._unserializable_logged = False
 
     def __len__(self) -> int:
@@ -117,6 +132,7 @@ class Scheduler(BaseScheduler):
             if self.config.access == "shared" and self.config.client_key is not None:
                 await self.backend.unlock()  # what a run before us held, with the same key
             has_pending = await self._begin_or_resume()
+            await self._remember_foreign_starts()
         except BackendError as error:
             # Raised from here, it would be buried under errors of an engine that is half up. Once
             # the engine runs and asks for a request, it can close the spider properly.
@@ -127,6 +143,7 @@ class Scheduler(BaseScheduler):
         else:
             await self.frontier.open(has_pending=has_pending)
             self._reaper = asyncio.create_task(self._reap_regularly())
+            self.progress.start()
             self.run_events.open()
         self._is_open = True
 
@@ -192,6 +209,16 @@ class Scheduler(BaseScheduler):
             self._log(logging.INFO, f"{queue}: new")
         return bool(info.pending) and not purge
 
+    async def _remember_foreign_starts(self) -> None:
+        """Know the start requests that ``apify.scrapy`` gave keys of which nothing can be told."""
+        if self.config.unique_key != "crawlee":
+            return
+        counts: Counter[str] = Counter()
+        async for entry in self.backend.list():
+            if (key := apify_start_key(entry)) is not None:
+                counts[key] += 1
+                self.frontier.remember(request_id(start_key(key, counts[key])))
+
     def close(self, reason: str) -> Deferred[None]:
         return deferred_from_coro(self._close(reason))
 
@@ -207,6 +234,7 @@ class Scheduler(BaseScheduler):
             await self.frontier.close()
             self._announce(await self._summary())
         finally:
+            await self.progress.stop()
             await self.backend.close()
             if self._dupefilter is not None and (closed := self._dupefilter.close(reason)):
                 await maybe_deferred_to_future(closed)
@@ -233,7 +261,16 @@ class Scheduler(BaseScheduler):
         return (
             f"Request queue {info.name or info.id!r} in {self.backend.location}: {done};"
             f" the queue holds {info.handled} handled, {info.pending} pending"
+            f"{self._reasons(failed)}"
         )
+
+    def _reasons(self, failed: int) -> str:
+        """Why requests failed, the most frequent reasons first."""
+        most = self._problems.most_common(_REASONS)
+        parts = [f"{count} x {problem}" for problem, count in most]
+        if (others := failed - sum(count for _, count in most)) > 0:
+            parts.append(f"{others} for other reasons")
+        return f"; failed: {', '.join(parts)}" if parts else ""
 
     def _announce(self, text: str) -> None:
         """Log this last of all, below the stats, where people look first."""
@@ -314,7 +351,7 @@ class Scheduler(BaseScheduler):
             return f"{key}:{secrets.token_hex(8)}", True
         # The n-th of its kind is the same in every run and every worker, so none repeats it.
         self._starts[key] += 1
-        return f"{key}:start{self._starts[key]}", True
+        return start_key(key, self._starts[key]), True
 
     def _is_duplicate(self, request: Request, key: str, repeatable: bool) -> bool:
         own = None if repeatable else self._dupefilter
@@ -432,7 +469,14 @@ class Scheduler(BaseScheduler):
         entry.loaded_url = visit.loaded_url
         if problem is not None:
             entry.error_messages.append(problem)
+            self._count_problem(problem)
         self.frontier.update(visit, entry)
+
+    def _count_problem(self, problem: str) -> None:
+        """For the summary; messages that all differ must not fill the memory."""
+        problem = problem.partition("\n")[0][:_REASON_LENGTH]
+        if problem in self._problems or len(self._problems) < _REASONS_LIMIT:
+            self._problems[problem] += 1
 
     def _requeue(self, visit: Visit, request: Request, reason: str) -> None:
         """Send the same entry back, as the request is now."""

@@ -35,6 +35,11 @@ def request_id(unique_key: str) -> str:
     return encoded.translate(None, b"+/=")[:_ID_LENGTH].decode()
 
 
+def start_key(key: str, number: int) -> str:
+    """The key of the n-th start request of one kind that is not to be filtered, from 1."""
+    return f"{key}:start{number}"
+
+
 def unique_key(
     request: Request, kind: Literal["fingerprint", "crawlee"], fingerprinter: Fingerprinter
 ) -> str:

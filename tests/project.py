@@ -115,11 +115,16 @@ class Project:
             file.write(_SHORT_DELAY if self.server else "")
 
     def start(
-        self, *command: str, env: Mapping[str, str] | None = None, script: str | None = None
+        self,
+        *command: str,
+        env: Mapping[str, str] | None = None,
+        script: str | None = None,
+        terminal: int | None = None,
     ) -> subprocess.Popen[str]:
         """Run ``scrapy`` with these words; the caller waits for it or kills it.
 
-        ``script`` is the source of a Python program to run in its place.
+        ``script`` is the source of a Python program to run in its place. ``terminal`` is a file
+        descriptor to use for the standard input and error.
         """
         program = ["-m", "scrapy"]
         if script is not None:
@@ -134,8 +139,9 @@ class Project:
             [sys.executable, "-W", "error", *program, *command],
             cwd=self.folder,
             env={**clean, **self._environ, **(env or {})},
+            stdin=terminal,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.PIPE if terminal is None else terminal,
             text=True,
         )
 

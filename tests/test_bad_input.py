@@ -204,7 +204,7 @@ def test_the_last_line_sums_up_below_the_stats(tmp_path: Path) -> None:
     assert lines[-1].endswith(
         f"INFO: Request queue 'test-queue' in {tmp_path / 'storage' / FILE_NAME}:"
         " this run handled 4 (1 of them failed) and retried 1;"
-        " the queue holds 4 handled, 0 pending"
+        " the queue holds 4 handled, 0 pending; failed: 1 x 404 Not Found"
     )
     dumped = next(i for i, line in enumerate(lines) if "Dumping Scrapy stats" in line)
     assert dumped < len(lines) - 1

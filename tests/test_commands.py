@@ -56,7 +56,9 @@ class Spider(scrapy.Spider):
         if "boom" in response.url:
             raise ValueError("no price")
 """
-COMMANDS = [one for one in SUBCOMMANDS if one.NAME != "serve"]  # test_server.py has that one
+# These have tests of their own, test_server.py and test_jobdir.py.
+ELSEWHERE = ("serve", "import-jobdir")
+COMMANDS = [one for one in SUBCOMMANDS if one.NAME not in ELSEWHERE]
 SETTINGS: dict[str, Any] = {"RETRY_TIMES": 1, "LOG_LEVEL": "INFO"}
 
 

@@ -22,6 +22,7 @@ from scrapy_apify_rq.commands import (
     errors,
     export,
     import_entries,
+    import_jobdir,
     list_entries,
     purge,
     retry,
@@ -51,6 +52,7 @@ SUBCOMMANDS: tuple[Subcommand, ...] = (
     add,
     export,
     import_entries,
+    import_jobdir,
     purge,
     serve,
 )
