@@ -49,6 +49,8 @@ _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 10.0
 # With this many requests ready, an add may wait a moment until its batch is full.
 _ENOUGH = 32
+# With this many callbacks waiting for room, more pages would take memory and bring nothing.
+_HELD_BACK = 16
 
 
 class Frontier:
@@ -102,9 +104,12 @@ class Frontier:
         """By id, all that the outbox holds."""
         self._has_adds = asyncio.Event()
         self._has_updates = asyncio.Event()
-        self._cutting = asyncio.Lock()
+        self._cutting_adds = asyncio.Lock()
+        self._cutting_updates = asyncio.Lock()
         self._batch_is_full = asyncio.Event()
         self._has_room = asyncio.Event()
+        self._held_back = 0
+        """How many wait for room."""
         self._flushed = asyncio.Event()
         self._flushed.set()
 
@@ -196,10 +201,11 @@ class Frontier:
 
     def next(self) -> Visit | None:
         """The most urgent visit, from now on handed out; None if there is none at present, or if
-        the queue does not keep up with the acks."""
+        the queue does not keep up with the acks or the adds."""
         if self._is_low():
             self._ask_at(self._claim_again_at)
-        if self._on_hold or len(self._updates) > self._outbox_limit // 2:
+        is_behind = len(self._updates) > self._outbox_limit // 2 or self._held_back >= _HELD_BACK
+        if self._on_hold or is_behind:
             return None
         visit = self._pop()
         if visit is not None and visit.entry is not None:
@@ -235,7 +241,11 @@ class Frontier:
                 await asyncio.sleep(0)
                 return
             self._has_room.clear()
-            await self._has_room.wait()
+            self._held_back += 1
+            try:
+                await self._has_room.wait()
+            finally:
+                self._held_back -= 1
 
     # The outbox.
 
@@ -247,8 +257,8 @@ class Frontier:
 
     async def _send_adds(self) -> None:
         while True:
-            await self._has_adds.wait()
-            async with self._cutting:
+            async with self._cutting_adds:
+                await self._has_adds.wait()
                 await self._wait_for_company()
                 forefront, batch = self._cut_adds()
             if batch:
@@ -301,8 +311,9 @@ class Frontier:
 
     async def _send_updates(self) -> None:
         while True:
-            await self._has_updates.wait()
-            forefront, batch = self._cut_updates()
+            async with self._cutting_updates:
+                await self._has_updates.wait()
+                forefront, batch = self._cut_updates()
             if batch:
                 entries = [_entry(visit) for visit in batch]
                 await self._backend.update(entries, forefront=forefront)

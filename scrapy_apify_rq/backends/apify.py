@@ -115,7 +115,7 @@ class ApifyBackend:
     """
 
     batch = BATCH
-    parallel = 4
+    parallel = 16
     lag = 30.0
     consistency_delay = 3.0
     linger = 0.1

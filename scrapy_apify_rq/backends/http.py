@@ -18,6 +18,7 @@ import logging
 import random
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from email.utils import parsedate_to_datetime
@@ -50,24 +51,45 @@ _COMPRESS_FROM: Final = 1024
 
 
 class _Pace:
-    """Lets no more than ``rate`` calls begin in any one second."""
+    """Lets no more than ``rate`` calls begin in any one second, first come, first served."""
 
     def __init__(self, rate: float) -> None:
         # Together 99 % of the rate. The burst makes up for timers that are late.
-        self._interval = 1 / (0.9 * rate)
-        self._burst = 0.1
+        self._interval = 1 / (0.95 * rate)
+        self._burst = 0.04
         self._next = 0.0
-        self._turn = asyncio.Lock()
+        self._queue: deque[asyncio.Future[None]] = deque()
 
     async def wait(self) -> None:
-        async with self._turn:
-            now = time.monotonic()
-            if self._next > now:
-                await asyncio.sleep(self._next - now)
-                now = time.monotonic()
-            # From when this call begins, and not from its turn: a loop that stood still for long
-            # must not catch up with all that waited.
-            self._next = max(self._next, now - self._burst) + self._interval
+        if not self._queue and self._take(time.monotonic()):
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        if len(self._queue) == 1:
+            self._come_again()
+        await turn
+
+    def _take(self, now: float) -> bool:
+        if self._next > now:
+            return False
+        # From when this call begins, and not from its turn: a loop that stood still for long must
+        # not catch up with all that waited.
+        self._next = max(self._next, now - self._burst) + self._interval
+        return True
+
+    def _come_again(self) -> None:
+        delay = self._next - time.monotonic()
+        asyncio.get_running_loop().call_later(delay, self._let_pass)
+
+    def _let_pass(self) -> None:
+        """As many as are due: a busy loop has not a turn for each."""
+        now = time.monotonic()
+        while self._queue and (self._queue[0].done() or self._take(now)):
+            turn = self._queue.popleft()
+            if not turn.done():  # it was not cancelled
+                turn.set_result(None)
+        if self._queue:
+            self._come_again()
 
 
 class Refused(Exception):
