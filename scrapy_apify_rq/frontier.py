@@ -230,12 +230,15 @@ class Frontier:
         self._ask_at(self._asked_at + pause)
         return not self._drained
 
-    async def room(self) -> None:
-        """Wait until the outbox has room for one more.
-
-        During ``close`` there is none: only ``start()`` can still ask, and Scrapy cancels it.
+    def is_full(self) -> bool:
+        """``room`` would wait. During ``close``, too: only ``start()`` can still ask, and Scrapy
+        cancels it.
         """
-        while self._closing or len(self._sending) >= self._outbox_limit:
+        return self._closing or len(self._sending) >= self._outbox_limit
+
+    async def room(self) -> None:
+        """Wait until the outbox has room for one more."""
+        while self.is_full():
             if self._error is not None:
                 # Callbacks must come to their end. One that never waits must not stop the loop.
                 await asyncio.sleep(0)

@@ -136,7 +136,8 @@ class Scheduler(BaseScheduler):
                 ' ADDONS = {"scrapy_apify_rq.Addon": 500}.'
             )
         downloader.running = spider.running = self.running
-        spider.room = self.frontier.room
+        spider.is_full = self.frontier.is_full
+        spider.room = self._room
         spider.sync_only = scrapy_private.has_sync_only_middleware(self.crawler.engine)
         return spider
 
@@ -296,6 +297,13 @@ class Scheduler(BaseScheduler):
             if (came_from or is_copy) and visit.is_downloaded and visit.loaded_url is None:
                 visit.loaded_url = request.url
                 return
+
+    async def _room(self, request: Request) -> None:
+        """Wait until the outbox has room for a request, which a duplicate does not need."""
+        # A fingerprint is kept for the request that it is asked for, and this one may still change.
+        copy = request.copy()
+        if request.dont_filter or not self.frontier.knows(request_id(self._unique_key(copy)[0])):
+            await self.frontier.room()
 
     def _unique_key(self, request: Request) -> tuple[str, bool]:
         """The key, and whether it was made so that the request is not taken for a duplicate."""
