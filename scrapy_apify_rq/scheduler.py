@@ -8,6 +8,7 @@ what becomes of an entry when Scrapy has finished with it. The contract with the
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -92,6 +93,7 @@ class Scheduler(BaseScheduler):
         self._starts: Counter[str] = Counter()
         """How many start requests of each key this run has seen."""
         self._unserializable_logged = False
+        self._has_frozen = False
 
     def __len__(self) -> int:
         """Requests waiting in this process; the queue may hold many more."""
@@ -124,6 +126,18 @@ class Scheduler(BaseScheduler):
             await self.frontier.open(has_pending=has_pending)
             self._reaper = asyncio.create_task(self._reap_regularly())
         self._is_open = True
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Spare the garbage collector what was made before the crawl, until the crawl has ended.
+
+        A full collection looks at every object, at 80,000 of Scrapy's own before ours, and holds up
+        the crawl meanwhile: 100 ms each, a fifth of all CPU time.
+        """
+        # PyPy has no freeze; a project that has frozen by itself knows what it does.
+        if hasattr(gc, "freeze") and not gc.get_freeze_count():
+            gc.freeze()
+            self._has_frozen = True
 
     def _attach_middlewares(self) -> SpiderMiddleware:
         downloader = self.crawler.get_downloader_middleware(DownloaderMiddleware)
@@ -194,6 +208,8 @@ class Scheduler(BaseScheduler):
         if not self._is_open:
             return
         self._is_open = False
+        if self._has_frozen:
+            gc.unfreeze()
         self._reap()
         if self._reaper is not None:
             self._reaper.cancel()
