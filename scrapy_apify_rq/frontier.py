@@ -91,6 +91,7 @@ class Frontier:
         self._error: BackendError | None = None
         self._closing = False
         self._on_hold = False
+        self._has_told_rate = False
         self._known: set[bytes] = set()
         """Ids that the backend has confirmed, as bytes: a third less memory than text."""
 
@@ -204,13 +205,25 @@ class Frontier:
         the queue does not keep up with the acks or the adds."""
         if self._is_low():
             self._ask_at(self._claim_again_at)
-        is_behind = len(self._updates) > self._outbox_limit // 2 or self._held_back >= _HELD_BACK
-        if self._on_hold or is_behind:
+        if self._on_hold or self._held_back >= _HELD_BACK or self._is_behind():
             return None
         visit = self._pop()
         if visit is not None and visit.entry is not None:
             self._out[visit.entry.id] = visit
         return visit
+
+    def _is_behind(self) -> bool:
+        """So many acks wait or are on their way that more would leave no room for adds."""
+        if len(self._sending) - len(self._unconfirmed) <= self._outbox_limit // 2:
+            return False
+        if not self._has_told_rate and (rate := self._backend.rate_reached) is not None:
+            self._has_told_rate = True
+            logger.info(
+                "The crawl is as fast as its request queue allows: %s. Requests are held back"
+                " until it has taken the acks of those before",
+                rate,
+            )
+        return True
 
     def update(self, visit: Visit, entry: Entry, *, forefront: bool = False) -> None:
         """Put what became of a handed-out entry into the outbox: an ack, or a requeue."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import sqlite3
 import sys
@@ -23,13 +24,15 @@ from typing import Any, TypeVar
 
 import pytest
 
-from scrapy_apify_rq.backends.base import Added, Claim, Claimed
+from scrapy_apify_rq.backends.apify import ApifyBackend
+from scrapy_apify_rq.backends.base import Added, Backend, Claim, Claimed
 from scrapy_apify_rq.backends.sqlite import FILE_NAME, SqliteBackend
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.frontier import Frontier
 from scrapy_apify_rq.models import Entry
 from scrapy_apify_rq.unique_keys import request_id
 from scrapy_apify_rq.visits import Visit
+from tests.api import serving
 from tests.project import QUEUE, Project
 from tests.site import Hit, Page, Site, links
 
@@ -171,8 +174,7 @@ class Driver:
     It has no heartbeat, so that a lost wake-up makes it hang.
     """
 
-    def __init__(self, backend: SlowBackend, **options: Any) -> None:
-        self.backend = backend
+    def __init__(self, backend: Backend, **options: Any) -> None:
         self.stats = Stats()
         self.woken = asyncio.Event()
         self.dropped: list[Visit] = []
@@ -1099,6 +1101,33 @@ def test_invariant_9_nothing_is_handed_out_while_acks_pile_up(tmp_path: Path) ->
         assert driver.stats["apify_rq/handled"] == 300
 
     run(work())
+
+
+def test_invariant_9_acks_faster_than_the_queue_takes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work() -> None:
+        async with serving(tmp_path) as api:
+            backend = ApifyBackend(api.url, None, name=QUEUE, count=lambda stat: None)
+            await backend.open()
+            await backend.add([make_entry(f"/{n}") for n in range(600)], forefront=False)
+            driver = Driver(backend, outbox=200)
+            await driver.frontier.open()
+            for _ in range(600):
+                driver.ack(await driver.next())
+            await driver.frontier.close()
+            await backend.close()
+            times = [call.at for call in api.calls if call.method == "PUT"]
+        assert driver.stats["apify_rq/handled"] == len(times) == 600
+        assert 100 < driver.stats["apify_rq/outbox_max"] < 110
+        most = max(sum(at <= t < at + 1 for t in times) for at in times)
+        assert most <= 400 * 1.2  # on their way calls may close up
+
+    caplog.set_level(logging.INFO, "scrapy_apify_rq")
+    run(work())
+    told = [record for record in caplog.records if "as its request queue allows" in record.message]
+    assert len(told) == 1
+    assert "400 updates a second" in told[0].message
 
 
 PEAK = """

@@ -163,6 +163,10 @@ class ApifyBackend:
     def location(self) -> str:
         return str(self._queue.get("consoleUrl") or self._name or self._id or "without a name")
 
+    @property
+    def rate_reached(self) -> str | None:
+        return f"{CRUD_RATE} updates a second" if self._client.is_paced(CRUD_RATE) else None
+
     async def open(self) -> None:
         self._client.open()
         if self._id is None:

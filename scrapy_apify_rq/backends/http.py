@@ -60,6 +60,11 @@ class _Pace:
         self._next = 0.0
         self._queue: deque[asyncio.Future[None]] = deque()
 
+    @property
+    def is_busy(self) -> bool:
+        """Calls wait for their turn."""
+        return bool(self._queue)
+
     async def wait(self) -> None:
         if not self._queue and self._take(time.monotonic()):
             return
@@ -155,6 +160,10 @@ class Client:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+
+    def is_paced(self, rate: int) -> bool:
+        """Calls of this class wait, since more at a time would exceed the rate."""
+        return self._paces[rate].is_busy
 
     async def call(
         self,
