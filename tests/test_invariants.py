@@ -1103,6 +1103,61 @@ def test_invariant_9_nothing_is_handed_out_while_acks_pile_up(tmp_path: Path) ->
     run(work())
 
 
+def test_invariant_9_nothing_is_handed_out_while_callbacks_wait_for_room(tmp_path: Path) -> None:
+    async def work() -> None:
+        backend = SlowBackend(tmp_path)
+        async with driving(backend, *(f"/{n}" for n in range(50)), outbox=10) as driver:
+            await driver.next()
+            gate = backend.hold("before add")
+            for n in range(10):
+                driver.add(f"/new{n}")
+            await reached(gate)
+            held_back = [asyncio.create_task(driver.frontier.room()) for _ in range(16)]
+            await asyncio.sleep(0)
+            assert driver.frontier.waiting
+            assert driver.frontier.next() is None
+            gate.opened.set()
+            await asyncio.wait_for(asyncio.gather(*held_back), PATIENCE)
+            assert driver.frontier.next() is not None
+
+    run(work())
+
+
+def test_invariant_9_a_duplicate_needs_no_room(tmp_path: Path) -> None:
+    """The spider keeps the queue from taking anything until it has yielded a duplicate."""
+    spider = f"""
+    import asyncio, sqlite3
+
+    class Spider(scrapy.Spider):
+        name = "spider"
+        start_urls = [SITE + "/second", SITE + "/"]
+        db = None
+
+        async def parse(self, response):
+            if response.url.endswith("/second"):
+                frontier = self.crawler.engine._slot.scheduler.frontier
+                while self.db is None or not frontier.is_full():
+                    await asyncio.sleep(0.01)
+                for _ in range(20):
+                    yield response.follow("/0", callback=self.parse_page)
+                assert frontier.is_full()
+                self.db.rollback()
+            else:
+                self.db = sqlite3.connect("storage/{FILE_NAME}", isolation_level=None)
+                self.db.execute("BEGIN EXCLUSIVE")
+                for n in range(30):
+                    yield response.follow(f"/{{n}}", callback=self.parse_page)
+
+        def parse_page(self, response):
+            pass
+    """
+    settings = {"APIFY_RQ_OUTBOX": 10, "APIFY_RQ_UNAVAILABLE_TIMEOUT": 5}
+    with Site({}, default="a page") as site:
+        crawl = Project(tmp_path, spider, site=site.url, settings=settings).crawl()
+    assert crawl.stats["finish_reason"] == "finished"
+    assert len(site.paths) == 32
+
+
 def test_invariant_9_acks_faster_than_the_queue_takes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
