@@ -1,7 +1,7 @@
-"""What a PUT costs in CPU: httpx's own transport against httpx-aiohttp, on loopback.
+"""What a PUT costs in CPU: httpx, httpx over aiohttp, and aiohttp itself, on loopback.
 
 The server is a process of its own that answers with as little work as possible; the time is the
-CPU time of the client's process alone. This is why backends/apify.py sends through aiohttp.
+CPU time of the client's process alone. This is why backends/http.py uses aiohttp's client.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import json
 import multiprocessing
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from multiprocessing.connection import Connection
+from typing import Any
 
+import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
@@ -28,7 +31,7 @@ _BODY = (
 
 _HEADERS = {"Authorization": "Bearer token", "Content-Type": "application/json"}
 
-Put = Callable[[str], Awaitable[httpx.Response]]
+Put = Callable[[str], Awaitable[bytes]]
 
 
 class _Connection(asyncio.Protocol):
@@ -64,11 +67,29 @@ def _serve(port_to: Connection) -> None:
     asyncio.run(run())
 
 
-KINDS = ("httpx", "httpx-aiohttp", "httpx-aiohttp, no client")
+KINDS = ("httpx", "httpx-aiohttp", "httpx-aiohttp, no client", "aiohttp")
+Sender = tuple[AbstractAsyncContextManager[Any], Put]
 
 
-def _sender(kind: str, connections: int) -> tuple[httpx.AsyncBaseTransport, Put]:
-    """How to make a PUT. The backend does without httpx's client, with its transport alone."""
+def _sender(kind: str, connections: int) -> Sender:
+    """How to make a PUT, and what to close after it."""
+    return _aiohttp(connections) if kind == "aiohttp" else _httpx(kind, connections)
+
+
+def _aiohttp(connections: int) -> Sender:
+    """As the backend does."""
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=connections), headers=_HEADERS
+    )
+
+    async def put(url: str) -> bytes:
+        async with session.put(url, data=_BODY) as answer:
+            return await answer.read()
+
+    return session, put
+
+
+def _httpx(kind: str, connections: int) -> Sender:
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
     transport: httpx.AsyncBaseTransport
     if kind == "httpx":
@@ -77,28 +98,26 @@ def _sender(kind: str, connections: int) -> tuple[httpx.AsyncBaseTransport, Put]
         transport = AiohttpTransport(limits=limits)
     client = httpx.AsyncClient(transport=transport, timeout=30)
 
-    async def put_by_client(url: str) -> httpx.Response:
-        return await client.put(url, content=_BODY, headers=_HEADERS)
+    async def put_by_client(url: str) -> bytes:
+        return (await client.put(url, content=_BODY, headers=_HEADERS)).content
 
-    async def put(url: str) -> httpx.Response:
+    async def put(url: str) -> bytes:
         request = httpx.Request(
             "PUT", url, content=_BODY, headers=_HEADERS, extensions={"timeout": {"read": 30}}
         )
-        answer = await transport.handle_async_request(request)
-        await answer.aread()
-        return answer
+        return await (await transport.handle_async_request(request)).aread()
 
     return transport, put if kind == KINDS[2] else put_by_client
 
 
 async def _measure(kind: str, url: str, connections: int, calls: int) -> float:
     """CPU milliseconds for each PUT."""
-    transport, put = _sender(kind, connections)
-    async with transport:
+    closing, put = _sender(kind, connections)
+    async with closing:
 
         async def work(calls: int) -> None:
             for _ in range(calls):
-                (await put(url)).json()
+                json.loads(await put(url))
 
         async def all_connections(calls: int) -> None:
             await asyncio.gather(*(work(calls // connections) for _ in range(connections)))

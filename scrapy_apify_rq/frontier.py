@@ -58,6 +58,8 @@ _LOOKS = 16
 _PROLONG_AT = 1 / 4
 # Seconds for which the end of a crawl waits to give its leases back; they end by themselves, too.
 _UNLOCK_PATIENCE = 10
+# With this many callbacks waiting for room, more pages would take memory and bring nothing.
+_HELD_BACK = 16
 
 
 class Frontier:
@@ -99,6 +101,7 @@ class Frontier:
         self._error: BackendError | None = None
         self._closing = False
         self._on_hold = False
+        self._has_told_rate = False
         self._known: set[bytes] = set()
         """Ids that the backend has confirmed, as bytes: a third less memory than text."""
 
@@ -112,9 +115,12 @@ class Frontier:
         """By id, all that the outbox holds."""
         self._has_adds = asyncio.Event()
         self._has_updates = asyncio.Event()
-        self._cutting = asyncio.Lock()
+        self._cutting_adds = asyncio.Lock()
+        self._cutting_updates = asyncio.Lock()
         self._batch_is_full = asyncio.Event()
         self._has_room = asyncio.Event()
+        self._held_back = 0
+        """How many wait for room."""
         self._flushed = asyncio.Event()
         self._flushed.set()
 
@@ -249,10 +255,10 @@ class Frontier:
 
     def next(self) -> Visit | None:
         """The most urgent visit, from now on handed out; None if there is none at present, or if
-        the queue does not keep up with the acks."""
+        the queue does not keep up with the acks or the adds."""
         if self._is_low():
             self._ask_at(self._claim_again_at)
-        if self._on_hold or len(self._updates) > self._outbox_limit // 2:
+        if self._on_hold or self._held_back >= _HELD_BACK or self._is_behind():
             return None
         visit = self._pop()
         if visit is None:
@@ -260,6 +266,19 @@ class Frontier:
         elif visit.entry is not None:
             self._out[visit.entry.id] = visit
         return visit
+
+    def _is_behind(self) -> bool:
+        """So many acks wait or are on their way that more would leave no room for adds."""
+        if len(self._sending) - len(self._unconfirmed) <= self._outbox_limit // 2:
+            return False
+        if not self._has_told_rate and (rate := self._backend.rate_reached) is not None:
+            self._has_told_rate = True
+            logger.info(
+                "The crawl is as fast as its request queue allows: %s. Requests are held back"
+                " until it has taken the acks of those before",
+                rate,
+            )
+        return True
 
     def update(self, visit: Visit, entry: Entry, *, forefront: bool = False) -> None:
         """Put what became of a handed-out entry into the outbox: an ack, or a requeue."""
@@ -283,18 +302,25 @@ class Frontier:
         self._ask_at(self._asked_at + (self._pause if self._is_quiet else 0))
         return not self._drained
 
-    async def room(self) -> None:
-        """Wait until the outbox has room for one more.
-
-        During ``close`` there is none: only ``start()`` can still ask, and Scrapy cancels it.
+    def is_full(self) -> bool:
+        """``room`` would wait. During ``close``, too: only ``start()`` can still ask, and Scrapy
+        cancels it.
         """
-        while self._closing or len(self._sending) >= self._outbox_limit:
+        return self._closing or len(self._sending) >= self._outbox_limit
+
+    async def room(self) -> None:
+        """Wait until the outbox has room for one more."""
+        while self.is_full():
             if self._error is not None:
                 # Callbacks must come to their end. One that never waits must not stop the loop.
                 await asyncio.sleep(0)
                 return
             self._has_room.clear()
-            await self._has_room.wait()
+            self._held_back += 1
+            try:
+                await self._has_room.wait()
+            finally:
+                self._held_back -= 1
 
     # The outbox.
 
@@ -306,8 +332,8 @@ class Frontier:
 
     async def _send_adds(self) -> None:
         while True:
-            await self._has_adds.wait()
-            async with self._cutting:
+            async with self._cutting_adds:
+                await self._has_adds.wait()
                 await self._wait_for_company()
                 forefront, batch = self._cut_adds()
             if batch:
@@ -360,8 +386,9 @@ class Frontier:
 
     async def _send_updates(self) -> None:
         while True:
-            await self._has_updates.wait()
-            forefront, batch = self._cut_updates()
+            async with self._cutting_updates:
+                await self._has_updates.wait()
+                forefront, batch = self._cut_updates()
             if batch:
                 entries = [_entry(visit) for visit in batch]
                 answers = await self._backend.update(entries, forefront=forefront)

@@ -63,10 +63,6 @@ def check(crawler: Crawler) -> None:
         RequestConverter(crawler.spider, config.callbacks)
 
 
-async def _no_limit() -> None:
-    """Before the scheduler is open, and in commands that do without it, nothing is held back."""
-
-
 class DownloaderMiddleware:
     """Notes how the download of a request ended.
 
@@ -104,7 +100,9 @@ class SpiderMiddleware:
 
     def __init__(self) -> None:
         self.running: Mapping[Request, Visit] = {}
-        self.room: Callable[[], Awaitable[None]] = _no_limit
+        # Before the scheduler is open, and in commands that do without it, nothing is held back.
+        self.is_full: Callable[[], bool] = bool
+        self.room: Callable[[Request], Awaitable[None]]
         self.started: WeakSet[Request] = WeakSet()
         """Start requests; ``is_start_request`` does not tell, since copies of meta carry it."""
         self.sync_only = True
@@ -120,7 +118,8 @@ class SpiderMiddleware:
         async for output in start:
             if isinstance(output, Request):
                 self.started.add(output)
-                await self.room()
+                if self.is_full():
+                    await self.room(output)
             yield output
 
     def process_spider_input(self, response: Response) -> None:
@@ -159,8 +158,8 @@ class SpiderMiddleware:
                 await asyncio.sleep(0)
                 turn_ends = math.inf
             turn_ends = min(turn_ends, time.monotonic() + TURN)
-            if isinstance(output, Request):
-                await self.room()
+            if isinstance(output, Request) and self.is_full():
+                await self.room(output)
             yield output
 
     def spider_error(self, failure: Failure, response: Response | Failure) -> None:

@@ -24,8 +24,8 @@ from pydantic.alias_generators import to_camel
 
 def _wire_date(value: datetime) -> str:
     """ISO 8601 in UTC with milliseconds and Z, as the API writes dates."""
-    value = value.astimezone(timezone.utc)
-    return value.strftime("%Y-%m-%dT%H:%M:%S.") + f"{value.microsecond // 1000:03d}Z"
+    utc = value.astimezone(timezone.utc).replace(tzinfo=None)
+    return f"{utc.isoformat(timespec='milliseconds')}Z"
 
 
 def _null_is(make: Callable[[], Any]) -> BeforeValidator:

@@ -8,6 +8,7 @@ what becomes of an entry when Scrapy has finished with it. The contract with the
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -109,6 +110,7 @@ class Scheduler(BaseScheduler):
         self._problems: Counter[str] = Counter()
         """How many requests failed, by the last error message."""
         self._unserializable_logged = False
+        self._has_frozen = False
 
     def __len__(self) -> int:
         """Requests waiting in this process; the queue may hold many more."""
@@ -146,6 +148,18 @@ class Scheduler(BaseScheduler):
             self.progress.start()
             self.run_events.open()
         self._is_open = True
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Spare the garbage collector what was made before the crawl, until the crawl has ended.
+
+        A full collection looks at every object, at 80,000 of Scrapy's own before ours, and holds up
+        the crawl meanwhile: 100 ms each, a fifth of all CPU time.
+        """
+        # PyPy has no freeze; a project that has frozen by itself knows what it does.
+        if hasattr(gc, "freeze") and not gc.get_freeze_count():
+            gc.freeze()
+            self._has_frozen = True
 
     def _attach_middlewares(self) -> SpiderMiddleware:
         downloader = self.crawler.get_downloader_middleware(DownloaderMiddleware)
@@ -158,7 +172,8 @@ class Scheduler(BaseScheduler):
                 ' ADDONS = {"scrapy_apify_rq.Addon": 500}.'
             )
         downloader.running = spider.running = self.running
-        spider.room = self.frontier.room
+        spider.is_full = self.frontier.is_full
+        spider.room = self._room
         spider.sync_only = scrapy_private.has_sync_only_middleware(self.crawler.engine)
         return spider
 
@@ -226,6 +241,8 @@ class Scheduler(BaseScheduler):
         if not self._is_open:
             return
         self._is_open = False
+        if self._has_frozen:
+            gc.unfreeze()
         self._reap()
         if self._reaper is not None:
             self._reaper.cancel()
@@ -340,6 +357,13 @@ class Scheduler(BaseScheduler):
             if (came_from or is_copy) and visit.is_downloaded and visit.loaded_url is None:
                 visit.loaded_url = request.url
                 return
+
+    async def _room(self, request: Request) -> None:
+        """Wait until the outbox has room for a request, which a duplicate does not need."""
+        # A fingerprint is kept for the request that it is asked for, and this one may still change.
+        copy = request.copy()
+        if request.dont_filter or not self.frontier.knows(request_id(self._unique_key(copy)[0])):
+            await self.frontier.room()
 
     def _unique_key(self, request: Request) -> tuple[str, bool]:
         """The key, and whether it was made so that the request is not taken for a duplicate."""

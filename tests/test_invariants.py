@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import sqlite3
 import sys
@@ -23,13 +24,15 @@ from typing import Any, TypeVar
 
 import pytest
 
-from scrapy_apify_rq.backends.base import Added, Claim, Claimed
+from scrapy_apify_rq.backends.apify import ApifyBackend
+from scrapy_apify_rq.backends.base import Added, Backend, Claim, Claimed
 from scrapy_apify_rq.backends.sqlite import FILE_NAME, SqliteBackend
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.frontier import Frontier
 from scrapy_apify_rq.models import Entry
 from scrapy_apify_rq.unique_keys import request_id
 from scrapy_apify_rq.visits import Visit
+from tests.api import serving
 from tests.project import QUEUE, Project
 from tests.site import Hit, Page, Site, links
 
@@ -171,8 +174,7 @@ class Driver:
     It has no heartbeat, so that a lost wake-up makes it hang.
     """
 
-    def __init__(self, backend: SlowBackend, **options: Any) -> None:
-        self.backend = backend
+    def __init__(self, backend: Backend, **options: Any) -> None:
         self.stats = Stats()
         self.woken = asyncio.Event()
         self.dropped: list[Visit] = []
@@ -1099,6 +1101,88 @@ def test_invariant_9_nothing_is_handed_out_while_acks_pile_up(tmp_path: Path) ->
         assert driver.stats["apify_rq/handled"] == 300
 
     run(work())
+
+
+def test_invariant_9_nothing_is_handed_out_while_callbacks_wait_for_room(tmp_path: Path) -> None:
+    async def work() -> None:
+        backend = SlowBackend(tmp_path)
+        async with driving(backend, *(f"/{n}" for n in range(50)), outbox=10) as driver:
+            await driver.next()
+            gate = backend.hold("before add")
+            for n in range(10):
+                driver.add(f"/new{n}")
+            await reached(gate)
+            held_back = [asyncio.create_task(driver.frontier.room()) for _ in range(16)]
+            await asyncio.sleep(0)
+            assert driver.frontier.waiting
+            assert driver.frontier.next() is None
+            gate.opened.set()
+            await asyncio.wait_for(asyncio.gather(*held_back), PATIENCE)
+            assert driver.frontier.next() is not None
+
+    run(work())
+
+
+def test_invariant_9_a_duplicate_needs_no_room(tmp_path: Path) -> None:
+    """The spider keeps the queue from taking anything until it has yielded a duplicate."""
+    spider = f"""
+    import asyncio, sqlite3
+
+    class Spider(scrapy.Spider):
+        name = "spider"
+        start_urls = [SITE + "/second", SITE + "/"]
+        db = None
+
+        async def parse(self, response):
+            if response.url.endswith("/second"):
+                frontier = self.crawler.engine._slot.scheduler.frontier
+                while self.db is None or not frontier.is_full():
+                    await asyncio.sleep(0.01)
+                for _ in range(20):
+                    yield response.follow("/0", callback=self.parse_page)
+                assert frontier.is_full()
+                self.db.rollback()
+            else:
+                self.db = sqlite3.connect("storage/{FILE_NAME}", isolation_level=None)
+                self.db.execute("BEGIN EXCLUSIVE")
+                for n in range(30):
+                    yield response.follow(f"/{{n}}", callback=self.parse_page)
+
+        def parse_page(self, response):
+            pass
+    """
+    settings = {"APIFY_RQ_OUTBOX": 10, "APIFY_RQ_UNAVAILABLE_TIMEOUT": 5}
+    with Site({}, default="a page") as site:
+        crawl = Project(tmp_path, spider, site=site.url, settings=settings).crawl()
+    assert crawl.stats["finish_reason"] == "finished"
+    assert len(site.paths) == 32
+
+
+def test_invariant_9_acks_faster_than_the_queue_takes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work() -> None:
+        async with serving(tmp_path) as api:
+            backend = ApifyBackend(api.url, None, name=QUEUE, count=lambda stat: None)
+            await backend.open()
+            await backend.add([make_entry(f"/{n}") for n in range(600)], forefront=False)
+            driver = Driver(backend, outbox=200)
+            await driver.frontier.open()
+            for _ in range(600):
+                driver.ack(await driver.next())
+            await driver.frontier.close()
+            await backend.close()
+            times = [call.at for call in api.calls if call.method == "PUT"]
+        assert driver.stats["apify_rq/handled"] == len(times) == 600
+        assert 100 < driver.stats["apify_rq/outbox_max"] < 110
+        most = max(sum(at <= t < at + 1 for t in times) for at in times)
+        assert most <= 400 * 1.2  # on their way calls may close up
+
+    caplog.set_level(logging.INFO, "scrapy_apify_rq")
+    run(work())
+    told = [record for record in caplog.records if "as its request queue allows" in record.message]
+    assert len(told) == 1
+    assert "400 updates a second" in told[0].message
 
 
 PEAK = """

@@ -14,10 +14,13 @@ pytestmark = pytest.mark.usefixtures("backend")
 
 PREAMBLE = """
 import asyncio
+import atexit
+import gc
 import scrapy.crawler
 from scrapy.utils.project import get_project_settings
 
 settings = get_project_settings()
+atexit.register(lambda: print("frozen at the end:", gc.get_freeze_count()))
 """
 SCRIPTS = {
     "CrawlerProcess": """
@@ -58,11 +61,14 @@ SCRIPTS = {
     """,
 }
 TWO_SPIDERS = """
+import gc
+
 class Spider(scrapy.Spider):
     name = "spider"
     start_urls = [SITE + "/"]
 
     def parse(self, response):
+        print("frozen:", gc.get_freeze_count() > 0)
         for href in response.css("a::attr(href)").getall():
             yield response.follow(href)
 
@@ -82,6 +88,9 @@ def test_two_spiders_in_one_process_have_a_queue_each(tmp_path: Path, script: st
     assert crawl.returncode == 0, crawl.log
     assert "ERROR" not in crawl.log
     assert sorted(site.paths) == ["/", "/1", "/1", "/2", "/2"]
+    # What is spared the garbage collector is given back to it.
+    assert "frozen: True" in crawl.output
+    assert "frozen at the end: 0" in crawl.output
     for spider, pages in (("spider", 3), ("other", 2)):
         info = project.info(f"scrapybot-{spider}")
         assert (info.handled, info.pending) == (pages, 0)

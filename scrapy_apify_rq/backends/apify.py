@@ -120,7 +120,7 @@ class ApifyBackend:
     """
 
     batch = BATCH
-    parallel = 4
+    parallel = 16
     lag = 30.0
     consistency_delay = 3.0
     linger = 0.1
@@ -172,6 +172,10 @@ class ApifyBackend:
     @property
     def location(self) -> str:
         return str(self._queue.get("consoleUrl") or self._name or self._id or "without a name")
+
+    @property
+    def rate_reached(self) -> str | None:
+        return f"{CRUD_RATE} updates a second" if self._client.is_paced(CRUD_RATE) else None
 
     async def open(self) -> None:
         self._client.open()

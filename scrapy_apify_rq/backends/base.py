@@ -90,6 +90,10 @@ class Backend(Protocol):
     def location(self) -> str:
         """Where the queue is, for people: a file's path or a link. Never holds a token."""
 
+    @property
+    def rate_reached(self) -> str | None:
+        """The rate that updates are waiting for, for people; None while they wait for none."""
+
     async def open(self) -> None:
         """Get or create the queue. Raises ConfigError if the settings point at nothing usable."""
 

@@ -4,36 +4,31 @@ Nothing else of this package speaks HTTP as a client. Source of the limits:
 https://docs.apify.com/platform/storage/request-queue#rate-limiting and
 https://docs.apify.com/api/v2#rate-limiting
 
-httpx sends through aiohttp (package httpx-aiohttp), because httpx's own transport costs several
-times the CPU: 0.6, 1.4 and 3.1 ms for a PUT at 4, 16 and 64 connections, and not 0.2; as used here,
-without httpx's client, it is 0.13 ms (benchmarks/http_transport.py).
+It is aiohttp's client and not httpx, because a PUT costs it 0.07 ms of CPU: httpx with aiohttp as
+its transport takes 0.13 ms, and httpx with its own 0.6, 1.4 and 3.1 ms at 4, 16 and 64 connections
+(benchmarks/http_transport.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import logging
 import random
 import re
-import sys
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any, Final, NamedTuple, TypeVar
 
 import aiohttp
-import httpx
-from httpx_aiohttp import AiohttpTransport
 
 from scrapy_apify_rq.errors import BackendError
-
-if sys.version_info >= (3, 11):
-    from asyncio import timeout
-else:
-    from async_timeout import timeout  # aiohttp brings it
 
 logger = logging.getLogger(__name__)
 
@@ -46,34 +41,60 @@ OTHER_RATE: Final = 60
 # https://docs.apify.com/api/v2#rate-limiting recommends 500 ms, doubling, with jitter.
 _FIRST_BACKOFF: Final = 0.5
 _LONGEST_BACKOFF: Final = 30.0
-_TIMEOUT: Final = {"connect": 10.0, "read": 30.0}
-# aiohttp has no timeout for writing, so a server that stops reading would hold a call for ever.
-_LONGEST_CALL: Final = 360
-_CONNECTIONS: Final = 64
-# A batch of 25 links, 5.8 KB, becomes 1.0 KB in 0.012 ms of CPU; the call itself costs 0.13 ms
+# aiohttp has no timeout for writing, so a server that stops reading is held to the total.
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=360, sock_connect=10, sock_read=30)
+# Enough for CRUD_RATE at 0.3 seconds a call.
+_CONNECTIONS: Final = 120
+# A batch of 25 links, 5.8 KB, becomes 1.0 KB in 0.012 ms of CPU; the call itself costs 0.07 ms
 # (benchmarks/http_transport.py). Below this size all fits into one packet anyway.
 _COMPRESS_FROM: Final = 1024
 
 
 class _Pace:
-    """Lets no more than ``rate`` calls begin in any one second."""
+    """Lets no more than ``rate`` calls begin in any one second, first come, first served."""
 
     def __init__(self, rate: float) -> None:
         # Together 99 % of the rate. The burst makes up for timers that are late.
-        self._interval = 1 / (0.9 * rate)
-        self._burst = 0.1
+        self._interval = 1 / (0.95 * rate)
+        self._burst = 0.04
         self._next = 0.0
-        self._turn = asyncio.Lock()
+        self._queue: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def is_busy(self) -> bool:
+        """Calls wait for their turn."""
+        return bool(self._queue)
 
     async def wait(self) -> None:
-        async with self._turn:
-            now = time.monotonic()
-            if self._next > now:
-                await asyncio.sleep(self._next - now)
-                now = time.monotonic()
-            # From when this call begins, and not from its turn: a loop that stood still for long
-            # must not catch up with all that waited.
-            self._next = max(self._next, now - self._burst) + self._interval
+        if not self._queue and self._take(time.monotonic()):
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        if len(self._queue) == 1:
+            self._come_again()
+        await turn
+
+    def _take(self, now: float) -> bool:
+        if self._next > now:
+            return False
+        # From when this call begins, and not from its turn: a loop that stood still for long must
+        # not catch up with all that waited.
+        self._next = max(self._next, now - self._burst) + self._interval
+        return True
+
+    def _come_again(self) -> None:
+        delay = self._next - time.monotonic()
+        asyncio.get_running_loop().call_later(delay, self._let_pass)
+
+    def _let_pass(self) -> None:
+        """As many as are due: a busy loop has not a turn for each."""
+        now = time.monotonic()
+        while self._queue and (self._queue[0].done() or self._take(now)):
+            turn = self._queue.popleft()
+            if not turn.done():  # it was not cancelled
+                turn.set_result(None)
+        if self._queue:
+            self._come_again()
 
 
 class Refused(Exception):
@@ -102,11 +123,7 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """HTTP to one API, with one token: paced, retried, errors mapped.
-
-    It uses httpx's transport and not httpx's client, which costs half as much again and logs each
-    call at INFO.
-    """
+    """HTTP to one API, with one token: paced, retried, errors mapped."""
 
     def __init__(
         self,
@@ -120,26 +137,33 @@ class Client:
         self._headers = {
             "User-Agent": f"scrapy-apify-rq/{version('scrapy-apify-rq')}",
             "Accept": "application/json",
-            "Accept-Encoding": "gzip, deflate",
         }
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
         self._token = token
-        self._transport: AiohttpTransport | None = None
+        self._session: aiohttp.ClientSession | None = None
         self.patience = patience
         self._count = count
         self._paces = {rate: _Pace(rate) for rate in (CRUD_RATE, BATCH_RATE, OTHER_RATE)}
         self._warned: set[str] = set()
 
     def open(self) -> None:
-        if self._transport is None:
-            limits = httpx.Limits(max_connections=_CONNECTIONS, keepalive_expiry=30)
-            self._transport = AiohttpTransport(limits=limits)
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=_CONNECTIONS, keepalive_timeout=30),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers=self._headers,
+                timeout=_TIMEOUT,
+            )
 
     async def close(self) -> None:
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            await transport.aclose()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def is_paced(self, rate: int) -> bool:
+        """Calls of this class wait, since more at a time would exceed the rate."""
+        return self._paces[rate].is_busy
 
     async def call(
         self,
@@ -156,18 +180,21 @@ class Client:
         Raises Refused for what concerns this call only, BackendError for what concerns all.
         """
         headers, content = _encoded(body)
-        request = (method, self._base_url + path, query, {**self._headers, **headers}, content)
+        url = self._base_url + path
         attempt = 0
         since = 0.0
         maybe_done = False
         while True:
             await self._paces[rate].wait()
-            if self._transport is None:
+            if self._session is None:
                 raise BackendError(f"{name}: the connection to the Apify API is closed.")
             self._count(f"apify_rq/api/calls/{name}")
             since = since or time.monotonic()
             try:
-                data = self._read(await self._send(self._transport, *request))
+                call = self._session.request(
+                    method, url, params=query, headers=headers, data=content, allow_redirects=False
+                )
+                data = self._read(*await self._send(call))
             except Passing as failure:
                 maybe_done = maybe_done or failure.maybe_done
                 self._count("apify_rq/api/retries")
@@ -180,66 +207,46 @@ class Client:
                 return Answer(data, maybe_done)
 
     async def _send(
-        self,
-        transport: AiohttpTransport,
-        method: str,
-        url: str,
-        query: Mapping[str, str | int] | None,
-        headers: Mapping[str, str],
-        content: bytes | None,
-    ) -> httpx.Response:
-        request = httpx.Request(
-            method,
-            url,
-            params=query,
-            headers=headers,
-            content=content,
-            extensions={"timeout": _TIMEOUT},
-        )
+        self, call: AbstractAsyncContextManager[aiohttp.ClientResponse]
+    ) -> tuple[aiohttp.ClientResponse, bytes]:
         try:
-            async with timeout(_LONGEST_CALL):
-                answer = await transport.handle_async_request(request)
-                try:
-                    await answer.aread()
-                finally:
-                    await answer.aclose()
-                return answer
-        # httpx-aiohttp lets some errors of aiohttp and of the system through as they are.
-        except (httpx.HTTPError, aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
-            cause = error.__cause__ or error  # it calls most of them a ConnectTimeout
-            connected = not isinstance(cause, aiohttp.ClientConnectorError)
-            problem = self._redacted(f"{type(cause).__name__}: {cause}")
+            async with call as answer:
+                return answer, await answer.read()
+        # aiohttp lets some errors of the system through as they are.
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+            connected = not isinstance(error, aiohttp.ClientConnectorError)
+            problem = self._redacted(f"{type(error).__name__}: {error}")
             raise Passing(problem, maybe_done=connected) from None
 
-    def _read(self, answer: httpx.Response) -> Any:
+    def _read(self, answer: aiohttp.ClientResponse, body: bytes) -> Any:
         """The ``data`` of an answer."""
-        if answer.is_success:
+        if 200 <= answer.status < 300:
             try:
-                return answer.json()["data"] if answer.content else None
+                return json.loads(body)["data"] if body else None
             except (ValueError, LookupError, TypeError):
                 raise Passing("the answer is not one of the API", maybe_done=True) from None
-        problem, kind = self._problem(answer)
-        limited = answer.status_code == HTTPStatus.TOO_MANY_REQUESTS
+        problem, kind = self._problem(answer, body)
+        limited = answer.status == HTTPStatus.TOO_MANY_REQUESTS
         if limited:
             self._count("apify_rq/api/rate_limited")
         passes = (
             limited
-            or answer.status_code >= 500
-            or answer.status_code == HTTPStatus.REQUEST_TIMEOUT
+            or answer.status >= 500
+            or answer.status == HTTPStatus.REQUEST_TIMEOUT
             or kind == "request-aborted-prematurely"  # a 400 all the same
         )
         if not passes:
-            raise Refused(answer.status_code, problem)
+            raise Refused(answer.status, problem)
         raise Passing(problem, maybe_done=not limited, delay=_retry_after(answer))
 
-    def _problem(self, answer: httpx.Response) -> tuple[str, str]:
+    def _problem(self, answer: aiohttp.ClientResponse, body: bytes) -> tuple[str, str]:
         """For people, and the API's type of error."""
         try:
-            error = answer.json()["error"]
+            error = json.loads(body)["error"]
             kind, message = str(error["type"]), str(error["message"])
         except (ValueError, LookupError, TypeError):
-            return f"{answer.status_code} {answer.reason_phrase}", ""
-        return self._redacted(f"{answer.status_code} {kind}: {message}"), kind
+            return f"{answer.status} {answer.reason}", ""
+        return self._redacted(f"{answer.status} {kind}: {message}"), kind
 
     def _redacted(self, text: str) -> str:
         """Without the token, which a proxy may quote."""
@@ -284,7 +291,7 @@ def _encoded(body: bytes | None) -> tuple[dict[str, str], bytes | None]:
     return {**headers, "Content-Encoding": "gzip"}, gzip.compress(body, 1)
 
 
-def _retry_after(answer: httpx.Response) -> float:
+def _retry_after(answer: aiohttp.ClientResponse) -> float:
     """The header's seconds, or those until its date."""
     text = answer.headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", text):

@@ -306,6 +306,10 @@ class SqliteBackend(File):
         self.lock_secs = lock_secs
         self._client_key = client_key or secrets.token_hex(16)
 
+    @property
+    def rate_reached(self) -> None:
+        return None
+
     async def open(self) -> None:
         await super().open()
         self._key = await self._transaction(self._get_or_create)
