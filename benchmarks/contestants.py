@@ -89,6 +89,10 @@ def _redis(place: Place) -> dict[str, Any]:
 
 KINDS = {
     "stock": Kind("Scrapy, in memory", lambda _: {}),
+    "stock-frozen": Kind(
+        "Scrapy, in memory, gc.freeze()",
+        lambda _: {"EXTENSIONS": {"benchmarks.meter.Meter": 0, "benchmarks.frozen.Freeze": 0}},
+    ),
     "jobdir": Kind("Scrapy, JOBDIR", lambda place: {"JOBDIR": str(place.folder)}),
     "embedded": Kind("scrapy-apify-rq, embedded", _embedded),
     "api": Kind("scrapy-apify-rq, API", _api, remote=True),
@@ -118,7 +122,7 @@ KINDS = {
     ),
 }
 DEFAULT = (
-    *("stock", "jobdir", "embedded", "api@0", "api@10", "api@50", "api@200"),
+    *("stock", "stock-frozen", "jobdir", "embedded", "api@0", "api@10", "api@50", "api@200"),
     *("apify-single@0", "apify-single@50", "apify-shared@50", "scrapy-redis@0", "scrapy-redis@50"),
 )
 QUICK = ("jobdir", "embedded", "api@50", "apify-single@10", "scrapy-redis@0")

@@ -34,6 +34,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from scrapy_apify_rq.appetite import Appetite
 from scrapy_apify_rq.backends.base import Added, Backend, Claim, Claimed
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.visits import Visit
@@ -50,9 +51,6 @@ _FIRST_PAUSE = 0.25
 _LONGEST_PAUSE = 10.0
 # With this many requests ready, an add may wait a moment until its batch is full.
 _ENOUGH = 32
-# How many entries a shared queue is asked for at first; then as many as are used up in seconds.
-_FIRST_APPETITE = 4
-_LONG_ENOUGH = 5.0
 # Leases are looked at so many times while they last, and prolonged from this share of them on.
 _LOOKS = 16
 _PROLONG_AT = 1 / 4
@@ -143,17 +141,13 @@ class Frontier:
         """Ids lately acked or requeued, which a lagging ``claim`` may still show as they were."""
 
         # Shared access only.
-        self._appetite = _FIRST_APPETITE
-        """How many entries to have ready: what is leased here, no other worker can crawl."""
-        self._is_hungry = False
-        """All that the last claim gave is used up."""
+        self._appetite = Appetite(window)
         self._left: OrderedDict[str, Visit] = OrderedDict()
         """Visits to entries that were added or requeued here and that anybody may claim now."""
         self._early: dict[str, Claimed] = {}
         """Claimed before the add or update that made them so was answered."""
-        self._was_rich = False
-        self._fed_at = 0.0
         self._left_last = ""
+        """The id of the newest one that was left."""
         self._claim_turn = asyncio.Lock()
 
         self._drained = False
@@ -262,7 +256,7 @@ class Frontier:
             return None
         visit = self._pop()
         if visit is None:
-            self._is_hungry = True
+            self._appetite.starve()
         elif visit.entry is not None:
             self._out[visit.entry.id] = visit
         return visit
@@ -507,7 +501,7 @@ class Frontier:
 
     def _is_low(self) -> bool:
         if self._lock_secs is not None:
-            return len(self._waiting) <= self._appetite // 2
+            return self._appetite.is_low(len(self._waiting))
         # Late, because a head shows what waits here again before it shows anything new.
         return self._more and len(self._waiting) <= self._window_limit // 4
 
@@ -556,27 +550,22 @@ class Frontier:
     def _wanted(self) -> int:
         if self._lock_secs is None:
             return self._window_limit - len(self._waiting)
-        if self._was_rich and self._is_hungry:
-            self._appetite = min(self._appetite * 2, self._window_limit)
-        elif not self._is_hungry and time.monotonic() > self._fed_at + _LONG_ENOUGH:
-            self._appetite = max(self._appetite // 2, 1)
-        return max(self._appetite - len(self._waiting), 1)
+        return self._appetite.claim(len(self._waiting))
 
     def _plan_next_claim(self, asked_at: float, *, has_news: bool, more: bool) -> None:
-        self._was_rich = has_news and more
+        is_rich = has_news and more
         if self._lock_secs is None:
             is_unseen = self._behind > 0 and self._left_at >= asked_at - self._backend.lag
             self._more = more or is_unseen
             pause = min(self._backend.lag / 4, 1)
         else:
             if has_news:
-                self._is_hungry = False
-                self._fed_at = time.monotonic()
+                self._appetite.feed(is_rich=is_rich)
             elif not self._disturbed:
                 self._pause = min(self._pause * 2, _LONGEST_PAUSE)
             # What was left while the question was on its way may not be in its answer.
             pause = self._pause if self._left_at < asked_at else 0
-        self._claim_again_at = 0.0 if self._was_rich else asked_at + pause
+        self._claim_again_at = 0.0 if is_rich else asked_at + pause
 
     def _is_news(self, claimed: Claimed) -> bool:
         """False for what we have, and for what the answer shows as before our last write."""
@@ -671,6 +660,8 @@ class Frontier:
             self._empty_since = asked_at
         if self._behind and self._lock_secs is not None:
             await self._look_for_the_last()
+            if self._disturbed:
+                return
         # Entries that we know of and do not see: the answer lags, or others have taken them.
         wait = max(self._settle_time, self._backend.lag) if self._behind else self._settle_time
         left = self._empty_since + wait - asked_at

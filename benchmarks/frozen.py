@@ -1,0 +1,21 @@
+"""Stock Scrapy with ``gc.freeze()`` at the start of the crawl, as our scheduler does it: what of the
+ratio to stock is owed to that, and not to the queue.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING
+
+from scrapy import signals
+
+if TYPE_CHECKING:
+    from scrapy.crawler import Crawler
+    from typing_extensions import Self
+
+
+class Freeze:
+    @classmethod
+    def from_crawler(cls, crawler: Crawler) -> Self:
+        crawler.signals.connect(lambda: gc.freeze(), signals.spider_opened, weak=False)
+        return cls()
