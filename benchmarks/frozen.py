@@ -1,6 +1,4 @@
-"""Stock Scrapy with ``gc.freeze()`` at the start of the crawl, as our scheduler does it: what of the
-ratio to stock is owed to that, and not to the queue.
-"""
+"""Stock Scrapy with ``gc.freeze()`` at the start, as ours does it: what that alone brings."""
 
 from __future__ import annotations
 

@@ -19,11 +19,10 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
-import aiohttp
-
 from scrapy_apify_rq import scrapy_private
 
 if TYPE_CHECKING:
+    import aiohttp
     from scrapy.crawler import Crawler
 
     from scrapy_apify_rq.config import Config
@@ -152,6 +151,8 @@ class RunEvents:
         return True
 
     async def _listen(self, url: str) -> None:
+        import aiohttp  # late: a crawl that is no Actor run may do without it
+
         pause = _FIRST_PAUSE
         async with aiohttp.ClientSession() as session:
             while True:

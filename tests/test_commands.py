@@ -34,7 +34,7 @@ from scrapy.settings import Settings
 
 from scrapy_apify_rq.backends.base import Info
 from scrapy_apify_rq.backends.sqlite import SqliteBackend
-from scrapy_apify_rq.commands.rq import SUBCOMMANDS
+from scrapy_apify_rq.commands.rq import subcommands
 from scrapy_apify_rq.models import Entry
 from scrapy_apify_rq.unique_keys import request_id
 from tests.api import Call, error, serving_in_thread
@@ -58,7 +58,7 @@ class Spider(scrapy.Spider):
 """
 # These have tests of their own, test_server.py and test_jobdir.py.
 ELSEWHERE = ("serve", "import-jobdir")
-COMMANDS = [one for one in SUBCOMMANDS if one.NAME not in ELSEWHERE]
+COMMANDS = [one for one in subcommands() if one.NAME not in ELSEWHERE]
 SETTINGS: dict[str, Any] = {"RETRY_TIMES": 1, "LOG_LEVEL": "INFO"}
 
 
@@ -747,7 +747,7 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(queue: Queue) -> None:
 # Help
 
 
-@pytest.mark.parametrize("subcommand", SUBCOMMANDS, ids=lambda one: one.NAME)
+@pytest.mark.parametrize("subcommand", subcommands(), ids=lambda one: one.NAME)
 def test_each_subcommand_explains_itself(subcommand: Any) -> None:
     out = io.StringIO()
     with redirect_stdout(out), pytest.raises(SystemExit) as end:

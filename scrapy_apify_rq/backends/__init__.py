@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from scrapy_apify_rq.backends import sqlite
-from scrapy_apify_rq.backends.apify import ApifyBackend
 from scrapy_apify_rq.backends.base import Backend
 from scrapy_apify_rq.config import Config
 
@@ -14,6 +13,9 @@ def backend_for(config: Config, count: Callable[[str], None]) -> Backend:
     """The backend that the settings ask for, not open yet. ``count`` takes names of stats."""
     lock_secs = config.lock_secs if config.access == "shared" else None
     if config.backend == "apify":
+        # Imported late: aiohttp takes 0.07 s, which a crawl on the embedded queue need not spend.
+        from scrapy_apify_rq.backends.apify import ApifyBackend
+
         return ApifyBackend(
             config.api_base_url,
             config.token,

@@ -11,25 +11,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any, ClassVar, Protocol
+from importlib import import_module
+from typing import Any, ClassVar, Final, Protocol
 
 from scrapy.commands import ScrapyCommand
 from scrapy.exceptions import UsageError
 from scrapy.settings import Settings
 
-from scrapy_apify_rq.commands import (
-    add,
-    errors,
-    export,
-    import_entries,
-    import_jobdir,
-    list_entries,
-    purge,
-    retry,
-    serve,
-    show,
-    status,
-)
 from scrapy_apify_rq.errors import RequestQueueError
 
 
@@ -43,21 +31,27 @@ class Subcommand(Protocol):
     def run(self, settings: Settings, options: argparse.Namespace) -> None: ...
 
 
-SUBCOMMANDS: tuple[Subcommand, ...] = (
-    status,
-    list_entries,
-    show,
-    errors,
-    retry,
-    add,
-    export,
-    import_entries,
-    import_jobdir,
-    purge,
-    serve,
+# Imported late: Scrapy loads this module for each of its commands, "scrapy crawl" among them.
+_MODULES: Final = (
+    "status",
+    "list_entries",
+    "show",
+    "errors",
+    "retry",
+    "add",
+    "export",
+    "import_entries",
+    "import_jobdir",
+    "purge",
+    "serve",
 )
 # What shells report for a program ended by SIGINT.
 _INTERRUPTED = 130
+
+
+def subcommands() -> list[Subcommand]:
+    modules: list[Any] = [import_module(f"scrapy_apify_rq.commands.{name}") for name in _MODULES]
+    return modules
 
 
 class Command(ScrapyCommand):
@@ -69,7 +63,7 @@ class Command(ScrapyCommand):
         return "<subcommand> [options]"
 
     def short_desc(self) -> str:
-        return "Work with Apify request queues: " + ", ".join(one.NAME for one in SUBCOMMANDS)
+        return "Look into Apify request queues, repair them, move them"
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         subparsers = parser.add_subparsers(
@@ -83,7 +77,7 @@ class Command(ScrapyCommand):
             "Example: scrapy rq status. Each subcommand explains itself: scrapy rq status --help."
             " Exit status: 0, 1 if it failed or nothing matched, 2 if it was called wrongly."
         )
-        for subcommand in SUBCOMMANDS:
+        for subcommand in subcommands():
             subparser = subparsers.add_parser(
                 subcommand.NAME,
                 help=subcommand.HELP.partition(". ")[0],
