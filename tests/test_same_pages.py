@@ -70,10 +70,10 @@ def test_the_shop(
         assert stats["apify_rq/window_refills"] >= 5  # one, where nothing is claimed
 
 
-# A real site: the manual of Python, as Debian's package python3-doc installs it: 528 pages. Over
-# the API it is the 329 of its two main parts, which saves half a minute.
+# A real site: the manual of Python, as Debian's package python3-doc installs it; of its 528 pages
+# the 329 of its two main parts, which saves a minute.
 
-PARTS = {"sqlite": "", "apify": "/(library|reference)/"}
+PART = "/(library|reference)/"
 
 MANUAL_SPIDER = """
 from scrapy.linkextractors import LinkExtractor
@@ -122,20 +122,20 @@ def crawl_manual(folder: Path, manual: Path, part: str, **settings: Any) -> Outc
     return Outcome(hits, Counter(items), crawl.stats)
 
 
-def test_the_manual_of_python(tmp_path: Path, backend: str) -> None:
+def test_the_manual_of_python(tmp_path: Path) -> None:
     folder = manual()
     with ThreadPoolExecutor() as threads:
         # A small window, so that most requests are read back from the queue.
         runs = {"stock": STOCK, "ours": {"APIFY_RQ_WINDOW": 20}}
         crawls = [
-            threads.submit(crawl_manual, tmp_path / name, folder, PARTS[backend], **settings)
+            threads.submit(crawl_manual, tmp_path / name, folder, PART, **settings)
             for name, settings in runs.items()
         ]
         stock, ours = (crawl.result() for crawl in crawls)
     assert "apify_rq/handled" not in stock.stats
     assert ours.hits == stock.hits
     assert ours.items == stock.items
-    assert stock.items.total() > (500 if backend == "sqlite" else 300)
+    assert stock.items.total() > 300
     assert ours.stats["apify_rq/handled"] == ours.hits.total()
     assert "scheduler/unserializable" not in ours.stats
     assert ours.stats["apify_rq/window_refills"] > 10
