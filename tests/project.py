@@ -217,6 +217,18 @@ class Project:
 
         return asyncio.run(read())
 
+    def locked(self, name: str = QUEUE) -> list[Entry]:
+        """The entries that some worker holds."""
+
+        async def read() -> list[Entry]:
+            backend = self.backend(name)
+            await backend.open()
+            entries = [entry async for entry in backend.list("locked")]
+            await backend.close()
+            return entries
+
+        return asyncio.run(read())
+
     def writes(self, name: str = QUEUE) -> int:
         """As the platform counts and bills them."""
         with closing(sqlite3.connect(self._queues / FILE_NAME)) as db:

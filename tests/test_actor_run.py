@@ -146,7 +146,7 @@ def test_migrating_hands_out_nothing_more_and_waits_for_the_kill(
             platform.send("migrating", timeRemainingSecs=30)
             log = read_until(process, "about to be migrated")
             gate.open()
-            wait_until(lambda: handled(project) == 1 + AT_ONCE)
+            wait_until(lambda: handled(project) == 1 + AT_ONCE and not project.locked())
             # Woken again and again, the engine would ask for more, or find itself idle.
             platform.send("systemInfo", cpuCurrentUsage=1)
             platform.send("migrating")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import signal
 import time
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from scrapy_apify_rq.models import Entry
 from tests.project import Crawl, Project
 from tests.site import Page, Site, links
 
@@ -96,17 +94,6 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.01)
 
 
-def locked(project: Project) -> list[Entry]:
-    async def read() -> list[Entry]:
-        backend = project.backend()
-        await backend.open()
-        entries = [entry async for entry in backend.list("locked")]
-        await backend.close()
-        return entries
-
-    return asyncio.run(read())
-
-
 def test_four_workers_fetch_each_page_once(tmp_path: Path) -> None:
     with shop(tmp_path, tree(PAGES, delay=0.05)) as (site, project):
         with Workers(project, 4) as workers:
@@ -177,7 +164,7 @@ def test_the_same_client_key_takes_over_at_once(tmp_path: Path) -> None:
         with Workers(project, 1) as workers:
             wait_until(lambda: len(site.hits) > 20)
             workers.processes[0].send_signal(signal.SIGKILL)
-        assert locked(project)
+        assert project.locked()
         with Workers(project, 1) as workers:  # leases last for 180 seconds
             workers.wait(timeout=30)
         assert set(site.paths) == set(fetched(60))
@@ -187,9 +174,9 @@ def test_the_same_client_key_takes_over_at_once(tmp_path: Path) -> None:
 def test_what_waited_in_a_stopped_worker_is_left_to_others(tmp_path: Path) -> None:
     with shop(tmp_path, tree(40, delay=0.3), APIFY_RQ_LOCK_SECS=1) as (site, project):
         with Workers(project, 1, "-s", "CONCURRENT_REQUESTS=1") as first:
-            wait_until(lambda: len(site.hits) > 4 and len(locked(project)) > 3)
+            wait_until(lambda: len(site.hits) > 4 and len(project.locked()) > 3)
             first.processes[0].send_signal(signal.SIGSTOP)
-            assert len(locked(project)) <= 6  # a slow worker leaves the rest to others
+            assert len(project.locked()) <= 6  # a slow worker leaves the rest to others
             with Workers(project, 1) as second:
                 second.wait()
             first.processes[0].send_signal(signal.SIGCONT)
@@ -210,7 +197,7 @@ def test_an_interrupted_worker_gives_its_leases_back(tmp_path: Path) -> None:
             wait_until(lambda: len(site.hits) > 10)
             workers.processes[0].send_signal(signal.SIGINT)
             workers._outputs[0].result(30)
-        assert not locked(project)
+        assert not project.locked()
         done = len(site.hits)
         assert project.info().handled == done
         with Workers(project, 2) as workers:
@@ -260,7 +247,7 @@ def test_another_worker_takes_a_retry(tmp_path: Path) -> None:
         )
         crawl = project.run("crawl", "spider", "-s", "APIFY_RQ_ACCESS=shared")
         assert crawl.stats["finish_reason"] == "left"
-        assert not locked(project)
+        assert not project.locked()
         flaky_entry = project.entry("/flaky")
         assert (flaky_entry.retry_count, flaky_entry.handled_at) == (1, None)
         assert project.pending()[0].id == flaky_entry.id
