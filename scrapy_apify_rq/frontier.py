@@ -160,20 +160,23 @@ class Frontier:
         self._asked_at = 0.0
         self._ask_timer: asyncio.TimerHandle | None = None
 
-    async def open(self, *, has_pending: bool = True) -> None:
+    def open(self, *, has_pending: bool = True) -> None:
         self._more = has_pending
         workers = [self._send_adds, self._send_updates] * self._backend.parallel
         readers = [self._read] if self._lock_secs is None else [self._read, self._keep_leases]
         self._tasks = [asyncio.create_task(self._guard(work())) for work in (*workers, *readers)]
 
     async def close(self) -> None:
-        """Send what is unsent, release what is held; unfinished entries stay pending."""
+        """Send what is unsent, release what is held; unfinished entries stay pending.
+
+        Does nothing if it was never opened.
+        """
         self._closing = True
         if self._tasks and self._error is None:
             self._batch_is_full.set()
             await self._flushed.wait()
-        if self._lock_secs is not None and self._error is None:
-            await self._end_leases()
+            if self._lock_secs is not None:
+                await self._end_leases()
         if self._ask_timer is not None:
             self._ask_timer.cancel()
         for task in self._tasks:

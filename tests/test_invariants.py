@@ -242,7 +242,7 @@ async def driving(backend: SlowBackend, *pending: str, **options: Any) -> AsyncI
     await asyncio.sleep(backend.lag)
     backend.calls.clear()
     driver = Driver(backend, **options)
-    await driver.frontier.open(has_pending=bool(pending))
+    driver.frontier.open(has_pending=bool(pending))
     try:
         yield driver
     finally:
@@ -1167,7 +1167,7 @@ def test_invariant_9_acks_faster_than_the_queue_takes(
             await backend.open()
             await backend.add([make_entry(f"/{n}") for n in range(600)], forefront=False)
             driver = Driver(backend, outbox=200)
-            await driver.frontier.open()
+            driver.frontier.open()
             for _ in range(600):
                 driver.ack(await driver.next())
             await driver.frontier.close()
