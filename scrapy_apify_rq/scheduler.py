@@ -118,7 +118,7 @@ class Scheduler(BaseScheduler):
 
     def __len__(self) -> int:
         """Requests waiting in this process; the queue may hold many more."""
-        return self.frontier.waiting
+        return self.frontier.ready
 
     # Opening and closing.
 
