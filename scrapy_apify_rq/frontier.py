@@ -254,7 +254,7 @@ class Frontier:
         return visit
 
     def _tell_rate(self) -> None:
-        """Say once that it is the queue what holds up the crawl, if its rate is the reason."""
+        """Say once that the queue holds up the crawl, if its rate is the reason."""
         if not self._has_told_rate and (rate := self._backend.rate_reached) is not None:
             self._has_told_rate = True
             logger.info(

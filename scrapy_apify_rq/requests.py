@@ -156,8 +156,7 @@ class RequestConverter:
                 raise ConfigError(f"APIFY_RQ_CALLBACKS[{label!r}]: {error}") from error
 
     def encode(self, request: Request, unique_key: str, replaced: Entry | None = None) -> Entry:
-        """Write a request; raises CodecError alone, where it cannot be written or would not
-        come back the same.
+        """Write a request; raises CodecError, and only that, if it would not come back the same.
 
         ``replaced`` is the entry whose ``userData`` of other origin is kept.
         """
