@@ -284,6 +284,8 @@ class SqliteBackend(File):
 
     batch = 25
     parallel = 1
+    update_batch = 25
+    update_parallel = 1
     linger = 0.0
     lag = 0.0
     consistency_delay = 0.0

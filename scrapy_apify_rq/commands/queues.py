@@ -94,16 +94,13 @@ class Queue:
 
     async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
         """``Backend.add``, with as many calls at a time as the backend allows."""
-        calls = (self.backend.add(part, forefront=forefront) for part in self._parts(entries))
+        parts = _parts(entries, self.backend.batch)
+        calls = (self.backend.add(part, forefront=forefront) for part in parts)
         return [answer for answers in await together(calls) for answer in answers]
 
     async def update(self, entries: Sequence[Entry], *, forefront: bool) -> None:
-        calls = (self.backend.update(part, forefront=forefront) for part in self._parts(entries))
-        await together(calls)
-
-    def _parts(self, entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
-        for start in range(0, len(entries), self.backend.batch):
-            yield entries[start : start + self.backend.batch]
+        parts = _parts(entries, self.backend.update_batch)
+        await together(self.backend.update(part, forefront=forefront) for part in parts)
 
     def key(self, request: Request) -> str:
         """The unique key that the crawl gives to this request."""
@@ -118,6 +115,11 @@ class Queue:
         # Not initialised: __init__ may need the arguments of a crawl, and only names are looked up.
         spider = self.crawler.spidercls.__new__(self.crawler.spidercls)
         return RequestConverter(spider, self.config.callbacks, self.config.trusted_modules)
+
+
+def _parts(entries: Sequence[Entry], size: int) -> Iterator[Sequence[Entry]]:
+    for start in range(0, len(entries), size):
+        yield entries[start : start + size]
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
