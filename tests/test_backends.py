@@ -690,6 +690,16 @@ async def test_a_claim_is_a_lease(queues: Queues) -> None:
         assert await counts(two) == (3, 0, 3)
 
 
+@pytest.mark.parametrize("limit", [25, 26, 30, 53])
+@asynchronous
+async def test_no_more_is_leased_than_asked_for(queues: Queues, limit: int) -> None:
+    async with queues.open(lock_secs=60) as one, queues.open(lock_secs=60) as two:
+        await fill(one, numbered(60))
+        claimed = await claim(one, limit)
+        assert (len(claimed.entries), claimed.more) == (limit, True)
+        assert len(await listed(two, "locked")) == limit
+
+
 @asynchronous
 async def test_what_we_know_is_not_leased(queues: Queues) -> None:
     queues.needs("known")

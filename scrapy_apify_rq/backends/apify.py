@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
@@ -339,12 +338,12 @@ class ApifyBackend:
         return await self._claim_leased(limit, self.lock_secs)
 
     async def _claim_leased(self, limit: int, lock_secs: int) -> Claim:
-        calls = math.ceil(limit / LOCK_LIMIT)
-        asked = min(limit, LOCK_LIMIT)
         # By our own clock, and from before the call: never later than the API has it.
         asked_at = time.time()
-        query = {"limit": asked, "lockSecs": lock_secs, "clientKey": self._client_key}
-        heads = await together(self._lock_head(query) for _ in range(calls))
+        heads = await together(
+            self._lock_head(min(LOCK_LIMIT, limit - start), lock_secs)
+            for start in range(0, limit, LOCK_LIMIT)
+        )
         found = [item["id"] for head in heads for item in head["items"]]
         ids = [id for id in found if id not in self._refused]
         if len(ids) < len(found):
@@ -354,7 +353,7 @@ class ApifyBackend:
         lease = asked_at + min(lock_secs, *(head["lockSecs"] for head in heads))
         return Claim(
             [Claimed(entry, lease) for entry in entries if entry and _is_pending(entry)],
-            more=len(ids) >= asked * calls,
+            more=len(ids) >= limit,
             # Locks on nothing but what we may not update are no reason to wait.
             leased=bool(ids) or (not found and await self._is_any_leased(heads[0])),
         )
@@ -363,7 +362,8 @@ class ApifyBackend:
         told: bool | None = empty_head.get("queueHasLockedRequests")  # optional in the description
         return (await self.info()).pending > 0 if told is None else told
 
-    async def _lock_head(self, query: dict[str, Any]) -> Any:
+    async def _lock_head(self, limit: int, lock_secs: int) -> Any:
+        query = {"limit": limit, "lockSecs": lock_secs, "clientKey": self._client_key}
         answer = await self._answer(
             "head_lock", "POST", f"{self._path}/head/lock", rate=BATCH_RATE, query=query
         )
