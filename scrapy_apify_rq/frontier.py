@@ -35,7 +35,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from scrapy_apify_rq.appetite import Appetite
-from scrapy_apify_rq.backends.base import Added, Backend, Claim, Claimed
+from scrapy_apify_rq.backends.base import Added, Backend, Claim, Claimed, Updated
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.visits import Visit
 
@@ -386,8 +386,8 @@ class Frontier:
             if batch:
                 entries = [_entry(visit) for visit in batch]
                 answers = await self._backend.update(entries, forefront=forefront)
-                for visit, was_handled in zip(batch, answers, strict=True):
-                    self._confirm_update(visit, forefront, was_handled)
+                for visit, answer in zip(batch, answers, strict=True):
+                    self._confirm_update(visit, forefront, answer)
                 self._confirmed()
             await asyncio.sleep(0)
 
@@ -409,18 +409,20 @@ class Frontier:
             self._has_updates.clear()
         return forefront, batch
 
-    def _confirm_update(self, visit: Visit, forefront: bool, was_handled: bool) -> None:
+    def _confirm_update(self, visit: Visit, forefront: bool, answer: Updated) -> None:
         entry = _entry(visit)
         del self._sending[entry.id]
         visit.lease = None
         claimed = self._early.pop(entry.id, None)
-        if was_handled:
+        if answer.was_handled:
             self._stats.inc_value("apify_rq/handled_twice")
             self._warn_of_others()
         now = time.monotonic()
         self._settled.pop(entry.id, None)  # so that the oldest stay in front
         self._settled[entry.id] = now
         self._forget_settled(self._asked_at if self._claiming else now)
+        if answer.refused and (entry.handled_at is not None or self._lock_secs is not None):
+            return  # it stays pending: for the next run, or for whoever claims it next
         if entry.handled_at is None:
             self._stats.inc_value("scheduler/enqueued")
             self._stats.inc_value("apify_rq/retried")

@@ -25,7 +25,7 @@ from aiohttp import web
 
 from scrapy_apify_rq.backends import http
 from scrapy_apify_rq.backends.apify import ApifyBackend
-from scrapy_apify_rq.backends.base import Added, Claim
+from scrapy_apify_rq.backends.base import Added, Claim, Updated
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.models import Entry
 from scrapy_apify_rq.unique_keys import request_id
@@ -60,14 +60,14 @@ class Queue:
     @asynccontextmanager
     async def open(self, **options: Any) -> AsyncIterator[ApifyBackend]:
         options = {"name": "queue", "patience": 20.0, **options}
-        backend = ApifyBackend(self.api.url, TOKEN, count=self._count, **options)
+        backend = ApifyBackend(self.api.url, TOKEN, inc_stat=self._inc_stat, **options)
         try:
             await backend.open()
             yield backend
         finally:
             await backend.close()
 
-    def _count(self, name: str) -> None:
+    def _inc_stat(self, name: str) -> None:
         self.stats[name.removeprefix("apify_rq/api/")] += 1
 
 
@@ -491,7 +491,8 @@ async def test_a_refused_update_is_reported_and_not_claimed_again(
         )
         handled = [entry(e.unique_key, handled_at=HANDLED_AT) for e in entries]
         handled[1].payload = "x" * 9 * MIB
-        await backend.update(handled, forefront=False)
+        updated = await backend.update(handled, forefront=False)
+        assert updated == [Updated(False, True), Updated(False, True), Updated(False)]
         assert q.stats["refused"] == 2
         assert not q.api.of("PUT", f"/requests/{entries[1].id}")
         messages = [r.message for r in caplog.records if r.levelno == logging.ERROR]

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import pytest
 
 from scrapy_apify_rq.backends.apify import ApifyBackend
-from scrapy_apify_rq.backends.base import Added, Backend, Claim, Claimed
+from scrapy_apify_rq.backends.base import Added, Backend, Claim, Claimed, Updated
 from scrapy_apify_rq.backends.sqlite import FILE_NAME, SqliteBackend
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.frontier import Frontier
@@ -123,7 +123,7 @@ class SlowBackend(SqliteBackend):
         answer = super().add(entries, forefront=forefront)
         return await self._call("add", [entry.id for entry in entries], answer)
 
-    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[bool]:
+    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
         answer = super().update(entries, forefront=forefront)
         return await self._call("update", [entry.id for entry in entries], answer)
 
@@ -1163,7 +1163,7 @@ def test_invariant_9_acks_faster_than_the_queue_takes(
 ) -> None:
     async def work() -> None:
         async with serving(tmp_path) as api:
-            backend = ApifyBackend(api.url, None, name=QUEUE, count=lambda stat: None)
+            backend = ApifyBackend(api.url, None, name=QUEUE, inc_stat=lambda stat: None)
             await backend.open()
             await backend.add([make_entry(f"/{n}") for n in range(600)], forefront=False)
             driver = Driver(backend, outbox=200)

@@ -17,7 +17,16 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
 
-from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, Lock, Operations, State
+from scrapy_apify_rq.backends.base import (
+    Added,
+    Claim,
+    Claimed,
+    Info,
+    Lock,
+    Operations,
+    State,
+    Updated,
+)
 from scrapy_apify_rq.backends.http import (
     BATCH_RATE,
     CRUD_RATE,
@@ -115,7 +124,7 @@ class _Complete:
 class ApifyBackend:
     """One request queue of the platform; see ``Backend`` for the promises.
 
-    ``count`` is called with the name of a stat at each event.
+    ``inc_stat`` is called with the name of a stat at each event.
     """
 
     batch = BATCH
@@ -135,10 +144,10 @@ class ApifyBackend:
         lock_secs: int | None = None,
         client_key: str | None = None,
         patience: float = 600,
-        count: Callable[[str], None],
+        inc_stat: Callable[[str], None],
     ) -> None:
-        self._client = Client(base_url, token, patience=patience, count=count)
-        self._count = count
+        self._client = Client(base_url, token, patience=patience, count=inc_stat)
+        self._inc_stat = inc_stat
         self._id = id
         self._name = name
         self.lock_secs = lock_secs
@@ -267,7 +276,7 @@ class ApifyBackend:
         since = time.monotonic()
         while left := [entry for entry in batch if entry.id not in answers]:
             if attempt:
-                self._count("apify_rq/api/unprocessed")
+                self._inc_stat("apify_rq/api/unprocessed")
                 problem = Passing(f"{len(left)} entries unprocessed", maybe_done=True)
                 await self._client.back_off("requests_batch_add", problem, attempt - 1, since)
             try:
@@ -476,13 +485,12 @@ class ApifyBackend:
 
     # Updating.
 
-    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[bool]:
+    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
         self._fresh = False
         return await together(self._put(entry, forefront) for entry in entries)
 
-    async def _put(self, entry: Entry, forefront: bool) -> bool:
+    async def _put(self, entry: Entry, forefront: bool) -> Updated:
         text = _wire(entry)
-        was_handled = False
         try:
             if len(text) > PAYLOAD_LIMIT:  # a server may cut the connection instead of saying so
                 raise Refused(
@@ -502,23 +510,22 @@ class ApifyBackend:
             )
         except Refused as error:
             self._note_refused(entry, error)
-        else:
-            self._refused.discard(entry.id)
-            was_handled = answer.data["wasAlreadyHandled"] and not answer.maybe_repeated
+            return Updated(was_handled=False, refused=True)
+        self._refused.discard(entry.id)
         self._acked.pop(entry.id, None)  # so that the oldest stay in front
         if entry.handled_at is None:
             self._complete.keep(entry.id, _with_id(entry.id, text))
         else:
             self._complete.pop(entry.id)
             self._acked[entry.id] = time.monotonic()
-        return was_handled
+        return Updated(answer.data["wasAlreadyHandled"] and not answer.maybe_repeated)
 
     def _note_refused(self, entry: Entry, error: Refused) -> None:
         """The entry stays in the queue as it was, and this crawl goes on without it."""
         if error.status not in _ABOUT_ENTRIES:
             raise self._fatal(error) from None
         self._refused.add(entry.id)
-        self._count("apify_rq/api/refused")
+        self._inc_stat("apify_rq/api/refused")
         logger.error(
             "The API refuses the update of entry %s (%s): %s. It stays pending and is crawled again"
             " by the next run",
