@@ -1165,7 +1165,9 @@ def test_invariant_9_acks_faster_than_the_queue_takes(
         async with serving(tmp_path) as api:
             backend = ApifyBackend(api.url, None, name=QUEUE, inc_stat=lambda stat: None)
             await backend.open()
-            await backend.add([make_entry(f"/{n}") for n in range(600)], forefront=False)
+            for first in range(0, 600, 25):
+                batch = [make_entry(f"/{n}") for n in range(first, first + 25)]
+                await backend.add(batch, forefront=False)
             driver = Driver(backend, outbox=200)
             await driver.frontier.open()
             for _ in range(600):
