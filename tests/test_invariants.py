@@ -32,7 +32,7 @@ from scrapy_apify_rq.frontier import Frontier
 from scrapy_apify_rq.models import Entry
 from scrapy_apify_rq.unique_keys import request_id
 from scrapy_apify_rq.visits import Visit
-from tests.api import serving
+from tests.api import error, serving
 from tests.project import QUEUE, Project
 from tests.site import Hit, Page, Site, links
 
@@ -211,6 +211,11 @@ class Driver:
             if not self.frontier.has_pending():
                 return None
             await asyncio.wait_for(self.woken.wait(), PATIENCE)
+
+    async def rest(self) -> AsyncIterator[Visit]:
+        while (visit := await self.next()) is not None:
+            yield visit
+            self.ack(visit)
 
     def ack(self, visit: Visit) -> None:
         assert visit.entry is not None
@@ -892,6 +897,38 @@ def test_invariant_6_a_shorter_lock_is_waited_for(tmp_path: Path) -> None:
     assert crawl.stats["finish_reason"] == "finished"
     assert sorted(site.paths) == sorted(["/", *paths])
     assert crawl.stats["apify_rq/handled"] == 41
+
+
+@pytest.mark.parametrize(("access", "retried"), [("single", 1), ("shared", 0)])
+def test_invariant_6_what_the_queue_refuses_is_not_reported_as_saved(
+    tmp_path: Path, access: str, retried: int
+) -> None:
+    async def work() -> None:
+        async with serving(tmp_path) as api:
+            lock_secs = 1 if access == "shared" else None
+            backend = ApifyBackend(
+                api.url, None, name=QUEUE, lock_secs=lock_secs, inc_stat=lambda stat: None
+            )
+            backend.lag = backend.consistency_delay = 0.1
+            await backend.open()
+            await backend.add([make_entry("/acked"), make_entry("/retried")], forefront=False)
+            api.before = lambda call: error(400) if call.method == "PUT" else None
+            driver = Driver(backend)
+            await driver.frontier.open()
+            acked, again = await driver.next(), await driver.next()
+            assert (path_of(acked), path_of(again)) == ("/acked", "/retried")
+            driver.ack(acked)
+            driver.requeue(again)
+            # A retry that nobody else can claim is made from memory.
+            visits = [visit async for visit in driver.rest()]
+            assert [path_of(visit) for visit in visits] == ["/retried"] * retried
+            await driver.frontier.close()
+            assert (await backend.info()).pending == 2
+            await backend.close()
+        assert driver.stats["apify_rq/handled"] == 0
+        assert driver.stats["apify_rq/retried"] == retried
+
+    run(work())
 
 
 # 7. close() flushes.
