@@ -1,7 +1,7 @@
 """The Apify API: the backend that keeps its queue on the platform, or on our own server.
 
-Here is what the endpoints mean; how they are called is in ``http``. Source:
-https://docs.apify.com/api/v2/storage-request-queues
+Here is what the endpoints mean; how they are called is in ``http``, how the head is read without
+leases in ``head``. Source: https://docs.apify.com/api/v2/storage-request-queues
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from scrapy_apify_rq.backends.base import (
     State,
     Updated,
 )
-from scrapy_apify_rq.backends.head import HEAD_LIMIT, Head, pending
+from scrapy_apify_rq.backends.head import HEAD_LIMIT, Head, still_pending
 from scrapy_apify_rq.backends.http import (
     BATCH_RATE,
     CRUD_RATE,
@@ -337,7 +337,7 @@ class ApifyBackend:
         entries = await together(map(self.get, ids))
         lease = asked_at + min(lock_secs, *(head["lockSecs"] for head in heads))
         return Claim(
-            [Claimed(entry, lease) for entry in pending(entries)],
+            [Claimed(entry, lease) for entry in still_pending(entries)],
             more=len(ids) >= limit,
             # Locks on nothing but what we may not update are no reason to wait.
             leased=bool(ids) or (not found and await self._is_any_leased(heads[0])),

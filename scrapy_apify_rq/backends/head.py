@@ -146,7 +146,7 @@ class Head:
         """
         before = time.monotonic() - self._queue.consistency_delay
         shown = [id for id in ids if self._acked.get(id, before) < before]
-        entries = pending(await together(map(self._queue.get, shown[:_FIRST_FETCH])))
+        entries = still_pending(await together(map(self._queue.get, shown[:_FIRST_FETCH])))
         for entry in entries:
             self._acked.pop(entry.id, None)
         return entries
@@ -167,7 +167,7 @@ class Head:
             missing = [id for id in ids if id not in self._complete]
         fetched = dict(zip(missing, await together(map(self._queue.get, missing)), strict=True))
         if missing:
-            self._is_fresh = len(pending(fetched.values())) == len(missing)
+            self._is_fresh = len(still_pending(fetched.values())) == len(missing)
         now = time.monotonic()
         self._absent = {
             id: self._absent.get(id, now) for id, entry in fetched.items() if entry is None
@@ -178,7 +178,7 @@ class Head:
             entries.append(fetched.get(id) if text is None else Entry.from_json(id, text))
             if n % 100 == 99:
                 await asyncio.sleep(0)
-        return pending(entries)
+        return still_pending(entries)
 
     async def _read_list(self) -> None:
         """Keep all pending entries, or as many as there is room for."""
@@ -192,6 +192,6 @@ class Head:
                     return
 
 
-def pending(entries: Iterable[Entry | None]) -> list[Entry]:
+def still_pending(entries: Iterable[Entry | None]) -> list[Entry]:
     """Those that are there and not handled."""
     return [entry for entry in entries if entry is not None and entry.handled_at is None]
