@@ -1,7 +1,7 @@
 """HTTP to the Apify API, for the backend that keeps a queue there: the token, rates, retries.
 
-Nothing else of this package speaks HTTP as a client. Source of the limits:
-https://docs.apify.com/platform/storage/request-queue#rate-limiting and
+Nothing else of this package is a client of HTTP, but ``actor`` has a websocket of its own. Source
+of the limits: https://docs.apify.com/platform/storage/request-queue#rate-limiting and
 https://docs.apify.com/api/v2#rate-limiting
 
 It is aiohttp's client and not httpx, because a PUT costs it 0.07 ms of CPU: httpx with aiohttp as
