@@ -915,7 +915,7 @@ def test_invariant_6_what_the_queue_refuses_is_not_reported_as_saved(
             await backend.add([make_entry("/acked"), make_entry("/retried")], forefront=False)
             api.before = lambda call: error(400) if call.method == "PUT" else None
             driver = Driver(backend)
-            await driver.frontier.open()
+            driver.frontier.open()
             acked, again = await driver.next(), await driver.next()
             assert (path_of(acked), path_of(again)) == ("/acked", "/retried")
             driver.ack(acked)
@@ -1215,7 +1215,7 @@ def test_invariant_9_nothing_is_kept_of_what_is_confirmed(tmp_path: Path) -> Non
 def test_invariant_9_a_slow_ack_holds_up_no_other(tmp_path: Path) -> None:
     async def work() -> None:
         async with serving(tmp_path) as api:
-            backend = ApifyBackend(api.url, None, name=QUEUE, count=lambda stat: None)
+            backend = ApifyBackend(api.url, None, name=QUEUE, inc_stat=lambda stat: None)
             await backend.open()
             await backend.add([make_entry(f"/{n}") for n in range(20)], forefront=False)
             driver = Driver(backend)
