@@ -74,6 +74,7 @@ def test_scale(outputs: dict[str, Output]) -> None:
     (row,) = figures["sizes"]
     assert row["size"] == 2_000
     assert all(row[name] > 0 for name in ("open", "claim", "add", "ack"))
+    assert row["longest"] > max(row["add"], row["ack"])
     assert figures["known"]["stock"]["memory"] > 500_000
 
 

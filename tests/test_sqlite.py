@@ -276,6 +276,39 @@ async def test_no_statement_scans_or_sorts_the_entries(tmp_path: Path) -> None:
             assert "TEMP B-TREE" not in step, (statement, plan)
 
 
+@pytest.mark.parametrize("lock_secs", [None, 60])
+@asynchronous
+async def test_a_claim_does_not_go_through_the_ids(tmp_path: Path, lock_secs: int | None) -> None:
+    # They lie at random in their index: each would be a read of another page of a large file.
+    backend = await opened(tmp_path, lock_secs=lock_secs)
+    await backend.add([entry("a"), entry("b")], forefront=False)
+    statements: set[str] = set()
+    backend._db.set_trace_callback(statements.add)
+    assert len((await backend.claim(9, ())).entries) == 2
+    await backend.close()
+    asked = [text for text in statements if "requests" in text]
+    assert asked
+    for statement in asked:
+        for row in sql(tmp_path, f"EXPLAIN QUERY PLAN {statement}"):
+            assert "requests_by_id" not in row[3], statement
+
+
+@asynchronous
+async def test_an_entry_that_goes_while_it_is_claimed(tmp_path: Path) -> None:
+    backend, other = await opened(tmp_path), await opened(tmp_path)
+    keys = [f"{n:03}" for n in range(150)]
+    await backend.add([entry(key) for key in keys], forefront=False)
+    claiming = asyncio.create_task(backend.claim(150, ()))
+    await asyncio.sleep(0)  # by now the order is read, and the first hundred entries
+    await other.delete([request_id("149")])
+    await other.add([entry("new")], forefront=False)  # SQLite gives it the rowid that is free
+    claim = await claiming
+    assert [claimed.entry.unique_key for claimed in claim.entries] == keys[:-1]
+    assert len(sql(tmp_path, "SELECT 1 FROM requests WHERE rowid = 150")) == 1
+    await other.close()
+    await backend.close()
+
+
 # Rows edited by hand
 
 VALID = entry(

@@ -367,23 +367,24 @@ class SqliteBackend(File):
     def _update(self, entry: Entry, json: str, forefront: bool, counters: Counters) -> Added:
         counters.writes += 1
         handled = entry.handled_at is not None
-        values = (counters.place(handled, forefront), entry.failed, json, self._key, entry.id)
+        values = (counters.place(handled, forefront), entry.failed, json)
         was = self._db.execute(
-            "SELECT position IS NULL FROM requests WHERE queue = ? AND id = ?", values[3:]
+            "SELECT rowid, position IS NULL FROM requests WHERE queue = ? AND id = ?",
+            (self._key, entry.id),
         ).fetchone()
         if was is None:
             counters.total += 1
             self._db.execute(
                 "INSERT INTO requests (position, failed, json, queue, id) VALUES (?, ?, ?, ?, ?)",
-                values,
+                (*values, self._key, entry.id),
             )
         else:
             self._db.execute(
                 "UPDATE requests SET position = ?, failed = ?, json = ?, lock_by = NULL,"
-                " lock_expires_at = NULL WHERE queue = ? AND id = ?",
-                values,
+                " lock_expires_at = NULL WHERE rowid = ?",
+                (*values, was[0]),
             )
-        was_handled = was is not None and bool(was[0])
+        was_handled = was is not None and bool(was[1])
         counters.handled += handled - was_handled
         return Added(entry.id, was is not None, was_handled)
 
@@ -391,40 +392,43 @@ class SqliteBackend(File):
         lease: float | None = None
         leased = False
         if self.lock_secs is None:
-            ids, more = await self._patiently(lambda: self._head(limit, known))
+            rows, more = await self._patiently(lambda: self._head(limit, known))
         else:
             lease = self._now() + self.lock_secs
-            ids, more = await self._write(
+            rows, more = await self._write(
                 lambda counters: self._lock(limit, known, lease, counters)
             )
-            leased = bool(ids) or await self._patiently(self._any_leased)
+            leased = bool(rows) or await self._patiently(self._any_leased)
         claimed: list[Claimed] = []
-        for start in range(0, len(ids), _CHUNK):
-            entries = await self._entries(ids[start : start + _CHUNK])
+        for start in range(0, len(rows), _CHUNK):
+            entries = await self._entries_at(rows[start : start + _CHUNK])
             claimed += [Claimed(entry, lease) for entry in entries]
             await asyncio.sleep(0)
         return Claim(claimed, more, leased)
 
-    def _head(self, limit: int, known: Collection[str], free: str = "") -> tuple[list[str], bool]:
-        rows = self._db.execute(
-            f"SELECT id FROM requests WHERE queue = ? AND position IS NOT NULL {free}"
+    def _head(
+        self, limit: int, known: Collection[str], free: str = ""
+    ) -> tuple[list[tuple[int, str]], bool]:
+        """Rowids and ids: to find a row by its id costs a large queue a read of the file."""
+        found = self._db.execute(
+            f"SELECT rowid, id FROM requests WHERE queue = ? AND position IS NOT NULL {free}"
             " ORDER BY position LIMIT ?",
             (self._key, limit + len(known) + 1),
         )
-        ids = [id for (id,) in rows if id not in known]
-        return ids[:limit], len(ids) > limit
+        rows = [row for row in found if row[1] not in known]
+        return rows[:limit], len(rows) > limit
 
     def _lock(
         self, limit: int, known: Collection[str], until: float | None, counters: Counters
-    ) -> tuple[list[str], bool]:
+    ) -> tuple[list[tuple[int, str]], bool]:
         free = f"AND (lock_expires_at IS NULL OR lock_expires_at <= {self._now()!r})"
-        ids, more = self._head(limit, known, free)
+        rows, more = self._head(limit, known, free)
         self._db.executemany(
-            "UPDATE requests SET lock_by = ?, lock_expires_at = ? WHERE queue = ? AND id = ?",
-            [(self._client_key, until, self._key, id) for id in ids],
+            "UPDATE requests SET lock_by = ?, lock_expires_at = ? WHERE rowid = ?",
+            [(self._client_key, until, rowid) for rowid, _ in rows],
         )
-        counters.writes += len(ids)
-        return ids, more
+        counters.writes += len(rows)
+        return rows, more
 
     def _any_leased(self) -> bool:
         rows = self._db.execute(
@@ -434,11 +438,13 @@ class SqliteBackend(File):
         )
         return rows.fetchone() is not None
 
-    async def _entries(self, ids: Sequence[str]) -> list[Entry]:
-        marks = ", ".join("?" * len(ids))
-        query = f"SELECT id, {_JSON} FROM requests WHERE queue = ? AND id IN ({marks})"
-        found = await self._patiently(lambda: dict(self._db.execute(query, (self._key, *ids))))
-        return [Entry.from_json(id, found[id]) for id in ids if id in found]
+    async def _entries_at(self, rows: Sequence[tuple[int, str]]) -> list[Entry]:
+        """Those of these rows that still hold the entry of this id."""
+        marks = ", ".join("?" * len(rows))
+        query = f"SELECT id, {_JSON} FROM requests WHERE rowid IN ({marks}) AND +queue = ?"
+        values = (*(rowid for rowid, _ in rows), self._key)
+        found = await self._patiently(lambda: dict(self._db.execute(query, values)))
+        return [Entry.from_json(id, found[id]) for _, id in rows if id in found]
 
     async def prolong(self, ids: Collection[str]) -> dict[str, float]:
         until = self._now() + (self.lock_secs or 0)
@@ -504,7 +510,10 @@ class SqliteBackend(File):
         await self._write(work)
 
     async def get(self, id: str) -> Entry | None:
-        return next(iter(await self._entries([id])), None)
+        query = f"SELECT {_JSON} FROM requests WHERE queue = ? AND id = ?"
+        values = (self._key, id)
+        row = await self._patiently(lambda: self._db.execute(query, values).fetchone())
+        return None if row is None else Entry.from_json(id, row[0])
 
     async def list(self, state: State | None = None) -> AsyncIterator[Entry]:
         query = (

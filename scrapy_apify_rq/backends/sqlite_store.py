@@ -231,8 +231,8 @@ class StoredQueue(SqliteBackend):
 
         def work(counters: Counters) -> Locked:
             until = self._now() + secs
-            ids, _ = self._lock(limit, without, until, counters)
-            rows = [row for id in ids for row in self._rows("AND id = :id", id=id)]
+            locked, _ = self._lock(limit, without, until, counters)
+            rows = [row for _, id in locked for row in self._rows("AND id = :id", id=id)]
             return Locked(rows, until, bool(rows) or self._any_leased())
 
         return await self._write(work)
