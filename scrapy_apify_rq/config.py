@@ -136,7 +136,7 @@ class Config:
         backend = _backend(settings, token)
         queue = _queue(settings, environ, spider_name, backend)
         config = cls(
-            enabled=_boolean(settings, "APIFY_RQ_ENABLED"),
+            enabled=is_enabled(settings),
             backend=backend,
             token=token,
             api_base_url=_api_base_url(settings, environ),
@@ -291,6 +291,11 @@ def _variable(environ: Mapping[str, str], names: Iterable[str]) -> tuple[str, st
 
 
 # Single settings, in the order of DEFAULTS
+
+
+def is_enabled(settings: BaseSettings) -> bool:
+    """Whether the project wants the request queue at all; the rest may be wrong if it does not."""
+    return _boolean(settings, "APIFY_RQ_ENABLED")
 
 
 def _token(settings: BaseSettings, environ: Mapping[str, str]) -> str | None:

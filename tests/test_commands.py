@@ -303,6 +303,15 @@ def test_errors(queue: Queue) -> None:
     assert sorted(row.split()[-1] for row in rows) == sorted(g["url"] for g in groups.values())
 
 
+def test_errors_of_an_entry_without_a_message(queue: Queue) -> None:
+    """Any client may write a ``retryCount`` below 0, and then the entry has failed by the rule."""
+    odd = Entry(id=request_id("odd"), unique_key="odd", url="http://odd/", retry_count=-1)
+    odd.handled_at = datetime.now(timezone.utc)
+    odd.headers, odd.no_retry = {}, False
+    queue.project.add(odd, name="odd")
+    assert queue.ok("errors", "-q", "odd", "--json").json["message"] == "(no message)"
+
+
 def test_control_characters_do_not_reach_the_terminal(queue: Queue) -> None:
     name = queue.copy("evil")
     evil = Entry(id=request_id("evil"), unique_key="evil", url="http://h/\x1b[2J", no_retry=False)
