@@ -55,6 +55,11 @@ _TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
 _DESCRIPTORS: Final = (property, classmethod, staticmethod)
 
 
+def target(request: Request) -> tuple[str, str, bytes]:
+    """What a request asks for: by this a copy that a middleware has made is known."""
+    return request.method, request.url, request.body
+
+
 def stored_priority(entry: Entry) -> int:
     """``Request.priority`` of an entry, without decoding all of it."""
     return _stored_number(entry, "priority")

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scrapy import Request, Spider
+from scrapy.crawler import Crawler
+from scrapy.utils.request import RequestFingerprinter
 
 from scrapy_apify_rq.errors import ConfigError
-from scrapy_apify_rq.unique_keys import crawlee_key, normalize_url, request_id
+from scrapy_apify_rq.unique_keys import Keys, crawlee_key, normalize_url, request_id
 
 VECTORS_FILE = Path(__file__).parents[2] / "shared" / "api" / "uniquekey-vectors.json"
 
@@ -153,6 +156,32 @@ def test_kept_fragment(url: str, expected: str) -> None:
 def test_headers_in_the_key(headers: list[tuple[str, str]], expected: str) -> None:
     key = crawlee_key("https://example.com/a", "get", b"x", iter(headers))
     assert key == f"GET|{expected}|2d711642|https://example.com/a"
+
+
+def keys(**settings: Any) -> Keys:
+    crawler = Crawler(Spider, settings)
+    crawler.request_fingerprinter = RequestFingerprinter(crawler)
+    return Keys(crawler, "fingerprint")
+
+
+def test_a_request_that_is_not_filtered_has_a_key_of_its_own() -> None:
+    crawl = keys()
+    link, again = Request("http://x/"), Request("http://x/", dont_filter=True)
+    assert crawl.of(link, is_start=False) == crawl.of(link, is_start=True)
+    assert crawl.of(link, is_start=True) == (crawl.plain(again), False)
+    (one, _), (other, is_repeatable) = (crawl.of(again, is_start=False) for _ in "ab")
+    assert is_repeatable
+    assert len({one, other, crawl.plain(link)}) == 3
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_start_requests_have_the_same_keys_in_each_run(filtered: bool) -> None:
+    settings = {} if filtered else {"DUPEFILTER_CLASS": "scrapy.dupefilters.BaseDupeFilter"}
+    start = Request("http://x/", dont_filter=filtered)
+    one, other = keys(**settings), keys(**settings)
+    made = [one.of(start, is_start=True)[0] for _ in range(3)]
+    assert made == [other.of(start, is_start=True)[0] for _ in range(3)]
+    assert made == [f"{one.plain(start)}:start{number}" for number in (1, 2, 3)]
 
 
 def test_without_yarl(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,6 @@ def _entry(queue: Queue, converter: RequestConverter, line: bytes) -> Entry:
     entry = Entry(id="", unique_key="", no_retry=False, **given.model_dump())
     request = converter.decode(entry)  # as the crawl will read it
     entry.url = request.url
-    entry.unique_key = queue.key(request)
+    entry.unique_key = queue.keys.plain(request)
     entry.id = request_id(entry.unique_key)
     return entry

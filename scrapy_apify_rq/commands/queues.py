@@ -14,11 +14,11 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from scrapy import Request, Spider
+from scrapy import Spider
 from scrapy.crawler import Crawler
 from scrapy.exceptions import UsageError
 from scrapy.settings import Settings
@@ -32,7 +32,7 @@ from scrapy_apify_rq.config import Config
 from scrapy_apify_rq.errors import ConfigError
 from scrapy_apify_rq.models import Entry
 from scrapy_apify_rq.requests import RequestConverter
-from scrapy_apify_rq.unique_keys import unique_key
+from scrapy_apify_rq.unique_keys import Keys
 
 T = TypeVar("T")
 
@@ -78,10 +78,12 @@ class Queue:
     crawler: Crawler
     stats: Counter[str]
     """The backend's."""
+    keys: Keys = field(init=False)
 
     def __post_init__(self) -> None:
         cls = load_object(self.crawler.settings["REQUEST_FINGERPRINTER_CLASS"])
         self.crawler.request_fingerprinter = build_from_crawler(cls, self.crawler)
+        self.keys = Keys(self.crawler, self.config.unique_key)
 
     @property
     def batch(self) -> int:
@@ -104,12 +106,6 @@ class Queue:
     def _parts(self, entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
         for start in range(0, len(entries), self.backend.batch):
             yield entries[start : start + self.backend.batch]
-
-    def key(self, request: Request) -> str:
-        """The unique key that the crawl gives to this request."""
-        fingerprinter = self.crawler.request_fingerprinter
-        assert fingerprinter is not None
-        return unique_key(request, self.config.unique_key, fingerprinter)
 
     def converter(self) -> RequestConverter:
         """What reads the entries as the spider's requests; without a spider, with no callbacks."""
