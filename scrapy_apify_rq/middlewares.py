@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from scrapy_apify_rq import backends, scrapy_private
 from scrapy_apify_rq.config import Config
 from scrapy_apify_rq.errors import ConfigError
-from scrapy_apify_rq.requests import RequestConverter
+from scrapy_apify_rq.requests import RequestConverter, target
 from scrapy_apify_rq.unique_keys import normalize_url
 
 if TYPE_CHECKING:
@@ -173,5 +173,6 @@ class SpiderMiddleware:
         if (visit := self.running.get(request)) is not None:
             return visit
         # A downloader middleware put in the response to a request of its own.
-        same_url = (visit for ours, visit in self.running.items() if ours.url == request.url)
-        return next(same_url, None)
+        wanted = target(request)
+        same = (visit for ours, visit in self.running.items() if target(ours) == wanted)
+        return next(same, None)

@@ -213,7 +213,7 @@ class Counters:
 class File:
     """The open file, and transactions on it; ``patience`` as in ``SqliteBackend``."""
 
-    _db: sqlite3.Connection
+    _connection: sqlite3.Connection | None = None
 
     def __init__(self, folder: Path, patience: float, now: Callable[[], float]) -> None:
         self._folder = folder
@@ -224,12 +224,18 @@ class File:
     def location(self) -> str:
         return str(self._folder / FILE_NAME)
 
+    @property
+    def _db(self) -> sqlite3.Connection:
+        assert self._connection is not None, "not open"
+        return self._connection
+
     async def open(self) -> None:
-        self._db = connect(self._folder)
+        await self.close()  # find() may have opened it
+        self._connection = connect(self._folder)
 
     async def close(self) -> None:
-        if hasattr(self, "_db"):
-            self._db.close()
+        if self._connection is not None:
+            self._connection.close()
 
     def _create(self, name: str | None) -> int:
         """Make a new queue, within a transaction; its key."""
@@ -487,7 +493,7 @@ class SqliteBackend(File):
         return key is not None
 
     async def names(self) -> list[str]:
-        if not hasattr(self, "_db"):
+        if self._connection is None:
             return []
         query = "SELECT name FROM queues WHERE name IS NOT NULL ORDER BY key DESC LIMIT 50"
         rows = await self._patiently(lambda: self._db.execute(query).fetchall())

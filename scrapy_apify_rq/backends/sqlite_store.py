@@ -77,7 +77,7 @@ class Store(File):
         self._accessed_at: dict[int, float] = {}
 
     async def close(self) -> None:
-        if hasattr(self, "_db"):
+        if self._connection is not None:
             await self._store_uses()
         await super().close()
 
@@ -192,7 +192,7 @@ class StoredQueue(SqliteBackend):
             store._folder, client_key=client_key, patience=store._patience, now=store._now
         )
         self._client_key = client_key  # "" is a key here: callers without one share it
-        self._db = store._db
+        self._connection = store._db
         self._key = key
 
     async def replace(self, entry: Entry, *, forefront: bool) -> Added:
