@@ -603,6 +603,23 @@ def test_what_the_api_refuses_is_told(queue: Queue) -> None:
     assert re.match(r"line 1: its [\d,]+ bytes are more than the API takes", done.err)
 
 
+def test_import_and_add_keep_the_order_of_the_file(tmp_path: Path, queue: Queue) -> None:
+    if queue.project.server is None:
+        pytest.skip("the embedded queue takes one batch at a time")
+    failures = [error(500)]
+    with serving_in_thread(tmp_path, TOKEN) as api:
+        api.before = lambda call: failures and call.is_("POST", "/requests/batch") and failures.pop()
+        settings = {"APIFY_TOKEN": TOKEN, "APIFY_API_BASE_URL": api.url}
+        urls = [f"http://x/{number}" for number in range(60)]
+        queue.ok("add", *urls, "-q", "added", **settings)
+        exported = [json.dumps({"uniqueKey": url, "url": url}) for url in urls]
+        failures.append(error(500))
+        queue.ok("import", "-", "-q", "imported", stdin="\n".join(exported).encode(), **settings)
+    assert not failures
+    for name in ("added", "imported"):
+        assert [entry.url for entry in queue.project.pending(name, tmp_path)] == urls
+
+
 def test_updates_that_the_api_refuses_are_told(tmp_path: Path, queue: Queue) -> None:
     with serving_in_thread(tmp_path, TOKEN) as api:
 
