@@ -98,11 +98,11 @@ def crawlee_key(url: str, method: str, body: bytes, headers: Iterable[tuple[str,
     return f"{method.upper()}|{_headers_hash(headers)}|{_short_hash(body)}|{normalize_url(url)}"
 
 
-def normalize_url(url: str, *, keep_fragment: bool = False) -> str:
+def normalize_url(url: str) -> str:
     """The URL as Crawlee writes it in a key; one that cannot be parsed is returned unchanged."""
     url_class = _url_class()
     try:
-        return _normalized(url_class(url.strip()), keep_fragment)
+        return _normalized(url_class(url.strip()))
     except ValueError:
         return url
 
@@ -119,11 +119,11 @@ def _url_class() -> type[URL]:
     return URL
 
 
-def _normalized(url: URL, keep_fragment: bool) -> str:
+def _normalized(url: URL) -> str:
     query = sorted(pair for pair in url.query.items() if not pair[0].startswith("utm_"))
     # The decoded path is what Crawlee sets again: this is why %2F becomes a slash in its keys.
-    # Setting a path drops the query. keep_fragment is there since yarl 1.19.
-    clean = url.with_path(url.path.removesuffix("/"), keep_fragment=keep_fragment)
+    # Setting a path drops the query and the fragment.
+    clean = url.with_path(url.path.removesuffix("/"))
     return str(clean.with_query(query)).lower()
 
 
