@@ -105,6 +105,7 @@ class Scheduler(BaseScheduler):
         """Why the queue could not be opened."""
         self._reaper: asyncio.Task[None] | None = None
         self._closer: asyncio.Task[None] | None = None
+        self.keys = Keys(crawler, config.unique_key)
         self._problems: Counter[str] = Counter()
         """How many requests failed, by the last error message."""
         self._unserializable_logged = False
@@ -122,10 +123,7 @@ class Scheduler(BaseScheduler):
     async def _open(self, spider: Spider) -> None:
         scrapy_private.verify(self.crawler.engine)
         self.spider = spider
-        self.converter = RequestConverter(
-            spider, self.config.callbacks, self.config.trusted_modules
-        )
-        self.keys = Keys(self.crawler, self.config.unique_key)
+        self.converter = RequestConverter.from_config(spider, self.config)
         self.spider_middleware = self._attach_middlewares()
         await self._open_dupefilter()
         try:
@@ -153,7 +151,7 @@ class Scheduler(BaseScheduler):
         """Spare the garbage collector what was made before the crawl, until the crawl has ended.
 
         A full collection looks at every object, at 80,000 of Scrapy's own before ours, and holds up
-        the crawl meanwhile: 100 ms each, a fifth of all CPU time.
+        the crawl meanwhile. What that costs is in the README, Speed.
         """
         # PyPy has no freeze; a project that has frozen by itself knows what it does.
         if hasattr(gc, "freeze") and not gc.get_freeze_count():
@@ -194,7 +192,7 @@ class Scheduler(BaseScheduler):
     async def _begin_or_resume(self) -> bool:
         """Whether the queue holds pending entries."""
         info = await self.backend.info()
-        queue = f"Request queue {info.name or info.id!r} in {self.backend.location}"
+        queue = f"Request queue {info.title!r} in {self.backend.location}"
         finished = info.total > 0 and not info.pending
         purge = self.config.purge_on_start
         # Over the API the queue may hold what others want to keep, as it does with a name.
@@ -274,7 +272,7 @@ class Scheduler(BaseScheduler):
                 f"Request queue in {self.backend.location}: {done}; its counts are unknown: {error}"
             )
         return (
-            f"Request queue {info.name or info.id!r} in {self.backend.location}: {done};"
+            f"Request queue {info.title!r} in {self.backend.location}: {done};"
             f" the queue holds {info.handled} handled, {info.pending} pending"
             f"{self._reasons(failed)}"
         )

@@ -326,6 +326,17 @@ def test_control_characters_do_not_reach_the_terminal(queue: Queue) -> None:
 # Which queue
 
 
+def test_the_tools_of_the_embedded_queue_need_no_http(queue: Queue) -> None:
+    if queue.project.server is not None:
+        pytest.skip("the API is HTTP")
+    words = [sys.executable, "-X", "importtime", "-m", "scrapy", "rq", "status"]
+    done = subprocess.run(words, cwd=queue.project.folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "scrapy_apify_rq.commands.queues" in loaded
+    assert "aiohttp" not in loaded
+
+
 def test_a_queue_that_is_not_there_is_not_made(queue: Queue) -> None:
     words = ["list", "show x", "status", "errors", "retry --failed", "export -", "purge --yes"]
     for command in words:
@@ -608,7 +619,9 @@ def test_import_and_add_keep_the_order_of_the_file(tmp_path: Path, queue: Queue)
         pytest.skip("the embedded queue takes one batch at a time")
     failures = [error(500)]
     with serving_in_thread(tmp_path, TOKEN) as api:
-        api.before = lambda call: failures and call.is_("POST", "/requests/batch") and failures.pop()
+        api.before = lambda call: (
+            failures and call.is_("POST", "/requests/batch") and failures.pop()
+        )
         settings = {"APIFY_TOKEN": TOKEN, "APIFY_API_BASE_URL": api.url}
         urls = [f"http://x/{number}" for number in range(60)]
         queue.ok("add", *urls, "-q", "added", **settings)

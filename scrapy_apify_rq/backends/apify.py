@@ -19,26 +19,24 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, Lock, Operations, State
-from scrapy_apify_rq.backends.http import (
+from scrapy_apify_rq.backends.http import Answer, Client, Passing, Refused
+from scrapy_apify_rq.errors import BackendError
+from scrapy_apify_rq.models import Entry, read_date
+from scrapy_apify_rq.platform_limits import (
     BATCH_RATE,
     CRUD_RATE,
+    MAX_BATCH,
+    MAX_BODY,
     OTHER_RATE,
-    Answer,
-    Client,
-    Passing,
-    Refused,
-    together,
 )
-from scrapy_apify_rq.errors import BackendError
-from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.tasks import together
 
 logger = logging.getLogger(__name__)
 
-BATCH: Final = 25
-# The limit is 9 MiB of decompressed body; the rest is for brackets and commas.
-PAYLOAD_LIMIT: Final = 9 * 1024 * 1024 - 1024
+# The rest is for brackets and commas.
+PAYLOAD_LIMIT: Final = MAX_BODY - 1024
 HEAD_LIMIT: Final = 1000
-LOCK_LIMIT: Final = 25
+LOCK_LIMIT: Final = MAX_BATCH
 LIST_LIMIT: Final = 10_000
 
 # Complete entries kept so that they need not be fetched again: how many, and their bytes.
@@ -119,7 +117,7 @@ class ApifyBackend:
     ``count`` is called with the name of a stat at each event.
     """
 
-    batch = BATCH
+    batch = MAX_BATCH
     parallel = 16
     lag = 30.0
     consistency_delay = 3.0
@@ -231,7 +229,7 @@ class ApifyBackend:
             total,
             handled,
             pending,
-            datetime.fromisoformat(queue["modifiedAt"].replace("Z", "+00:00")),
+            read_date(queue["modifiedAt"]),
             Operations(stats.get("readCount", 0), stats.get("writeCount", 0)),
         )
 
@@ -648,7 +646,7 @@ class ApifyBackend:
         data = await self._get(id) or {}
         if not (ends := data.get("lockExpiresAt")):
             return None
-        expires_at = datetime.fromisoformat(ends.replace("Z", "+00:00"))
+        expires_at = read_date(ends)
         still = expires_at > datetime.now(timezone.utc)
         return Lock(data.get("lockByClient"), expires_at) if still else None
 
@@ -656,7 +654,7 @@ class ApifyBackend:
         self._fresh = False
         left = list(dict.fromkeys(ids))
         while left:
-            batch, left = left[:BATCH], left[BATCH:]
+            batch, left = left[:MAX_BATCH], left[MAX_BATCH:]
             await self._delete_batch(batch)
             for id in batch:
                 self._complete.pop(id)
@@ -734,7 +732,7 @@ def _by_size(entries: Sequence[Entry], texts: dict[str, bytes]) -> Iterator[Sequ
     size = 0
     for entry in entries:
         length = len(texts[entry.id]) + 1
-        if batch and (size + length > PAYLOAD_LIMIT or len(batch) == BATCH):
+        if batch and (size + length > PAYLOAD_LIMIT or len(batch) == MAX_BATCH):
             yield batch
             batch, size = [], 0
         batch.append(entry)

@@ -24,6 +24,7 @@ from typing import Final, TypeVar
 from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, Lock, State
 from scrapy_apify_rq.errors import BackendError, ConfigError
 from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.platform_limits import ID_LENGTH
 
 FILE_NAME: Final = "request_queues.sqlite"
 _OLDEST_SQLITE: Final = (3, 35)  # RETURNING
@@ -240,7 +241,7 @@ class File:
     def _create(self, name: str | None) -> int:
         """Make a new queue, within a transaction; its key."""
         alphabet = string.ascii_letters + string.digits
-        id = "".join(secrets.choice(alphabet) for _ in range(17))
+        id = "".join(secrets.choice(alphabet) for _ in range(ID_LENGTH))
         now = self._now()
         cursor = self._db.execute(
             "INSERT INTO queues (id, name, created_at, modified_at, accessed_at)"

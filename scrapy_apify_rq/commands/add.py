@@ -14,13 +14,14 @@ from scrapy_apify_rq.commands import adding, output, queues
 from scrapy_apify_rq.commands.queues import Queue
 from scrapy_apify_rq.errors import CodecError
 from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.requests import METHODS, RequestConverter
+from scrapy_apify_rq.platform_limits import METHODS
+from scrapy_apify_rq.requests import RequestConverter
 from scrapy_apify_rq.unique_keys import request_id
 
 NAME = "add"
 HELP = (
-    "Add requests that are not in the queue yet, with the keys that the spider gives them. It makes"
-    " a queue of this name where there is none"
+    "Add requests that are not in the queue yet, with the keys that the spider gives to links. It"
+    " makes a queue of this name where there is none"
 )
 EXAMPLE = "scrapy rq add https://example.com/product/1 https://example.com/product/2"
 

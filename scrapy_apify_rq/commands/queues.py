@@ -27,11 +27,12 @@ from scrapy.utils.misc import build_from_crawler, load_object
 
 from scrapy_apify_rq.backends import backend_for
 from scrapy_apify_rq.backends.base import Added, Backend
-from scrapy_apify_rq.backends.http import together
 from scrapy_apify_rq.config import Config
 from scrapy_apify_rq.errors import ConfigError
 from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.platform_limits import is_id
 from scrapy_apify_rq.requests import RequestConverter
+from scrapy_apify_rq.tasks import together
 from scrapy_apify_rq.unique_keys import Keys
 
 T = TypeVar("T")
@@ -113,7 +114,7 @@ class Queue:
             return RequestConverter(_NoSpider(), {}, self.config.trusted_modules)
         # Not initialised: __init__ may need the arguments of a crawl, and only names are looked up.
         spider = self.crawler.spidercls.__new__(self.crawler.spidercls)
-        return RequestConverter(spider, self.config.callbacks, self.config.trusted_modules)
+        return RequestConverter.from_config(spider, self.config)
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -207,7 +208,7 @@ def _readings(queue: str | None) -> list[tuple[str | None, str | None]]:
         return [(None, None)]
     if "~" in queue:
         return [(queue, None)]
-    if re.fullmatch("[a-zA-Z0-9]{17}", queue):
+    if is_id(queue):
         return [(queue, None), (None, queue)]
     return [(None, queue)]
 
