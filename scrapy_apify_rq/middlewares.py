@@ -60,7 +60,7 @@ def check(crawler: Crawler) -> None:
         normalize_url("")  # raises where yarl is not installed
     backends.check(config)
     if crawler.spider is not None:
-        RequestConverter(crawler.spider, config.callbacks)
+        RequestConverter.from_config(crawler.spider, config)  # raises for a missing callback
 
 
 class DownloaderMiddleware:
@@ -101,7 +101,7 @@ class SpiderMiddleware:
     def __init__(self) -> None:
         self.running: Mapping[Request, Visit] = {}
         # Before the scheduler is open, and in commands that do without it, nothing is held back.
-        self.is_full: Callable[[], bool] = bool
+        self.is_full: Callable[[], bool] = lambda: False
         self.room: Callable[[Request], Awaitable[None]]
         self.started: WeakSet[Request] = WeakSet()
         """Start requests; ``is_start_request`` does not tell, since copies of meta carry it."""

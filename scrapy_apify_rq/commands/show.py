@@ -12,7 +12,6 @@ from scrapy import Request
 from scrapy.settings import Settings
 
 from scrapy_apify_rq.commands import output, queues
-from scrapy_apify_rq.commands.list_entries import state_of
 from scrapy_apify_rq.commands.queues import Queue
 from scrapy_apify_rq.errors import CodecError, ConfigError, RequestQueueError
 from scrapy_apify_rq.models import Entry
@@ -73,7 +72,7 @@ def _likely_ids(queue: Queue, url: str) -> list[str]:
 async def _view(queue: Queue, entry: Entry) -> dict[str, Any]:
     lock = await queue.backend.lock_of(entry.id)
     view: dict[str, Any] = {
-        "state": "locked" if lock else state_of(entry),
+        "state": "locked" if lock else entry.state,
         "entry": json.loads(entry.to_json()),
     }
     if lock:
