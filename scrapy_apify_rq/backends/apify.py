@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, Lock, Operations, State
 from scrapy_apify_rq.backends.http import Answer, Client, Passing, Refused
+from scrapy_apify_rq.config import DEFAULTS
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.models import Entry, read_date
 from scrapy_apify_rq.platform_limits import (
@@ -133,7 +134,7 @@ class ApifyBackend:
         name: str | None = None,
         lock_secs: int | None = None,
         client_key: str | None = None,
-        patience: float = 600,
+        patience: float = DEFAULTS["APIFY_RQ_UNAVAILABLE_TIMEOUT"],
         count: Callable[[str], None],
     ) -> None:
         self._client = Client(base_url, token, patience=patience, count=count)

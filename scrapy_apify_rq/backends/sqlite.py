@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, Lock, State
+from scrapy_apify_rq.config import DEFAULTS
 from scrapy_apify_rq.errors import BackendError, ConfigError
 from scrapy_apify_rq.models import Entry
 from scrapy_apify_rq.platform_limits import ID_LENGTH
@@ -304,7 +305,7 @@ class SqliteBackend(File):
         id: str | None = None,
         lock_secs: int | None = None,
         client_key: str | None = None,
-        patience: float = 600,
+        patience: float = DEFAULTS["APIFY_RQ_UNAVAILABLE_TIMEOUT"],
         now: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(folder, patience, now)
@@ -342,7 +343,7 @@ class SqliteBackend(File):
 
     def _add(self, entry: Entry, json: str, forefront: bool, counters: Counters) -> Added:
         counters.writes += 1
-        handled = entry.handled_at is not None
+        handled = entry.is_handled
         stored = self._db.execute(
             "INSERT INTO requests (queue, id, position, failed, json) VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT DO NOTHING",
@@ -370,7 +371,7 @@ class SqliteBackend(File):
 
     def _update(self, entry: Entry, json: str, forefront: bool, counters: Counters) -> Added:
         counters.writes += 1
-        handled = entry.handled_at is not None
+        handled = entry.is_handled
         values = (counters.place(handled, forefront), entry.failed, json, self._key, entry.id)
         was = self._db.execute(
             "SELECT position IS NULL FROM requests WHERE queue = ? AND id = ?", values[3:]
