@@ -96,7 +96,7 @@ class Queue:
         return await self.backend.get(id) if id.isalnum() else None
 
     async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
-        """``Backend.add`` in no promised order: as many calls at a time as the backend allows."""
+        """``Backend.add``, with as many calls at a time as the backend allows."""
         calls = (self.backend.add(part, forefront=forefront) for part in self._parts(entries))
         return [answer for answers in await together(calls) for answer in answers]
 
