@@ -298,7 +298,7 @@ def _variable(environ: Mapping[str, str], names: Iterable[str]) -> tuple[str, st
 
 
 def is_enabled(settings: BaseSettings) -> bool:
-    """Whether the project wants the request queue at all; the rest may be wrong if it does not."""
+    """Whether the project wants the request queue; for who needs no more of the settings."""
     return _boolean(settings, "APIFY_RQ_ENABLED")
 
 

@@ -357,8 +357,8 @@ class Scheduler(BaseScheduler):
         """Wait until the outbox has room for a request, which a duplicate does not need."""
         # A fingerprint is kept for the request that it is asked for, and this one may still change.
         copy = request.copy()
-        id = request_id(self.keys.plain(copy))
-        if self.keys.is_repeatable(copy) or not self.frontier.knows(id):
+        keys = self.keys
+        if keys.is_repeatable(copy) or not self.frontier.knows(request_id(keys.plain(copy))):
             await self.frontier.room()
 
     def _is_duplicate(self, request: Request, key: str, repeatable: bool) -> bool:
