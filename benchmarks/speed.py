@@ -186,7 +186,7 @@ def _options() -> argparse.Namespace:
         "--delay", type=float, nargs="+", default=[0, 0.05], help="of the site, in seconds"
     )
     parser.add_argument(
-        "--slow-pages", type=int, default=100, help="pages for those that wait for their queue"
+        "--slow-pages", type=int, default=40, help="pages for those that wait for their queue"
     )
     parser.add_argument(
         "--many", type=int, nargs="*", default=[200, 5000], help="links of the page that stalls"

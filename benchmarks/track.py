@@ -142,10 +142,13 @@ class Track:
             words += ["--cpu", str(self._cores.crawls)]
         for name, value in {**contestant.kind.settings(place), **settings}.items():
             words += ["--set", f"{name}={json.dumps(value)}"]
+        environ = {**os.environ, **contestant.kind.environ(place)}
+        # An editable package would be compiled anew for each crawl, and no other contestant is one.
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)
         return subprocess.Popen(
             [sys.executable, *words],
             cwd=_ROOT,
-            env={**os.environ, **contestant.kind.environ(place)},
+            env=environ,
             stdout=subprocess.PIPE,
             text=True,
         )

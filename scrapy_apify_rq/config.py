@@ -58,7 +58,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "APIFY_RQ_TRUSTED_MODULES": [],
         "APIFY_RQ_PURGE_ON_START": False,
         "APIFY_RQ_WINDOW": 1000,
-        "APIFY_RQ_OUTBOX": 1000,
+        "APIFY_RQ_OUTBOX": 2000,
         "APIFY_RQ_IDLE_BEFORE_CLOSE": 0,
         "APIFY_RQ_PROGRESS": False,
         "APIFY_RQ_UNAVAILABLE_TIMEOUT": 600,

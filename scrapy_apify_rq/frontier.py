@@ -1,12 +1,14 @@
 """The async core: everything this process knows of the queue, between Scrapy and the backend.
 
-Entries wait in the *outbox* until the backend has confirmed them, and in the *window* until they
-are handed out. Invariants, each with a test of its name in tests/test_invariants.py:
+Entries wait in the outbox until the backend has confirmed them, and in the window until they are
+handed out. Here is what connects the two: claims, leases, and whether the crawl is finished.
+Invariants, each with a test of its name in tests/test_invariants.py; kept here where nothing else
+is said:
 
  1. The methods that the scheduler calls synchronously touch memory only.
  2. Adds before acks: an ack leaves only after every add made before it is confirmed, so a crash can
-    repeat a page but cannot lose its links.
- 3. An entry is acked only when Scrapy has finished with it (the scheduler sees to that).
+    repeat a page but cannot lose its links (``Outbox``).
+ 3. An entry is acked only when Scrapy has finished with it (the scheduler).
  4. "Nothing pending" needs an empty outbox, an empty window, nothing handed out, and the backend's
     answer "nothing" to a question asked after our last write was confirmed, asked again after the
     backend's lag.
@@ -15,9 +17,10 @@ are handed out. Invariants, each with a test of its name in tests/test_invariant
  6. A failure that retries cannot cure closes the spider with its reason; what is unsaved is never
     reported as finished.
  7. ``close()`` flushes, releases what it holds, and leaves unfinished entries pending.
- 8. An entry that cannot be decoded is acked with an error message (the scheduler sees to that).
- 9. Memory is bounded: window and outbox have limits; ``room()`` holds the spider back, and nothing
-    is handed out while too many acks wait.
+ 8. An entry that cannot be decoded is acked with an error message (the scheduler).
+ 9. What can be kept in the queue takes bounded memory: the window evicts, the outbox holds the
+    spider back (``Outbox.room``), and nothing is handed out while too many acks wait. Two things
+    grow with the crawl: the set of known ids, and requests that cannot be written (``keep``).
 10. An entry added here keeps its live request while it is in the window.
 11. Nothing of ours is kept in ``request.meta``: a ``Visit`` holds it.
 """
@@ -28,16 +31,16 @@ import asyncio
 import logging
 import math
 import time
-from bisect import insort
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from scrapy_apify_rq.appetite import Appetite
 from scrapy_apify_rq.backends.base import Added, Backend, Claim, Claimed
 from scrapy_apify_rq.errors import BackendError
-from scrapy_apify_rq.visits import Visit
+from scrapy_apify_rq.outbox import Outbox
+from scrapy_apify_rq.visits import Visit, entry_of
+from scrapy_apify_rq.window import Window
 
 if TYPE_CHECKING:
     from scrapy.statscollectors import StatsCollector
@@ -57,7 +60,7 @@ _PROLONG_AT = 1 / 4
 # Seconds for which the end of a crawl waits to give its leases back; they end by themselves, too.
 _UNLOCK_PATIENCE = 10
 # With this many callbacks waiting for room, more pages would take memory and bring nothing.
-_HELD_BACK = 16
+_MOST_BLOCKED = 16
 
 
 class Frontier:
@@ -86,7 +89,6 @@ class Frontier:
         self._backend = backend
         self._stats = stats
         self._window_limit = window
-        self._outbox_limit = outbox
         self._lock_secs = backend.lock_secs
         self._settle_time = max(backend.consistency_delay, idle_before_close)
         self._urgency = urgency
@@ -100,78 +102,73 @@ class Frontier:
         self._closing = False
         self._on_hold = False
         self._has_told_rate = False
+        self._warned_of_others = False
         self._known: set[bytes] = set()
         """Ids that the backend has confirmed, as bytes: a third less memory than text."""
 
-        self._adds: deque[tuple[int, Visit, bool]] = deque()
-        self._adds_made = 0
-        self._unconfirmed: OrderedDict[int, None] = OrderedDict()
-        """The numbers of the adds that are not confirmed, in order."""
-        self._updates: deque[tuple[int, Visit, bool]] = deque()
-        """With the number of the last add that must be confirmed first."""
-        self._sending: dict[str, Visit] = {}
-        """By id, all that the outbox holds."""
-        self._has_adds = asyncio.Event()
-        self._has_updates = asyncio.Event()
-        self._cutting_adds = asyncio.Lock()
-        self._cutting_updates = asyncio.Lock()
-        self._batch_is_full = asyncio.Event()
-        self._has_room = asyncio.Event()
-        self._held_back = 0
-        """How many wait for room."""
-        self._flushed = asyncio.Event()
-        self._flushed.set()
+        self._outbox = Outbox(
+            backend,
+            limit=outbox,
+            added=self._confirm_add,
+            updated=self._confirm_update,
+            wake=wake,
+            in_hurry=lambda: len(self._window) < _ENOUGH,
+        )
+        # Asked for each link, so not through a method in between.
+        self.is_full = self._outbox.is_full
+        self.room = self._outbox.room
+        self._window = Window()
+        self._out: dict[str, Visit] = {}
+        """By id, what is handed out."""
 
-        self._window: list[Visit] = []
-        """Sorted; the next one to hand out is the last."""
-        self._waiting: dict[str, Visit] = {}
-        """By id, those of the window that are in the backend, too; they count against its limit."""
-        self._orders = 0
         self._more = True
         """The backend may hold pending entries that are neither in the window nor handed out."""
-        self._behind = 0
+        self._unseen = 0
         """How many pending entries we know of and wait to see in a claim."""
         self._left_at = -math.inf
         """When such an entry last came into being; a lagging ``claim`` may not see it yet."""
-        self._claim_again_at = 0.0
-        self._claiming = False
-        self._out: dict[str, Visit] = {}
-        self._refill = asyncio.Event()
+        self._left_last = ""
+        """The id of that entry."""
         self._settled: dict[str, float] = {}
         """Ids lately acked or requeued, which a lagging ``claim`` may still show as they were."""
+        self._refill = asyncio.Event()
+        self._claim_turn = asyncio.Lock()
+        self._claim_again_at = 0.0
+        self._claiming = False
 
-        # Shared access only.
+        # These three serve shared access only.
         self._appetite = Appetite(window)
         self._left: OrderedDict[str, Visit] = OrderedDict()
         """Visits to entries that were added or requeued here and that anybody may claim now."""
         self._early: dict[str, Claimed] = {}
         """Claimed before the add or update that made them so was answered."""
-        self._left_last = ""
-        """The id of the newest one that was left."""
-        self._claim_turn = asyncio.Lock()
 
         self._drained = False
         self._is_quiet = False
         """The last answer, to a question asked at rest, had nothing for us."""
+        self._disturbed = False
+        """Something has happened since the last question."""
         self._empty_since: float | None = None
         """When the backend was first asked that has said "nothing pending" since."""
-        self._warned_of_others = False
         self._pause = _FIRST_PAUSE
         self._asked_at = 0.0
         self._ask_timer: asyncio.TimerHandle | None = None
 
-    async def open(self, *, has_pending: bool = True) -> None:
+    def open(self, *, has_pending: bool = True) -> None:
         self._more = has_pending
-        workers = [self._send_adds, self._send_updates] * self._backend.parallel
-        readers = [self._read] if self._lock_secs is None else [self._read, self._keep_leases]
-        self._tasks = [asyncio.create_task(self._guard(work())) for work in (*workers, *readers)]
+        readers = [self._read()] if self._lock_secs is None else [self._read(), self._keep_leases()]
+        work = [*self._outbox.work(), *readers]
+        self._tasks = [asyncio.create_task(self._guard(each)) for each in work]
 
     async def close(self) -> None:
-        """Send what is unsent, release what is held; unfinished entries stay pending."""
+        """Send what is unsent, release what is held; unfinished entries stay pending.
+
+        Does nothing if it was never opened.
+        """
+        if not self._tasks:
+            return
         self._closing = True
-        if self._tasks and self._error is None:
-            self._batch_is_full.set()
-            await self._flushed.wait()
+        await self._outbox.flush()
         if self._lock_secs is not None and self._error is None:
             await self._end_leases()
         if self._ask_timer is not None:
@@ -202,11 +199,7 @@ class Frontier:
 
     async def _give_back(self) -> None:
         """End the leases on what is in the window."""
-        ids = [id for id, visit in self._waiting.items() if visit.lease]
-        if ids:
-            self._window = [visit for visit in self._window if not visit.lease]
-            for id in ids:
-                del self._waiting[id]
+        if ids := self._window.drop_leased():
             await self._backend.unlock(ids)
 
     @property
@@ -215,35 +208,31 @@ class Frontier:
         return self._error
 
     @property
-    def waiting(self) -> int:
-        """Requests ready to be handed out."""
+    def ready(self) -> int:
+        """How many requests can be handed out."""
         return len(self._window)
 
     @property
     def unsaved(self) -> int:
         """Adds, updates and acks that the backend has not confirmed."""
-        return len(self._sending)
+        return len(self._outbox.visits)
 
     # What the scheduler calls from Scrapy's synchronous methods: memory only.
 
     def knows(self, id: str) -> bool:
-        return id in self._sending or id.encode() in self._known
+        return id in self._outbox.visits or id.encode() in self._known
 
     def remember(self, id: str) -> None:
         self._known.add(id.encode())
 
     def add(self, visit: Visit, entry: Entry, *, forefront: bool) -> None:
         """Put a new entry into the outbox; it can be handed out once it is confirmed."""
-        self._adds_made += 1
-        self._unconfirmed[self._adds_made] = None
-        self._adds.append((self._adds_made, visit, forefront))
-        self._put(visit, entry)
-        self._has_adds.set()
-        if len(self._adds) >= self._backend.batch:
-            self._batch_is_full.set()
+        self._outbox.add(visit, entry, forefront=forefront)
+        self._note_put()
 
     def keep(self, visit: Visit, *, forefront: bool) -> None:
-        """Put a visit without an entry into the window: it exists in memory only."""
+        """Put a visit without an entry into the window: it exists in memory only, and there is no
+        limit to these."""
         self._disturb()
         self._push(visit, forefront=forefront)
 
@@ -252,7 +241,10 @@ class Frontier:
         the queue does not keep up with the acks or the adds."""
         if self._is_low():
             self._ask_at(self._claim_again_at)
-        if self._on_hold or self._held_back >= _HELD_BACK or self._is_behind():
+        if self._on_hold or self._outbox.blocked >= _MOST_BLOCKED:
+            return None
+        if self._outbox.has_too_many_updates():
+            self._tell_rate()
             return None
         visit = self._pop()
         if visit is None:
@@ -261,10 +253,8 @@ class Frontier:
             self._out[visit.entry.id] = visit
         return visit
 
-    def _is_behind(self) -> bool:
-        """So many acks wait or are on their way that more would leave no room for adds."""
-        if len(self._sending) - len(self._unconfirmed) <= self._outbox_limit // 2:
-            return False
+    def _tell_rate(self) -> None:
+        """Say once that the queue holds up the crawl, if its rate is the reason."""
         if not self._has_told_rate and (rate := self._backend.rate_reached) is not None:
             self._has_told_rate = True
             logger.info(
@@ -272,7 +262,6 @@ class Frontier:
                 " until it has taken the acks of those before",
                 rate,
             )
-        return True
 
     def update(self, visit: Visit, entry: Entry, *, forefront: bool = False) -> None:
         """Put what became of a handed-out entry into the outbox: an ack, or a requeue."""
@@ -283,84 +272,25 @@ class Frontier:
             # It is open to others again by now: what they make of it must stand.
             self._lose(visit, entry, "before its retry was saved: left to others")
             return
-        self._updates.append((self._adds_made, visit, forefront))
-        self._put(visit, entry)
-        self._has_updates.set()
+        self._outbox.update(visit, entry, forefront=forefront)
+        self._note_put()
+
+    def _note_put(self) -> None:
+        self._disturb()
+        self._stats.max_value("apify_rq/outbox_max", len(self._outbox.visits))
 
     def has_pending(self) -> bool:
         """False once the queue is known to be empty, see invariant 4."""
-        if self._sending or self._window or self._out:
+        if not self._is_at_rest():
             return True
         if self._error is not None or self._on_hold:
             return True  # the spider is being closed or moved; it must not be taken for finished
         self._ask_at(self._asked_at + (self._pause if self._is_quiet else 0))
         return not self._drained
 
-    def is_full(self) -> bool:
-        """``room`` would wait. During ``close``, too: only ``start()`` can still ask, and Scrapy
-        cancels it.
-        """
-        return self._closing or len(self._sending) >= self._outbox_limit
-
-    async def room(self) -> None:
-        """Wait until the outbox has room for one more."""
-        while self.is_full():
-            if self._error is not None:
-                # Callbacks must come to their end. One that never waits must not stop the loop.
-                await asyncio.sleep(0)
-                return
-            self._has_room.clear()
-            self._held_back += 1
-            try:
-                await self._has_room.wait()
-            finally:
-                self._held_back -= 1
-
-    # The outbox.
-
-    def _put(self, visit: Visit, entry: Entry) -> None:
-        self._disturb()
-        self._sending[entry.id] = visit
-        self._stats.max_value("apify_rq/outbox_max", len(self._sending))
-        self._flushed.clear()
-
-    async def _send_adds(self) -> None:
-        while True:
-            async with self._cutting_adds:
-                await self._has_adds.wait()
-                await self._wait_for_company()
-                forefront, batch = self._cut_adds()
-            if batch:
-                entries = [_entry(visit) for _, visit in batch]
-                answers = await self._backend.add(entries, forefront=forefront)
-                for (number, visit), answer in zip(batch, answers, strict=True):
-                    del self._unconfirmed[number]
-                    self._confirm_add(visit, answer, forefront)
-                self._confirmed()
-            # The embedded queue answers at once; the crawl must get its turn all the same.
-            await asyncio.sleep(0)
-
-    async def _wait_for_company(self) -> None:
-        """Let a batch fill while the crawl has enough to do without it."""
-        in_hurry = self._closing or len(self._window) < _ENOUGH
-        if not self._backend.linger or in_hurry or len(self._adds) >= self._backend.batch:
-            return
-        self._batch_is_full.clear()
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._batch_is_full.wait(), self._backend.linger)
-
-    def _cut_adds(self) -> tuple[bool, list[tuple[int, Visit]]]:
-        batch: list[tuple[int, Visit]] = []
-        forefront = bool(self._adds) and self._adds[0][2]
-        while self._adds and self._adds[0][2] == forefront and len(batch) < self._backend.batch:
-            number, visit, _ = self._adds.popleft()
-            batch.append((number, visit))
-        if not self._adds:
-            self._has_adds.clear()
-        return forefront, batch
+    # What the outbox tells.
 
     def _confirm_add(self, visit: Visit, answer: Added, forefront: bool) -> None:
-        del self._sending[answer.id]
         self.remember(answer.id)
         claimed = self._early.pop(answer.id, None)
         if answer.refused is not None:
@@ -371,47 +301,15 @@ class Frontier:
             self._on_dropped(visit)
             if claimed is not None:
                 self._take(claimed)
-            elif not answer.was_already_handled and not self._is_held(answer.id):
+            elif not answer.was_already_handled and not self._is_here(answer.id):
                 self._leave(answer.id)  # made by an earlier run, or by others
         else:
             self._stats.inc_value("scheduler/enqueued")
             self._stats.inc_value("apify_rq/enqueued")
             self._push_or_leave(visit, claimed, forefront, now=forefront or not self._more)
 
-    async def _send_updates(self) -> None:
-        while True:
-            async with self._cutting_updates:
-                await self._has_updates.wait()
-                forefront, batch = self._cut_updates()
-            if batch:
-                entries = [_entry(visit) for visit in batch]
-                answers = await self._backend.update(entries, forefront=forefront)
-                for visit, was_handled in zip(batch, answers, strict=True):
-                    self._confirm_update(visit, forefront, was_handled)
-                self._confirmed()
-            await asyncio.sleep(0)
-
-    def _cut_updates(self) -> tuple[bool, list[Visit]]:
-        """Those that need not wait for an add any more."""
-        batch: list[Visit] = []
-        forefront = bool(self._updates) and self._updates[0][2]
-        oldest_add = next(iter(self._unconfirmed), self._adds_made + 1)
-        while self._updates and len(batch) < self._backend.batch:
-            after, visit, to_front = self._updates[0]
-            if after >= oldest_add:
-                self._has_updates.clear()
-                break
-            if to_front != forefront:
-                break
-            self._updates.popleft()
-            batch.append(visit)
-        if not self._updates:
-            self._has_updates.clear()
-        return forefront, batch
-
     def _confirm_update(self, visit: Visit, forefront: bool, was_handled: bool) -> None:
-        entry = _entry(visit)
-        del self._sending[entry.id]
+        entry = entry_of(visit)
         visit.lease = None
         claimed = self._early.pop(entry.id, None)
         if was_handled:
@@ -431,14 +329,6 @@ class Frontier:
         if entry.failed:
             self._stats.inc_value("apify_rq/failed")
 
-    def _confirmed(self) -> None:
-        self._has_room.set()
-        if self._updates:
-            self._has_updates.set()
-        if not self._sending:
-            self._flushed.set()
-        self._wake()
-
     def _push_or_leave(
         self, visit: Visit, claimed: Claimed | None, forefront: bool, *, now: bool
     ) -> None:
@@ -450,63 +340,46 @@ class Frontier:
             visit.lease = claimed.lease
             self._push(visit, forefront=forefront)
         elif self._lock_secs is not None:
-            self._left[_entry(visit).id] = visit
+            self._left[entry_of(visit).id] = visit
             if len(self._left) > self._window_limit:
                 self._left.popitem(last=False)
-            self._leave(_entry(visit).id)
+            self._leave(entry_of(visit).id)
             self._claim_again_at = 0.0
         elif now:
             self._push(visit, forefront=forefront)
         else:
-            self._leave(_entry(visit).id)
+            self._leave(entry_of(visit).id)
 
     # The window.
 
     def _push(self, visit: Visit, *, forefront: bool) -> None:
-        self._orders += 1
-        visit.order = self._orders if forefront else -self._orders
-        insort(self._window, visit, key=_rank)
-        if visit.entry is not None:
-            self._waiting[visit.entry.id] = visit
-            # Shared access claims no more than fits, and could not leave a lease behind.
-            if self._lock_secs is None and len(self._waiting) > self._window_limit:
-                self._evict()
-
-    def _evict(self) -> None:
-        """Forget the least urgent entry; it stays pending in the backend and is claimed later."""
-        index, entry = next(
-            (i, visit.entry) for i, visit in enumerate(self._window) if visit.entry is not None
-        )
-        del self._window[index]
-        del self._waiting[entry.id]
-        self._settled.pop(entry.id, None)  # a claim that shows it as it was still shows it
-        self._leave(entry.id)
+        self._window.push(visit, forefront=forefront)
+        # Shared access claims no more than fits, and could not leave a lease behind.
+        if self._lock_secs is None and len(self._window.stored) > self._window_limit:
+            id = self._window.drop_last()  # it stays pending in the backend and is claimed later
+            self._settled.pop(id, None)  # a claim that shows it as it was still shows it
+            self._leave(id)
 
     def _leave(self, id: str) -> None:
         """A pending entry that we know of stays out of the window."""
         self._more = True
-        self._behind += 1
+        self._unseen += 1
         self._left_at = time.monotonic()
         self._left_last = id
 
     def _pop(self) -> Visit | None:
-        while self._window:
-            visit = self._window.pop()
-            if visit.entry is not None:
-                del self._waiting[visit.entry.id]
-            if not self._has_lapsed(visit):
-                return visit
-            self._lose(visit, _entry(visit), "before it was handed out: left to others")
-        return None
+        while (visit := self._window.pop()) is not None and self._has_lapsed(visit):
+            self._lose(visit, entry_of(visit), "before it was handed out: left to others")
+        return visit
 
     def _is_low(self) -> bool:
         if self._lock_secs is not None:
-            return self._appetite.is_low(len(self._waiting))
+            return self._appetite.is_low(len(self._window.stored))
         # Late, because a head shows what waits here again before it shows anything new.
-        return self._more and len(self._waiting) <= self._window_limit // 4
+        return self._more and len(self._window.stored) <= self._window_limit // 4
 
     def _is_at_rest(self) -> bool:
-        return not (self._sending or self._window or self._out)
+        return not (self._outbox.visits or self._window or self._out)
 
     async def _read(self) -> None:
         while True:
@@ -530,8 +403,8 @@ class Frontier:
         at_rest = self._is_at_rest()
         self._disturbed = False
         self._asked_at = asked_at = time.monotonic()
-        held = self._waiting.keys() | self._out.keys() | self._sending.keys()
-        claim = await self._backend.claim(self._wanted(), held)
+        here = self._window.stored.keys() | self._out.keys() | self._outbox.visits.keys()
+        claim = await self._backend.claim(self._wanted(), here)
         if claim.others:
             self._warn_of_others()
         self._forget_settled(asked_at)
@@ -549,20 +422,20 @@ class Frontier:
 
     def _wanted(self) -> int:
         if self._lock_secs is None:
-            return self._window_limit - len(self._waiting)
-        return self._appetite.claim(len(self._waiting))
+            return self._window_limit - len(self._window.stored)
+        return self._appetite.claim(len(self._window.stored))
 
     def _plan_next_claim(self, asked_at: float, *, has_news: bool, more: bool) -> None:
         is_rich = has_news and more
         if self._lock_secs is None:
-            is_unseen = self._behind > 0 and self._left_at >= asked_at - self._backend.lag
-            self._more = more or is_unseen
+            is_hidden = self._unseen > 0 and self._left_at >= asked_at - self._backend.lag
+            self._more = more or is_hidden
             pause = min(self._backend.lag / 4, 1)
         else:
             if has_news:
                 self._appetite.feed(is_rich=is_rich)
             elif not self._disturbed:
-                self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+                self._lengthen_pause()
             # What was left while the question was on its way may not be in its answer.
             pause = self._pause if self._left_at < asked_at else 0
         self._claim_again_at = 0.0 if is_rich else asked_at + pause
@@ -571,15 +444,15 @@ class Frontier:
         """False for what we have, and for what the answer shows as before our last write."""
         id = claimed.entry.id
         if self._lock_secs is None:
-            return not self._is_held(id) and id not in self._settled
-        if id in self._sending:
+            return not self._is_here(id) and id not in self._settled
+        if id in self._outbox.visits:
             self._early[id] = claimed
-        elif visit := self._waiting.get(id) or self._out.get(id):
+        elif visit := self._window.stored.get(id) or self._out.get(id):
             visit.lease = claimed.lease  # the one that we had has ended
-        return not self._is_held(id)
+        return not self._is_here(id)
 
-    def _is_held(self, id: str) -> bool:
-        return id in self._waiting or id in self._out or id in self._sending
+    def _is_here(self, id: str) -> bool:
+        return id in self._window.stored or id in self._out or id in self._outbox.visits
 
     def _forget_settled(self, asked_at: float) -> None:
         """Forget those that no answer to a question asked then, or later, can show as they were."""
@@ -592,9 +465,10 @@ class Frontier:
     def _take(self, claimed: Claimed) -> None:
         entry = claimed.entry
         if self._lock_secs is None:
-            self._behind -= self._behind > 0 and entry.id.encode() in self._known
+            if self._unseen > 0 and entry.id.encode() in self._known:
+                self._unseen -= 1
         elif entry.id == self._left_last:
-            self._behind = 0
+            self._unseen = 0
         visit = self._left.pop(entry.id, None)
         if visit is None or visit.entry != entry:
             visit = Visit(entry, urgency=self._urgency(entry))
@@ -610,8 +484,8 @@ class Frontier:
         while True:
             await asyncio.sleep(self._lock_secs / _LOOKS)
             until = time.time() + self._lock_secs * (1 - _PROLONG_AT)
-            held = {**self._sending, **self._waiting, **self._out}
-            due = {id: visit for id, visit in held.items() if visit.lease and visit.lease < until}
+            here = {**self._outbox.visits, **self._window.stored, **self._out}
+            due = {id: visit for id, visit in here.items() if visit.lease and visit.lease < until}
             if due:
                 await self._prolong(due)
 
@@ -620,11 +494,11 @@ class Frontier:
         for id, visit in due.items():
             if id in leases:
                 visit.lease = leases[id]
-            elif self._waiting.get(id) is visit:
+            elif self._window.stored.get(id) is visit:
                 visit.lease = time.time()  # dropped when its turn comes
             elif self._out.get(id) is visit:
                 also = "while it was crawled: another worker may crawl it, too"
-                self._lose(visit, _entry(visit), also)
+                self._lose(visit, entry_of(visit), also)
 
     def _has_lapsed(self, visit: Visit) -> bool:
         return visit.lease is not None and visit.lease <= time.time()
@@ -647,29 +521,32 @@ class Frontier:
         self._empty_since = None
         self._pause = _FIRST_PAUSE
 
+    def _lengthen_pause(self) -> None:
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+
     async def _note_quiet(self, asked_at: float, claim: Claim) -> None:
         """The backend had nothing for us while nothing was on its way."""
         self._is_quiet = True
         if self._lock_secs is None:
-            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+            self._lengthen_pause()
         if claim.leased:  # who holds the lease may add more
             self._empty_since = None
             self._ask_at(asked_at + self._pause)
             return
         if self._empty_since is None:
             self._empty_since = asked_at
-        if self._behind and self._lock_secs is not None:
+        if self._unseen and self._lock_secs is not None:
             await self._look_for_the_last()
             if self._disturbed:
                 return
         # Entries that we know of and do not see: the answer lags, or others have taken them.
-        wait = max(self._settle_time, self._backend.lag) if self._behind else self._settle_time
+        wait = max(self._settle_time, self._backend.lag) if self._unseen else self._settle_time
         left = self._empty_since + wait - asked_at
         if left > 0 or claim.entries or claim.more:
             self._ask_at(asked_at + min(self._pause, max(left, _FIRST_PAUSE)))
         elif not self._drained:
             self._drained = True
-            self._behind = 0
+            self._unseen = 0
             self._wake()
 
     async def _look_for_the_last(self) -> None:
@@ -678,7 +555,7 @@ class Frontier:
         """
         entry = await self._backend.get(self._left_last)
         if entry is None or entry.handled_at is not None:
-            self._behind = 0
+            self._unseen = 0
 
     def _warn_of_others(self) -> None:
         if self._lock_secs is None and not self._warned_of_others:
@@ -721,15 +598,5 @@ class Frontier:
     def _fail(self, error: BackendError) -> None:
         if self._error is None:
             self._error = error
-            self._has_room.set()
-            self._flushed.set()
+            self._outbox.fail()
             self._on_failed(error)
-
-
-def _entry(visit: Visit) -> Entry:
-    assert visit.entry is not None  # the outbox holds no others
-    return visit.entry
-
-
-def _rank(visit: Visit) -> tuple[bool, int, int]:
-    return (*visit.urgency, visit.order)

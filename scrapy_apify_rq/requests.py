@@ -167,7 +167,7 @@ class RequestConverter:
         return cls(spider, config.callbacks, config.trusted_modules)
 
     def encode(self, request: Request, unique_key: str, replaced: Entry | None = None) -> Entry:
-        """Write a request; raises CodecError if it would not come back the same.
+        """Write a request; raises CodecError, and only that, if it would not come back the same.
 
         ``replaced`` is the entry whose ``userData`` of other origin is kept.
         """
@@ -176,6 +176,14 @@ class RequestConverter:
         return entry
 
     def _encode(self, request: Request, unique_key: str, replaced: Entry | None) -> Entry:
+        try:
+            return self._entry(request, unique_key, replaced)
+        except CodecError:
+            raise
+        except Exception as error:  # a subclass of Request may compute its attributes
+            raise CodecError(_reason(error)) from error
+
+    def _entry(self, request: Request, unique_key: str, replaced: Entry | None) -> Entry:
         blob = self._blob(request)
         user_data = dict(replaced.user_data) if replaced is not None else {}
         if "callback" in blob and ("scrapy" in user_data or "label" not in user_data):
@@ -291,8 +299,7 @@ class RequestConverter:
         except CodecError as error:
             raise CodecError(str(error)[:_REASON_LIMIT]) from error
         except Exception as error:  # any constructor may object to what a stranger has written
-            reason = f"{type(error).__name__}: {error}"
-            raise CodecError(reason[:_REASON_LIMIT]) from error
+            raise CodecError(_reason(error)) from error
         if entry.no_retry not in (None, bool(request.meta.get("dont_retry"))):
             request.meta["dont_retry"] = entry.no_retry
         return request
@@ -369,6 +376,10 @@ class RequestConverter:
         others = {k: v for k, v in entry.user_data.items() if k != "scrapy_request"}
         values["meta"] = {**values.get("meta", {}), **({"userData": others} if others else {})}
         return cls(**values)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:_REASON_LIMIT]
 
 
 def _flat(entry: Entry) -> dict[str, Any]:

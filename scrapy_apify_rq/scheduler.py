@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 from collections import Counter
+from contextlib import AsyncExitStack
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final, cast
 
@@ -100,7 +101,10 @@ class Scheduler(BaseScheduler):
             log=self._log,
         )
         self.run_events = RunEvents(crawler, config, self.frontier.hold)
-        self._is_open = False
+        self._opened: AsyncExitStack | None = None
+        """Closes what is open."""
+        self._reason = "shutdown"
+        """Why the spider is closed; this is Scrapy's word for one that could not be opened."""
         self._open_error: BackendError | None = None
         """Why the queue could not be opened."""
         self._reaper: asyncio.Task[None] | None = None
@@ -113,7 +117,7 @@ class Scheduler(BaseScheduler):
 
     def __len__(self) -> int:
         """Requests waiting in this process; the queue may hold many more."""
-        return self.frontier.waiting
+        return self.frontier.ready
 
     # Opening and closing.
 
@@ -125,27 +129,31 @@ class Scheduler(BaseScheduler):
         self.spider = spider
         self.converter = RequestConverter.from_config(spider, self.config)
         self.spider_middleware = self._attach_middlewares()
-        await self._open_dupefilter()
-        try:
-            await self.backend.open()
-            if self.config.access == "shared" and self.config.client_key is not None:
-                await self.backend.unlock()  # what a run before us held, with the same key
-            has_pending = await self._begin_or_resume()
-            await self._remember_foreign_starts()
-        except BackendError as error:
-            # Raised from here, it would be buried under errors of an engine that is half up. Once
-            # the engine runs and asks for a request, it can close the spider properly.
-            self._open_error = error
-        except BaseException:
-            await self.backend.close()
-            raise
-        else:
-            await self.frontier.open(has_pending=has_pending)
-            self._reaper = asyncio.create_task(self._reap_regularly())
-            self.progress.start()
-            self.run_events.open()
-        self._is_open = True
+        async with AsyncExitStack() as opened:
+            await self._open_dupefilter()
+            opened.push_async_callback(self._close_dupefilter)
+            opened.push_async_callback(self.backend.close)
+            opened.push_async_callback(self.progress.stop)
+            try:
+                await self._open_backend()
+            except BackendError as error:
+                # Raised from here, it would be buried under errors of an engine that is half up.
+                # Once the engine runs and asks for a request, it can close the spider properly.
+                self._open_error = error
+            self._opened = opened.pop_all()
         self._freeze()
+
+    async def _open_backend(self) -> None:
+        """Open the backend, and start all that works with it."""
+        await self.backend.open()
+        if self.config.access == "shared" and self.config.client_key is not None:
+            await self.backend.unlock()  # what a run before us held, with the same key
+        has_pending = await self._begin_or_resume()
+        await self._remember_foreign_starts()
+        self.frontier.open(has_pending=has_pending)
+        self._reaper = asyncio.create_task(self._reap_regularly())
+        self.progress.start()
+        self.run_events.open()
 
     def _freeze(self) -> None:
         """Spare the garbage collector what was made before the crawl, until the crawl has ended.
@@ -188,6 +196,11 @@ class Scheduler(BaseScheduler):
             self._dupefilter = build_from_crawler(cls, self.crawler)
             if (opened := self._dupefilter.open()) is not None:
                 await maybe_deferred_to_future(opened)
+
+    async def _close_dupefilter(self) -> None:
+        own = self._dupefilter
+        if own is not None and (closed := own.close(self._reason)) is not None:
+            await maybe_deferred_to_future(closed)
 
     async def _begin_or_resume(self) -> bool:
         """Whether the queue holds pending entries."""
@@ -234,23 +247,19 @@ class Scheduler(BaseScheduler):
         return deferred_from_coro(self._close(reason))
 
     async def _close(self, reason: str) -> None:
-        if not self._is_open:
+        if self._opened is None:
             return
-        self._is_open = False
+        opened, self._opened = self._opened, None
+        self._reason = reason
         if self._has_frozen:
             gc.unfreeze()
-        self._reap()
-        if self._reaper is not None:
-            self._reaper.cancel()
-        await self.run_events.close()
-        try:
+        async with opened:
+            self._reap()
+            if self._reaper is not None:
+                self._reaper.cancel()
+            await self.run_events.close()
             await self.frontier.close()
             self._announce(await self._summary())
-        finally:
-            await self.progress.stop()
-            await self.backend.close()
-            if self._dupefilter is not None and (closed := self._dupefilter.close(reason)):
-                await maybe_deferred_to_future(closed)
 
     async def _summary(self) -> str:
         if self._open_error is not None:

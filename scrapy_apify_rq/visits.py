@@ -69,3 +69,9 @@ class Visit:
         if self.reached_callback:
             return f"{self.status_text}, but the callback asked for a retry"
         return self.download_error or self.status_text or "a middleware asked for a retry"
+
+
+def entry_of(visit: Visit) -> Entry:
+    """For a visit that is known to have one: the outbox and the backend hold no others."""
+    assert visit.entry is not None
+    return visit.entry

@@ -503,6 +503,20 @@ async def test_a_refused_update_is_reported_and_not_claimed_again(
 
 
 @asynchronous
+async def test_an_update_of_one_entry_makes_no_task(tmp_path: Path) -> None:
+    async with queue(tmp_path) as q, q.open() as backend:
+        made: list[Any] = []
+
+        def make(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+            made.append(work)
+            return asyncio.Task(work, loop=loop, **options)
+
+        asyncio.get_running_loop().set_task_factory(make)
+        await backend.update([entry("a", handled_at=HANDLED_AT)], forefront=False)
+        assert not [work for work in made if ApifyBackend.__name__ in work.__qualname__]
+
+
+@asynchronous
 async def test_refused_updates_without_end_are_a_failure(tmp_path: Path) -> None:
     async with queue(tmp_path) as q, q.open() as backend:
         q.api.before = lambda call: error(400) if call.method == "PUT" else None

@@ -120,6 +120,12 @@ AT_OPEN: dict[str, tuple[Callable[[Api], None], dict[str, Any], str, str]] = {
         "apify_rq_unavailable",
         "APIFY_RQ_UNAVAILABLE_TIMEOUT is 1",
     ),
+    "shared": (
+        lambda api: None,
+        {"APIFY_TOKEN": "wrong", "APIFY_RQ_ACCESS": "shared"},
+        "apify_rq_unauthorized",
+        "Set APIFY_TOKEN",
+    ),
 }
 
 

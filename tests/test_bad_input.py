@@ -132,6 +132,59 @@ def test_wrong_input_stops_the_crawl_before_it_starts(
     assert "Spider opened" not in crawl.log
 
 
+def test_a_dupefilter_of_the_project_is_closed_where_the_queue_cannot_be_opened(
+    tmp_path: Path,
+) -> None:
+    spider = f"""
+    from pathlib import Path
+    from scrapy.dupefilters import RFPDupeFilter
+
+    class Spoiler(RFPDupeFilter):
+        def open(self):
+            # Later than the check of all settings, which would find it.
+            Path("storage").mkdir(exist_ok=True)
+            Path("storage/{FILE_NAME}").write_text("no database" * 100)
+
+        def close(self, reason):
+            print("closed:", reason)
+
+    class Spider(scrapy.Spider):
+        name = "spider"
+        start_urls = ["http://localhost:9/"]
+    """
+    settings = {"DUPEFILTER_CLASS": "project.spiders.Spoiler"}
+    crawl = Project(tmp_path, spider, settings=settings).run("crawl", "spider")
+    assert "ConfigError" in crawl.log
+    assert crawl.output.splitlines() == ["closed: shutdown"]
+
+
+def test_a_dupefilter_of_the_project_is_closed_where_the_queue_cannot_be_closed(
+    tmp_path: Path,
+) -> None:
+    spider = """
+    from scrapy.dupefilters import RFPDupeFilter
+    from scrapy_apify_rq.backends.sqlite import SqliteBackend
+
+    class Filter(RFPDupeFilter):
+        def close(self, reason):
+            print("closed:", reason)
+
+    async def close(self, close=SqliteBackend.close):
+        await close(self)
+        raise OSError("the disk is gone")
+
+    SqliteBackend.close = close
+
+    class Spider(scrapy.Spider):
+        name = "spider"
+        start_urls = ["data:,"]
+    """
+    settings = {"DUPEFILTER_CLASS": "project.spiders.Filter"}
+    crawl = Project(tmp_path, spider, settings=settings).run("crawl", "spider")
+    assert "OSError: the disk is gone" in crawl.log
+    assert crawl.output.splitlines() == ["closed: finished"]
+
+
 # The queue's state
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,16 @@ def test_a_command_without_a_spider_works(
     assert done.returncode == 0, done.log
     assert expected in done.output
     assert not (project.folder / "storage").exists()
+
+
+def test_a_project_without_the_queue_loads_next_to_nothing_of_ours(tmp_path: Path) -> None:
+    """Scrapy imports the module of ``scrapy rq`` for each of its commands, wherever it is run."""
+    words = [sys.executable, "-X", "importtime", "-m", "scrapy", "version"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    ours = {name for name in loaded if name.startswith("scrapy_apify_rq.")}
+    assert "scrapy_apify_rq.errors" in ours
+    assert ours <= {f"scrapy_apify_rq.{name}" for name in ("commands", "commands.rq", "errors")}
 
 
 @pytest.mark.parametrize("installation", INSTALLATIONS)

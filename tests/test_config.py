@@ -67,7 +67,7 @@ def test_defaults() -> None:
         "trusted_modules": (),
         "purge_on_start": False,
         "window": 1000,
-        "outbox": 1000,
+        "outbox": 2000,
         "idle_before_close": 0.0,
         "progress": False,
         "unavailable_timeout": 600.0,

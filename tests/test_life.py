@@ -677,6 +677,43 @@ def test_a_request_that_cannot_be_written_is_crawled_from_memory(unfiltered: Lif
     assert unfiltered.crawl.stats["dupefilter/filtered"] == 1
 
 
+FAULTY = """
+class Moody(scrapy.Request):
+    attributes = (*scrapy.Request.attributes, "mood")
+
+    def __init__(self, *args, mood=None, **options):
+        super().__init__(*args, **options)
+        self._mood = mood
+
+    @property
+    def mood(self):
+        if self._mood == "bad" or "retry_times" in self.meta:
+            raise RuntimeError("in no mood")
+        return self._mood
+
+class Spider(scrapy.Spider):
+    name = "spider"
+    start_urls = [SITE + "/"]
+
+    def parse(self, response):
+        yield Moody(SITE + "/again", callback=self.parse_page)
+        yield Moody(SITE + "/bad", callback=self.parse_page, mood="bad")
+
+    def parse_page(self, response):
+        pass
+"""
+
+
+def test_a_request_that_raises_when_it_is_written_is_crawled_from_memory(tmp_path: Path) -> None:
+    pages = {"/": "a page", "/again": [503, "a page"], "/bad": "a page"}
+    life = live(tmp_path, FAULTY, pages)
+    assert sorted(life.site.paths) == ["/", "/again", "/again", "/bad"]
+    assert life.entry("/again").handled_at is not None
+    assert life.entries("/bad") == []
+    assert life.crawl.stats["scheduler/unserializable"] == 2
+    assert "cannot be written to the queue: RuntimeError: in no mood." in life.crawl.log
+
+
 # Started again
 
 RESTARTED = """

@@ -19,7 +19,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, Lock, Operations, State
-from scrapy_apify_rq.backends.http import Answer, Client, Passing, Refused
+from scrapy_apify_rq.backends.http import CONNECTIONS, Answer, Client, Passing, Refused
 from scrapy_apify_rq.config import DEFAULTS
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.models import Entry, read_date
@@ -120,6 +120,9 @@ class ApifyBackend:
 
     batch = MAX_BATCH
     parallel = 16
+    # No endpoint takes several. More than there are connections would only wait for one.
+    update_batch = 1
+    update_parallel = CONNECTIONS
     lag = 30.0
     consistency_delay = 3.0
     linger = 0.1
@@ -477,6 +480,8 @@ class ApifyBackend:
 
     async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[bool]:
         self._fresh = False
+        if len(entries) == 1:  # as the frontier has it; a task costs more than the rest
+            return [await self._put(entries[0], forefront)]
         return await together(self._put(entry, forefront) for entry in entries)
 
     async def _put(self, entry: Entry, forefront: bool) -> bool:

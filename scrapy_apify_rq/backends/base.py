@@ -77,9 +77,13 @@ class Backend(Protocol):
     """
 
     batch: int
-    """The most entries that ``add`` and ``update`` take in one call."""
+    """The most entries that ``add`` takes in one call."""
     parallel: int
-    """How many calls of ``add``, and as many of ``update``, may be under way at one time."""
+    """How many calls of ``add`` may be under way at one time."""
+    update_batch: int
+    """With how many entries to call ``update``: as many as it writes at once; it takes more."""
+    update_parallel: int
+    """How many such calls may be under way at one time."""
     linger: float
     """Seconds for which an add may wait for company, since calls are what costs; 0 = none."""
     lag: float

@@ -38,7 +38,7 @@ _LONGEST_BACKOFF: Final = 30.0
 # aiohttp has no timeout for writing, so a server that stops reading is held to the total.
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=360, sock_connect=10, sock_read=30)
 # Enough for CRUD_RATE at 0.3 seconds a call.
-_CONNECTIONS: Final = 120
+CONNECTIONS: Final = 120
 # A batch of 25 links, 5.8 KB, becomes 1.0 KB in 0.012 ms of CPU; the call itself costs 0.07 ms
 # (benchmarks/http_transport.py). Below this size all fits into one packet anyway.
 _COMPRESS_FROM: Final = 1024
@@ -144,7 +144,7 @@ class Client:
     def open(self) -> None:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=_CONNECTIONS, keepalive_timeout=30),
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=30),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=self._headers,
                 timeout=_TIMEOUT,

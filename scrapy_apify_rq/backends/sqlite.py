@@ -232,7 +232,8 @@ class File:
         return self._connection
 
     async def open(self) -> None:
-        await self.close()  # find() may have opened it
+        if self._connection is not None:  # find() has opened it
+            self._connection.close()
         self._connection = connect(self._folder)
 
     async def close(self) -> None:
@@ -292,6 +293,8 @@ class SqliteBackend(File):
 
     batch = 25
     parallel = 1
+    update_batch = 25
+    update_parallel = 1
     linger = 0.0
     lag = 0.0
     consistency_delay = 0.0

@@ -97,16 +97,13 @@ class Queue:
 
     async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
         """``Backend.add``, with as many calls at a time as the backend allows."""
-        calls = (self.backend.add(part, forefront=forefront) for part in self._parts(entries))
+        parts = _parts(entries, self.backend.batch)
+        calls = (self.backend.add(part, forefront=forefront) for part in parts)
         return [answer for answers in await together(calls) for answer in answers]
 
     async def update(self, entries: Sequence[Entry], *, forefront: bool) -> None:
-        calls = (self.backend.update(part, forefront=forefront) for part in self._parts(entries))
-        await together(calls)
-
-    def _parts(self, entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
-        for start in range(0, len(entries), self.backend.batch):
-            yield entries[start : start + self.backend.batch]
+        parts = _parts(entries, self.backend.update_batch)
+        await together(self.backend.update(part, forefront=forefront) for part in parts)
 
     def converter(self) -> RequestConverter:
         """What reads the entries as the spider's requests; without a spider, with no callbacks."""
@@ -115,6 +112,11 @@ class Queue:
         # Not initialised: __init__ may need the arguments of a crawl, and only names are looked up.
         spider = self.crawler.spidercls.__new__(self.crawler.spidercls)
         return RequestConverter.from_config(spider, self.config)
+
+
+def _parts(entries: Sequence[Entry], size: int) -> Iterator[Sequence[Entry]]:
+    for start in range(0, len(entries), size):
+        yield entries[start : start + size]
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
