@@ -36,7 +36,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from scrapy_apify_rq.appetite import Appetite
-from scrapy_apify_rq.backends.base import Added, Backend, Claim, Claimed
+from scrapy_apify_rq.backends.base import Added, Backend, Claim, Claimed, Updated
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.outbox import Outbox
 from scrapy_apify_rq.visits import Visit, entry_of
@@ -308,17 +308,19 @@ class Frontier:
             self._stats.inc_value("apify_rq/enqueued")
             self._push_or_leave(visit, claimed, forefront, now=forefront or not self._more)
 
-    def _confirm_update(self, visit: Visit, forefront: bool, was_handled: bool) -> None:
+    def _confirm_update(self, visit: Visit, answer: Updated, forefront: bool) -> None:
         entry = entry_of(visit)
         visit.lease = None
         claimed = self._early.pop(entry.id, None)
-        if was_handled:
+        if answer.was_handled:
             self._stats.inc_value("apify_rq/handled_twice")
             self._warn_of_others()
         now = time.monotonic()
         self._settled.pop(entry.id, None)  # so that the oldest stay in front
         self._settled[entry.id] = now
         self._forget_settled(self._asked_at if self._claiming else now)
+        if answer.refused and (entry.handled_at is not None or self._lock_secs is not None):
+            return  # it stays pending: for the next run, or for whoever claims it next
         if entry.handled_at is None:
             self._stats.inc_value("scheduler/enqueued")
             self._stats.inc_value("apify_rq/retried")

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from scrapy_apify_rq.backends.base import Added, Backend
+from scrapy_apify_rq.backends.base import Added, Backend, Updated
 from scrapy_apify_rq.models import Entry
 from scrapy_apify_rq.visits import Visit, entry_of
 
@@ -20,8 +20,8 @@ from scrapy_apify_rq.visits import Visit, entry_of
 class Outbox:
     """Sends while its ``work`` runs.
 
-    ``added`` is called with the backend's answer to an add and its ``forefront``; ``updated`` with
-    an update's ``forefront``, and whether the entry was handled before; ``wake`` after them.
+    ``added`` and ``updated`` are called with the backend's answer to an add or an update and its
+    ``forefront``; ``wake`` after them.
     ``in_hurry`` says whether the crawl waits for what it has added.
     """
 
@@ -31,7 +31,7 @@ class Outbox:
         *,
         limit: int,
         added: Callable[[Visit, Added, bool], None],
-        updated: Callable[[Visit, bool, bool], None],
+        updated: Callable[[Visit, Updated, bool], None],
         wake: Callable[[], None],
         in_hurry: Callable[[], bool],
     ) -> None:
@@ -167,9 +167,9 @@ class Outbox:
         if batch:
             entries = [entry_of(visit) for visit in batch]
             answers = await self._backend.update(entries, forefront=forefront)
-            for visit, was_handled in zip(batch, answers, strict=True):
+            for visit, answer in zip(batch, answers, strict=True):
                 del self.visits[entry_of(visit).id]
-                self._on_updated(visit, forefront, was_handled)
+                self._on_updated(visit, answer, forefront)
             self._confirmed()
 
     def _cut_updates(self) -> tuple[bool, list[Visit]]:

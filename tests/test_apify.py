@@ -23,9 +23,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from scrapy_apify_rq.backends import http
+from scrapy_apify_rq.backends import apify, head, http
 from scrapy_apify_rq.backends.apify import ApifyBackend
-from scrapy_apify_rq.backends.base import Added, Claim
+from scrapy_apify_rq.backends.base import Added, Claim, Updated
+from scrapy_apify_rq.backends.sqlite import SqliteBackend
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.models import Entry
 from scrapy_apify_rq.unique_keys import request_id
@@ -60,14 +61,14 @@ class Queue:
     @asynccontextmanager
     async def open(self, **options: Any) -> AsyncIterator[ApifyBackend]:
         options = {"name": "queue", "patience": 20.0, **options}
-        backend = ApifyBackend(self.api.url, TOKEN, count=self._count, **options)
+        backend = ApifyBackend(self.api.url, TOKEN, inc_stat=self._inc_stat, **options)
         try:
             await backend.open()
             yield backend
         finally:
             await backend.close()
 
-    def _count(self, name: str) -> None:
+    def _inc_stat(self, name: str) -> None:
         self.stats[name.removeprefix("apify_rq/api/")] += 1
 
 
@@ -75,6 +76,17 @@ class Queue:
 async def queue(folder: Path) -> AsyncIterator[Queue]:
     async with serving(folder, TOKEN) as api:
         yield Queue(api)
+
+
+@asynccontextmanager
+async def stored(folder: Path) -> AsyncIterator[SqliteBackend]:
+    """The server's own queue, which has no limits and no pace."""
+    backend = SqliteBackend(folder, name="queue")
+    try:
+        await backend.open()
+        yield backend
+    finally:
+        await backend.close()
 
 
 def entry(key: str, **values: Any) -> Entry:
@@ -124,17 +136,6 @@ def first(answers: int, give: Callable[[], Any], method: str, path: str) -> Call
 
 
 # Adding
-
-
-@asynchronous
-async def test_a_batch_has_25_entries_at_most(tmp_path: Path) -> None:
-    async with queue(tmp_path) as q, q.open() as backend:
-        answers = await backend.add(numbered(60), forefront=True)
-        batches = q.api.of("POST", "/requests/batch")
-        assert [len(batch.json) for batch in batches] == [25, 25, 10]
-        assert {batch.query["forefront"] for batch in batches} == {"true"}
-        assert [answer.id for answer in answers] == [e.id for e in numbered(60)]
-        assert all(news(answers))
 
 
 @asynchronous
@@ -389,7 +390,7 @@ async def test_our_own_entries_need_no_call(tmp_path: Path) -> None:
 
 
 @asynchronous
-async def test_a_backlog_that_fits_costs_one_list(tmp_path: Path) -> None:
+async def test_a_backlog_that_fits_is_listed(tmp_path: Path) -> None:
     async with queue(tmp_path) as q:
         async with q.open() as other:
             await fill(other, numbered(200))
@@ -403,7 +404,7 @@ async def test_a_backlog_that_fits_costs_one_list(tmp_path: Path) -> None:
             seen += await claimed(backend, 134, known=seen)
             seen += await claimed(backend, 100, known=seen)
             assert seen == numbered(200)
-            assert [call.path for call in q.api.calls] == ["/head", "/requests", "/head"]
+            assert [call.path for call in q.api.calls] == ["/head", *["/requests"] * 2, "/head"]
             assert q.api.calls[1].query["filter"] == "pending"
 
 
@@ -450,6 +451,83 @@ async def test_a_late_list_does_not_undo_what_we_have_put(tmp_path: Path) -> Non
             assert len(q.api.of("GET", "/requests")) == 1
 
 
+@asynchronous
+async def test_a_list_is_read_in_pages_until_there_is_no_more_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole list of large entries would take a gigabyte, and hold up the crawl."""
+    monkeypatch.setattr(head, "_COMPLETE_BYTES", 300_000)
+    monkeypatch.setattr(apify, "_PAGE_BYTES", 200_000)
+    pages: list[int] = []
+
+    def after(call: Call, data: Any) -> Any:
+        if call.is_("GET", "/requests"):
+            pages.append(len(data["items"]))
+        return data
+
+    entries = numbered(1600, user_data={"text": "x" * 900})
+    async with queue(tmp_path) as q, q.open() as backend:
+        async with stored(tmp_path) as embedded:
+            await embedded.add(entries, forefront=False)
+        q.api.after = after
+        seen = await claimed(backend)
+        seen += await claimed(backend, 300, known=seen)
+        assert seen == entries[:316]
+        assert pages[0] == 100
+        assert all(size <= 200 for size in pages)
+        assert sum(pages) < 600
+        q.api.calls.clear()
+        seen += await claimed(backend, known=seen)
+        assert seen == entries[:416]
+        assert not q.api.of("GET", "/requests")
+        assert len([e async for e in backend.list("pending")]) == 1600
+
+
+# What is kept
+
+
+def ids_kept(backend: ApifyBackend) -> set[str]:
+    """All ids of entries that the backend holds in memory."""
+    ids: set[str] = set()
+    seen: set[int] = set()
+    todo: list[Any] = [backend]
+    while todo:
+        one = todo.pop()
+        ours = type(one).__module__.startswith("scrapy_apify_rq.backends")
+        if isinstance(one, str) and len(one) == 15:
+            ids.add(one)
+        elif (ours or isinstance(one, (dict, set, list, tuple))) and id(one) not in seen:
+            seen.add(id(one))
+            todo += [*one, *(one.values() if isinstance(one, dict) else ())] if not ours else []
+            todo += vars(one).values() if ours and hasattr(one, "__dict__") else []
+    return ids
+
+
+@asynchronous
+async def test_what_was_acked_is_not_kept_for_ever(tmp_path: Path) -> None:
+    async with queue(tmp_path) as q, q.open() as backend:
+        backend.lag = 0.05
+        for first in (0, 25):
+            entries = numbered(25, first, handled_at=HANDLED_AT)
+            await backend.update(entries, forefront=False)
+            await asyncio.sleep(0.1)
+        last = entry("last", handled_at=HANDLED_AT)
+        await backend.update([last], forefront=False)
+        assert ids_kept(backend) == {last.id}
+
+
+@asynchronous
+async def test_shared_access_keeps_nothing_of_entries(tmp_path: Path) -> None:
+    async with queue(tmp_path) as q, q.open(lock_secs=60) as backend:
+        entries = numbered(25)
+        await backend.add(entries, forefront=False)
+        await backend.claim(10, ())
+        entries[0].retry_count = 1
+        entries[1].handled_at = HANDLED_AT
+        await backend.update(entries[:2], forefront=False)
+        assert ids_kept(backend) == set()
+
+
 # Updating
 
 
@@ -491,7 +569,8 @@ async def test_a_refused_update_is_reported_and_not_claimed_again(
         )
         handled = [entry(e.unique_key, handled_at=HANDLED_AT) for e in entries]
         handled[1].payload = "x" * 9 * MIB
-        await backend.update(handled, forefront=False)
+        updated = await backend.update(handled, forefront=False)
+        assert updated == [Updated(False, True), Updated(False, True), Updated(False)]
         assert q.stats["refused"] == 2
         assert not q.api.of("PUT", f"/requests/{entries[1].id}")
         messages = [r.message for r in caplog.records if r.levelno == logging.ERROR]
@@ -771,12 +850,12 @@ async def test_purge_survives_a_lost_answer(hurried: None, tmp_path: Path) -> No
 @asynchronous
 async def test_a_queue_named_by_its_id_keeps_it(tmp_path: Path) -> None:
     async with queue(tmp_path) as q, q.open() as backend:
-        await backend.add(numbered(30), forefront=False)
+        await fill(backend, numbered(30))
         id = (await backend.info()).id
         async with q.open(id=id, name=None) as same:
             await same.purge()
             assert (await same.info())[:5] == (id, "queue", 0, 0, 0)
-            assert all(news(await same.add(numbered(30), forefront=False)))
+            assert all(news(await same.add(numbered(25), forefront=False)))
 
 
 @asynchronous
@@ -791,7 +870,7 @@ async def test_what_is_not_deleted_is_sent_again(hurried: None, tmp_path: Path) 
         return data
 
     async with queue(tmp_path) as q, q.open() as backend:
-        await backend.add(numbered(40), forefront=False)
+        await fill(backend, numbered(40))
         q.api.after = after
         await backend.delete([e.id for e in numbered(40)])
         assert asked == [25, 10, 15]

@@ -297,5 +297,8 @@ def test_entries_too_large_are_crawled_from_memory(crawls: Callable[..., Any]) -
     # The one that goes back, and its ack.
     assert crawl.stats["apify_rq/api/refused"] == 2
     assert crawl.log.count("The API refuses the update of entry") == 2
+    assert crawl.stats["apify_rq/handled"] == 2
+    assert "this run handled 2 (0 of them failed) and retried 1" in crawl.log
+    assert "the queue holds 2 handled, 1 pending" in crawl.log
     pending = {entry.url[-2:]: entry.handled_at is None for entry in entries}
     assert pending == {"/1": False, "/3": False, "/4": True}

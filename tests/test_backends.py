@@ -27,7 +27,7 @@ from typing import Any, ParamSpec
 import pytest
 
 from scrapy_apify_rq.backends.apify import ApifyBackend
-from scrapy_apify_rq.backends.base import Added, Backend, Claim, State
+from scrapy_apify_rq.backends.base import Added, Backend, Claim, State, Updated
 from scrapy_apify_rq.backends.sqlite import SqliteBackend
 from scrapy_apify_rq.models import Entry
 from scrapy_apify_rq.unique_keys import request_id
@@ -108,7 +108,7 @@ class Queues:
             return SqliteBackend(self.folder, name=name, **options)
         token = LIVE_TOKEN if self.kind == "live" else TOKEN
         return ApifyBackend(
-            self.url, token, name=self.prefix + name, count=lambda name: None, **options
+            self.url, token, name=self.prefix + name, inc_stat=lambda stat: None, **options
         )
 
     def can(self, ability: str) -> bool:
@@ -690,6 +690,16 @@ async def test_a_claim_is_a_lease(queues: Queues) -> None:
         assert await counts(two) == (3, 0, 3)
 
 
+@pytest.mark.parametrize("limit", [25, 26, 30, 53])
+@asynchronous
+async def test_no_more_is_leased_than_asked_for(queues: Queues, limit: int) -> None:
+    async with queues.open(lock_secs=60) as one, queues.open(lock_secs=60) as two:
+        await fill(one, numbered(60))
+        claimed = await claim(one, limit)
+        assert (len(claimed.entries), claimed.more) == (limit, True)
+        assert len(await listed(two, "locked")) == limit
+
+
 @asynchronous
 async def test_what_we_know_is_not_leased(queues: Queues) -> None:
     queues.needs("known")
@@ -782,8 +792,14 @@ async def test_a_claim_tells_of_leases(queues: Queues) -> None:
 async def test_an_update_tells_what_was_handled_before(queues: Queues) -> None:
     async with queues.open() as one, queues.open() as two:
         await one.add(entries("a", "b"), forefront=False)
-        assert await one.update([handled("a"), entry("b")], forefront=False) == [False, False]
-        assert await two.update([handled("b"), handled("a")], forefront=False) == [False, True]
+        assert await one.update([handled("a"), entry("b")], forefront=False) == [
+            Updated(was_handled=False),
+            Updated(was_handled=False),
+        ]
+        assert await two.update([handled("b"), handled("a")], forefront=False) == [
+            Updated(was_handled=False),
+            Updated(was_handled=True),
+        ]
 
 
 @pytest.mark.parametrize("forefront", [False, True])

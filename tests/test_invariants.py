@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import pytest
 
 from scrapy_apify_rq.backends.apify import ApifyBackend
-from scrapy_apify_rq.backends.base import Added, Backend, Claim, Claimed
+from scrapy_apify_rq.backends.base import Added, Backend, Claim, Claimed, Updated
 from scrapy_apify_rq.backends.sqlite import FILE_NAME, SqliteBackend
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.frontier import Frontier
@@ -124,7 +124,7 @@ class SlowBackend(SqliteBackend):
         answer = super().add(entries, forefront=forefront)
         return await self._call("add", [entry.id for entry in entries], answer)
 
-    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[bool]:
+    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
         answer = super().update(entries, forefront=forefront)
         return await self._call("update", [entry.id for entry in entries], answer)
 
@@ -212,6 +212,11 @@ class Driver:
             if not self.frontier.has_pending():
                 return None
             await asyncio.wait_for(self.woken.wait(), PATIENCE)
+
+    async def rest(self) -> AsyncIterator[Visit]:
+        while (visit := await self.next()) is not None:
+            yield visit
+            self.ack(visit)
 
     def ack(self, visit: Visit) -> None:
         assert visit.entry is not None
@@ -895,6 +900,38 @@ def test_invariant_6_a_shorter_lock_is_waited_for(tmp_path: Path) -> None:
     assert crawl.stats["apify_rq/handled"] == 41
 
 
+@pytest.mark.parametrize(("access", "retried"), [("single", 1), ("shared", 0)])
+def test_invariant_6_what_the_queue_refuses_is_not_reported_as_saved(
+    tmp_path: Path, access: str, retried: int
+) -> None:
+    async def work() -> None:
+        async with serving(tmp_path) as api:
+            lock_secs = 1 if access == "shared" else None
+            backend = ApifyBackend(
+                api.url, None, name=QUEUE, lock_secs=lock_secs, inc_stat=lambda stat: None
+            )
+            backend.lag = backend.consistency_delay = 0.1
+            await backend.open()
+            await backend.add([make_entry("/acked"), make_entry("/retried")], forefront=False)
+            api.before = lambda call: error(400) if call.method == "PUT" else None
+            driver = Driver(backend)
+            await driver.frontier.open()
+            acked, again = await driver.next(), await driver.next()
+            assert (path_of(acked), path_of(again)) == ("/acked", "/retried")
+            driver.ack(acked)
+            driver.requeue(again)
+            # A retry that nobody else can claim is made from memory.
+            visits = [visit async for visit in driver.rest()]
+            assert [path_of(visit) for visit in visits] == ["/retried"] * retried
+            await driver.frontier.close()
+            assert (await backend.info()).pending == 2
+            await backend.close()
+        assert driver.stats["apify_rq/handled"] == 0
+        assert driver.stats["apify_rq/retried"] == retried
+
+    run(work())
+
+
 # 7. close() flushes.
 
 COUNTING = """
@@ -1178,7 +1215,7 @@ def test_invariant_9_nothing_is_kept_of_what_is_confirmed(tmp_path: Path) -> Non
 def test_invariant_9_a_slow_ack_holds_up_no_other(tmp_path: Path) -> None:
     async def work() -> None:
         async with serving(tmp_path) as api:
-            backend = ApifyBackend(api.url, None, name=QUEUE, count=lambda stat: None)
+            backend = ApifyBackend(api.url, None, name=QUEUE, inc_stat=lambda stat: None)
             await backend.open()
             await backend.add([make_entry(f"/{n}") for n in range(20)], forefront=False)
             driver = Driver(backend)
@@ -1201,9 +1238,11 @@ def test_invariant_9_acks_faster_than_the_queue_takes(
 ) -> None:
     async def work() -> None:
         async with serving(tmp_path) as api:
-            backend = ApifyBackend(api.url, None, name=QUEUE, count=lambda stat: None)
+            backend = ApifyBackend(api.url, None, name=QUEUE, inc_stat=lambda stat: None)
             await backend.open()
-            await backend.add([make_entry(f"/{n}") for n in range(600)], forefront=False)
+            for first in range(0, 600, 25):
+                batch = [make_entry(f"/{n}") for n in range(first, first + 25)]
+                await backend.add(batch, forefront=False)
             driver = Driver(backend, outbox=400)
             driver.frontier.open()
             for _ in range(600):

@@ -9,8 +9,8 @@ from scrapy_apify_rq.backends.base import Backend
 from scrapy_apify_rq.config import Config
 
 
-def backend_for(config: Config, count: Callable[[str], None]) -> Backend:
-    """The backend that the settings ask for, not open yet. ``count`` takes names of stats."""
+def backend_for(config: Config, inc_stat: Callable[[str], None] = lambda stat: None) -> Backend:
+    """The backend that the settings ask for, not open yet. ``inc_stat`` takes names of stats."""
     lock_secs = config.lock_secs if config.access == "shared" else None
     if config.backend == "apify":
         # Imported late: aiohttp takes 0.07 s, which a crawl on the embedded queue need not spend.
@@ -24,7 +24,7 @@ def backend_for(config: Config, count: Callable[[str], None]) -> Backend:
             lock_secs=lock_secs,
             client_key=config.client_key,
             patience=config.unavailable_timeout,
-            count=count,
+            inc_stat=inc_stat,
         )
     return sqlite.SqliteBackend(
         config.storage_dir,

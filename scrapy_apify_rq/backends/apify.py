@@ -1,7 +1,7 @@
 """The Apify API: the backend that keeps its queue on the platform, or on our own server.
 
-Here is what the endpoints mean; how they are called is in ``http``. Source:
-https://docs.apify.com/api/v2/storage-request-queues
+Here is what the endpoints mean; how they are called is in ``http``, how the head is read without
+leases in ``head``. Source: https://docs.apify.com/api/v2/storage-request-queues
 """
 
 from __future__ import annotations
@@ -9,16 +9,25 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence
 from datetime import datetime, timezone
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
 
-from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, Lock, Operations, State
+from scrapy_apify_rq.backends.base import (
+    Added,
+    Claim,
+    Claimed,
+    Info,
+    Lock,
+    Operations,
+    State,
+    Updated,
+)
+from scrapy_apify_rq.backends.head import HEAD_LIMIT, Head, still_pending
 from scrapy_apify_rq.backends.http import CONNECTIONS, Answer, Client, Passing, Refused
 from scrapy_apify_rq.config import DEFAULTS
 from scrapy_apify_rq.errors import BackendError
@@ -36,20 +45,13 @@ logger = logging.getLogger(__name__)
 
 # The rest is for brackets and commas.
 PAYLOAD_LIMIT: Final = MAX_BODY - 1024
-HEAD_LIMIT: Final = 1000
 LOCK_LIMIT: Final = MAX_BATCH
-LIST_LIMIT: Final = 10_000
 
-# Complete entries kept so that they need not be fetched again: how many, and their bytes.
-_COMPLETE_LIMIT: Final = 10_000
-_COMPLETE_BYTES: Final = 32 * 1024 * 1024
-# Missing this many complete entries, one list of all pending ones is cheaper than a GET for each.
-_LIST_FROM: Final = 50
-# Fetched one by one at the very start, so that the first pages need not wait for a long list, and
-# so that it shows whether the head lags: a GET by id never does, but a list would like the head.
-_FIRST_FETCH: Final = 16
 # Who lists entries may be content with the first ones, and each one listed is billed as a read.
 _FIRST_PAGE: Final = 100
+# The API would give 10,000 entries in one answer; reading that would hold up a crawl for seconds.
+_LONGEST_PAGE: Final = 1000
+_PAGE_BYTES: Final = 4 * 1024 * 1024
 # So many updates refused, and something other than these entries is wrong.
 _REFUSED_LIMIT: Final = HEAD_LIMIT // 2
 # What is wrong with one entry, and not with the call as such.
@@ -83,39 +85,10 @@ _OTHER_CURE: Final = (
 )
 
 
-class _Complete:
-    """JSON of pending entries by id, within limits, so that claiming them takes no further call."""
-
-    def __init__(self) -> None:
-        self._texts: dict[str, bytes] = {}
-        self._size = 0
-
-    def __contains__(self, id: str) -> bool:
-        return id in self._texts
-
-    def keep(self, id: str, text: bytes) -> bool:
-        """False where there is no room: the oldest stay, since they are needed first."""
-        self.pop(id)
-        full = len(self._texts) >= _COMPLETE_LIMIT or self._size + len(text) > _COMPLETE_BYTES
-        if not full:
-            self._texts[id] = text
-            self._size += len(text)
-        return not full
-
-    def pop(self, id: str) -> bytes | None:
-        text = self._texts.pop(id, None)
-        self._size -= len(text or b"")
-        return text
-
-    def clear(self) -> None:
-        self._texts.clear()
-        self._size = 0
-
-
 class ApifyBackend:
     """One request queue of the platform; see ``Backend`` for the promises.
 
-    ``count`` is called with the name of a stat at each event.
+    ``inc_stat`` is called with the name of a stat at each event.
     """
 
     batch = MAX_BATCH
@@ -138,10 +111,10 @@ class ApifyBackend:
         lock_secs: int | None = None,
         client_key: str | None = None,
         patience: float = DEFAULTS["APIFY_RQ_UNAVAILABLE_TIMEOUT"],
-        count: Callable[[str], None],
+        inc_stat: Callable[[str], None],
     ) -> None:
-        self._client = Client(base_url, token, patience=patience, count=count)
-        self._count = count
+        self._client = Client(base_url, token, patience=patience, count=inc_stat)
+        self._inc_stat = inc_stat
         self._id = id
         self._name = name
         self.lock_secs = lock_secs
@@ -149,25 +122,13 @@ class ApifyBackend:
         self._queue: dict[str, Any] = {}
         self._fresh = False
         """``_queue`` is what the API has told just now."""
-        self._alone: bool | None = None
-        """Whether the API knows of no client but us; None before it has told."""
         self._forget()
 
     def _forget(self) -> None:
         """What is known of single entries."""
-        self._complete = _Complete()
-        self._listable = True
-        """All pending entries fit into one list, as far as we know."""
-        self._is_head_fresh = False
-        """What was fetched last is pending, as the head has it."""
+        self._head = Head(self) if self.lock_secs is None else None
         self._refused: set[str] = set()
         """Ids of entries that the API would not let us update; never claimed again."""
-        self._acked: dict[str, float] = {}
-        """When the acks of late were confirmed; a head that lags shows their entries as pending."""
-        self._stale = 0
-        """How many of them the last head showed."""
-        self._absent: dict[str, float] = {}
-        """Since when ids on the head have had no entry."""
         self._stray_leases = False
         """An answer was lost, so that we may hold leases that we do not know of."""
 
@@ -211,12 +172,34 @@ class ApifyBackend:
         except Refused as error:
             raise self._fatal(error) from None
 
+    async def _answer_if_any(
+        self,
+        name: str,
+        method: str,
+        path: str,
+        *,
+        none_at: Collection[int] = (HTTPStatus.NOT_FOUND,),
+        **options: Any,
+    ) -> Answer | None:
+        """None if the refusal says that what is called is not there."""
+        try:
+            return await self._client.call(name, method, path, **options)
+        except Refused as error:
+            if error.status not in none_at:
+                raise self._fatal(error) from None
+            return None
+
     def _fatal(self, error: Refused) -> BackendError:
         reason, cure = _CURES.get(error.status, _OTHER_CURE)
         return BackendError(f"Request queue {self.location}: {error}. {cure}", reason)
 
     async def _call_queue(self, name: str, method: str, path: str = "", **options: Any) -> Any:
         return await self._call(name, method, self._path + path, **options)
+
+    @property
+    def pending_count(self) -> int:
+        """For ``Head``."""
+        return int(self._queue["pendingRequestCount"])
 
     async def info(self) -> Info:
         if not self._fresh:  # opening has told it just now
@@ -254,8 +237,8 @@ class ApifyBackend:
             answers |= await self._add_batch(batch, texts, forefront)
         for id, answer in answers.items():
             new = not (answer.was_already_present or answer.refused)
-            if new and first[id].handled_at is None:
-                self._complete.keep(id, _with_id(id, texts[id]))
+            if new and first[id].handled_at is None and self._head is not None:
+                self._head.wrote(id, _with_id(id, texts[id]))
         return [
             answers[entry.id] if entry is first[entry.id] else _second(entry, answers[entry.id])
             for entry in entries
@@ -270,7 +253,7 @@ class ApifyBackend:
         since = time.monotonic()
         while left := [entry for entry in batch if entry.id not in answers]:
             if attempt:
-                self._count("apify_rq/api/unprocessed")
+                self._inc_stat("apify_rq/api/unprocessed")
                 problem = Passing(f"{len(left)} entries unprocessed", maybe_done=True)
                 await self._client.back_off("requests_batch_add", problem, attempt - 1, since)
             try:
@@ -333,20 +316,21 @@ class ApifyBackend:
 
     async def claim(self, limit: int, known: Collection[str]) -> Claim:
         self._fresh = False
-        if self.lock_secs is None:
-            return await self._claim_unleased(limit, known)
+        if self._head is not None:
+            return await self._head.claim(limit, {*known, *self._refused})
+        assert self.lock_secs is not None  # else there is a Head
         if self._stray_leases and not known:
             await self.unlock()
             self._stray_leases = False
         return await self._claim_leased(limit, self.lock_secs)
 
     async def _claim_leased(self, limit: int, lock_secs: int) -> Claim:
-        calls = math.ceil(limit / LOCK_LIMIT)
-        asked = min(limit, LOCK_LIMIT)
         # By our own clock, and from before the call: never later than the API has it.
         asked_at = time.time()
-        query = {"limit": asked, "lockSecs": lock_secs, "clientKey": self._client_key}
-        heads = await together(self._lock_head(query) for _ in range(calls))
+        heads = await together(
+            self._lock_head(min(LOCK_LIMIT, limit - start), lock_secs)
+            for start in range(0, limit, LOCK_LIMIT)
+        )
         found = [item["id"] for head in heads for item in head["items"]]
         ids = [id for id in found if id not in self._refused]
         if len(ids) < len(found):
@@ -355,8 +339,8 @@ class ApifyBackend:
         entries = await together(map(self.get, ids))
         lease = asked_at + min(lock_secs, *(head["lockSecs"] for head in heads))
         return Claim(
-            [Claimed(entry, lease) for entry in entries if entry and _is_pending(entry)],
-            more=len(ids) >= asked * calls,
+            [Claimed(entry, lease) for entry in still_pending(entries)],
+            more=len(ids) >= limit,
             # Locks on nothing but what we may not update are no reason to wait.
             leased=bool(ids) or (not found and await self._is_any_leased(heads[0])),
         )
@@ -365,128 +349,29 @@ class ApifyBackend:
         told: bool | None = empty_head.get("queueHasLockedRequests")  # optional in the description
         return (await self.info()).pending > 0 if told is None else told
 
-    async def _lock_head(self, query: dict[str, Any]) -> Any:
+    async def _lock_head(self, limit: int, lock_secs: int) -> Any:
+        query = {"limit": limit, "lockSecs": lock_secs, "clientKey": self._client_key}
         answer = await self._answer(
             "head_lock", "POST", f"{self._path}/head/lock", rate=BATCH_RATE, query=query
         )
         self._stray_leases = self._stray_leases or answer.maybe_repeated
         return answer.data
 
-    async def _claim_unleased(self, limit: int, known: Collection[str]) -> Claim:
-        self._forget_acked()
-        unwanted = {*known, *self._refused} - self._acked.keys()
-        # One more than wanted, to know whether there are more.
-        asked = min(limit + len(unwanted) + 2 * self._stale + 1, HEAD_LIMIT)
-        head = await self._call_queue(
-            "head_get",
-            "GET",
-            "/head",
-            rate=OTHER_RATE,
-            query={"limit": asked, "clientKey": self._client_key},
-        )
-        others = self._note_clients(head["hadMultipleClients"])
-        ids = [item["id"] for item in head["items"]]
-        self._stale = sum(id in self._acked for id in ids)
-        pending = [id for id in ids if id not in unwanted and id not in self._acked]
-        first = self._first(pending[:limit])
-        more = len(ids) >= asked or len(first) < len(pending)
-        entries = await self._hydrate(first) if first else await self._put_back(ids)
-        # An entry that cannot be read yet is pending all the same, but not one that is gone.
-        now = time.monotonic()
-        more = more or any(now - since < self.lag for since in self._absent.values())
-        return Claim([Claimed(entry, None) for entry in entries], more, others=others)
-
-    async def _put_back(self, ids: Sequence[str]) -> list[Entry]:
-        """Those on the head that we have acked and others have made pending again since.
-
-        For a while they look like those that the head shows only because it lags. Reading one by
-        its id tells, and is worth it before the crawl ends for want of anything else to do.
-        """
-        before = time.monotonic() - self.consistency_delay
-        shown = [id for id in ids if self._acked.get(id, before) < before]
-        entries = await together(map(self.get, shown[:_FIRST_FETCH]))
-        pending = [entry for entry in entries if entry is not None and _is_pending(entry)]
-        for entry in pending:
-            del self._acked[entry.id]
-        return pending
-
-    def _note_clients(self, several: bool) -> bool:
-        """Whether somebody else has come; who was there before us may have left long ago."""
-        came = several and self._alone is True
-        self._alone = not several
-        return came
-
-    def _forget_acked(self) -> None:
-        oldest = time.monotonic() - self.lag
-        while self._acked:
-            id = next(iter(self._acked))
-            if self._acked[id] >= oldest:
-                return
-            del self._acked[id]
-
-    def _first(self, ids: Sequence[str]) -> Sequence[str]:
-        """Only so many that they can be fetched at once, at the start and while the head lags."""
-        missing = [n for n, id in enumerate(ids) if id not in self._complete]
-        if not self._is_head_fresh and len(missing) > _FIRST_FETCH:
-            ids = ids[: missing[_FIRST_FETCH]]
-        return ids
-
-    async def _hydrate(self, ids: Sequence[str]) -> list[Entry]:
-        """The complete entries, in this order; those not found yet, or handled, are left out."""
-        missing = [id for id in ids if id not in self._complete]
-        fits = self._listable and self._queue["pendingRequestCount"] <= LIST_LIMIT
-        if len(missing) >= _LIST_FROM and fits:
-            await self._list_pending()
-            missing = [id for id in ids if id not in self._complete]
-        fetched = dict(zip(missing, await together(map(self.get, missing)), strict=True))
-        if missing:
-            self._is_head_fresh = all(map(_is_pending, fetched.values()))
-        now = time.monotonic()
-        self._absent = {
-            id: self._absent.get(id, now) for id, entry in fetched.items() if entry is None
-        }
-        entries: list[Entry] = []
-        for n, id in enumerate(ids):
-            entry = fetched.get(id)
-            if entry is None and (text := self._complete.pop(id)) is not None:
-                entry = Entry.from_json(id, text)
-            if entry is not None and _is_pending(entry):
-                entries.append(entry)
-            if n % 100 == 99:
-                await asyncio.sleep(0)
-        return entries
-
-    async def _list_pending(self) -> None:
-        data = await self._call_queue(
-            "requests_list",
-            "GET",
-            "/requests",
-            rate=OTHER_RATE,
-            query={"limit": LIST_LIMIT, "filter": "pending", "clientKey": self._client_key},
-        )
-        if data.get("nextCursor"):
-            self._listable = False
-        for n, item in enumerate(data["items"]):
-            id = item["id"]
-            # The list may lag: what we have of an entry is newer.
-            if id in self._complete or id in self._acked:
-                continue
-            if not self._complete.keep(id, json.dumps(item).encode()):
-                self._listable = False
-            if n % 100 == 99:
-                await asyncio.sleep(0)
+    async def read_head(self, limit: int) -> Any:
+        """For ``Head``."""
+        query = {"limit": limit, "clientKey": self._client_key}
+        return await self._call_queue("head_get", "GET", "/head", rate=OTHER_RATE, query=query)
 
     # Updating.
 
-    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[bool]:
+    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
         self._fresh = False
         if len(entries) == 1:  # as the frontier has it; a task costs more than the rest
             return [await self._put(entries[0], forefront)]
         return await together(self._put(entry, forefront) for entry in entries)
 
-    async def _put(self, entry: Entry, forefront: bool) -> bool:
+    async def _put(self, entry: Entry, forefront: bool) -> Updated:
         text = _wire(entry)
-        was_handled = False
         try:
             if len(text) > PAYLOAD_LIMIT:  # a server may cut the connection instead of saying so
                 raise Refused(
@@ -506,23 +391,20 @@ class ApifyBackend:
             )
         except Refused as error:
             self._note_refused(entry, error)
-        else:
-            self._refused.discard(entry.id)
-            was_handled = answer.data["wasAlreadyHandled"] and not answer.maybe_repeated
-        self._acked.pop(entry.id, None)  # so that the oldest stay in front
-        if entry.handled_at is None:
-            self._complete.keep(entry.id, _with_id(entry.id, text))
-        else:
-            self._complete.pop(entry.id)
-            self._acked[entry.id] = time.monotonic()
-        return was_handled
+            return Updated(was_handled=False, refused=True)
+        self._refused.discard(entry.id)
+        if self._head is not None and entry.handled_at is None:
+            self._head.wrote(entry.id, _with_id(entry.id, text))
+        elif self._head is not None:
+            self._head.acked(entry.id)
+        return Updated(answer.data["wasAlreadyHandled"] and not answer.maybe_repeated)
 
     def _note_refused(self, entry: Entry, error: Refused) -> None:
         """The entry stays in the queue as it was, and this crawl goes on without it."""
         if error.status not in _ABOUT_ENTRIES:
             raise self._fatal(error) from None
         self._refused.add(entry.id)
-        self._count("apify_rq/api/refused")
+        self._inc_stat("apify_rq/api/refused")
         logger.error(
             "The API refuses the update of entry %s (%s): %s. It stays pending and is crawled again"
             " by the next run",
@@ -549,19 +431,15 @@ class ApifyBackend:
 
     async def _call_lock(self, method: str, id: str, **query: int) -> bool:
         """False if the lock is not ours (any more)."""
-        try:
-            await self._client.call(
-                f"lock_{method.lower()}",
-                method,
-                f"{self._path}/requests/{quote(id, safe='')}/lock",
-                rate=CRUD_RATE,
-                query={**query, "clientKey": self._client_key},
-            )
-        except Refused as error:
-            if error.status not in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND):
-                raise self._fatal(error) from None
-            return False
-        return True
+        answer = await self._answer_if_any(
+            f"lock_{method.lower()}",
+            method,
+            f"{self._path}/requests/{quote(id, safe='')}/lock",
+            none_at=(HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND),
+            rate=CRUD_RATE,
+            query={**query, "clientKey": self._client_key},
+        )
+        return answer is not None
 
     async def unlock(self, ids: Collection[str] | None = None) -> None:
         query = {"clientKey": self._client_key}
@@ -576,14 +454,10 @@ class ApifyBackend:
     async def find(self) -> bool:
         self._client.open()
         path = f"request-queues/{quote(self._id or f'~{self._name}', safe='~')}"
-        try:
-            answer = await self._client.call("queue_get", "GET", path, rate=OTHER_RATE)
-        except Refused as error:
-            if error.status == HTTPStatus.NOT_FOUND:
-                return False
-            raise self._fatal(error) from None
-        self._use(answer.data)
-        return True
+        answer = await self._answer_if_any("queue_get", "GET", path, rate=OTHER_RATE)
+        if answer is not None:
+            self._use(answer.data)
+        return answer is not None
 
     async def names(self) -> Sequence[str]:
         query = {"limit": 50, "desc": "true"}
@@ -601,46 +475,46 @@ class ApifyBackend:
         self._forget()
 
     async def _delete_queue(self) -> None:
-        try:
-            await self._client.call("queue_delete", "DELETE", self._path, rate=OTHER_RATE)
-        except Refused as error:
-            if error.status != HTTPStatus.NOT_FOUND:  # gone by a call whose answer was lost
-                raise self._fatal(error) from None
+        # It may be gone by a call whose answer was lost.
+        await self._answer_if_any("queue_delete", "DELETE", self._path, rate=OTHER_RATE)
 
     async def get(self, id: str) -> Entry | None:
         data = await self._get(id)
         return None if data is None else Entry.from_json(id, json.dumps(data))
 
     async def _get(self, id: str) -> Any:
-        try:
-            answer = await self._client.call(
-                "request_get",
-                "GET",
-                f"{self._path}/requests/{quote(id, safe='')}",
-                rate=CRUD_RATE,
-            )
-        except Refused as error:
-            if error.status == HTTPStatus.NOT_FOUND:  # on the head, but not readable yet
-                return None
-            raise self._fatal(error) from None
-        return answer.data
+        path = f"{self._path}/requests/{quote(id, safe='')}"
+        answer = await self._answer_if_any("request_get", "GET", path, rate=CRUD_RATE)
+        return None if answer is None else answer.data
 
     async def list(self, state: State | None = None) -> AsyncIterator[Entry]:
+        # The platform's "pending" leaves out what is locked, ours does not.
+        states = {"pending": "pending,locked", "locked": "locked"}.get(state or "")
+        async for id, text in self.stored(states):
+            entry = Entry.from_json(id, text)
+            if _is_in(entry, state):
+                yield entry
+
+    async def stored(self, states: str | None) -> AsyncGenerator[tuple[str, bytes], None]:
+        """For ``Head``, too."""
         query: dict[str, Any] = {"limit": _FIRST_PAGE, "clientKey": self._client_key}
-        if state in ("pending", "locked"):
-            # The platform's "pending" leaves out what is locked, ours does not.
-            query["filter"] = "pending,locked" if state == "pending" else "locked"
+        if states is not None:
+            query["filter"] = states
         while True:
-            data = await self._call_queue(
+            page = await self._call_queue(
                 "requests_list", "GET", "/requests", rate=OTHER_RATE, query=query
             )
-            for item in data["items"]:
-                entry = Entry.from_json(item["id"], json.dumps(item))
-                if _is_in(entry, state):
-                    yield entry
-            if not data.get("nextCursor"):
+            size = 0
+            for n, item in enumerate(page["items"]):
+                text = json.dumps(item).encode()
+                size += len(text)
+                yield item["id"], text
+                if n % 100 == 99:
+                    await asyncio.sleep(0)
+            if not page.get("nextCursor"):
                 return
-            query |= {"cursor": data["nextCursor"], "limit": LIST_LIMIT}
+            fit = _PAGE_BYTES * len(page["items"]) // max(size, 1)
+            query |= {"cursor": page["nextCursor"], "limit": max(1, min(fit, _LONGEST_PAGE))}
 
     async def count(self, state: State) -> int:
         number = 0
@@ -662,8 +536,8 @@ class ApifyBackend:
         while left:
             batch, left = left[:MAX_BATCH], left[MAX_BATCH:]
             await self._delete_batch(batch)
-            for id in batch:
-                self._complete.pop(id)
+            if self._head is not None:
+                self._head.deleted(batch)
 
     async def _delete_batch(self, batch: Sequence[str]) -> None:
         attempt = 0
@@ -689,10 +563,6 @@ class ApifyBackend:
 def _wire(entry: Entry) -> bytes:
     """As sent: without the id, which the API derives and refuses to be told."""
     return entry.to_json(with_id=False).encode()
-
-
-def _is_pending(entry: Entry | None) -> bool:
-    return entry is not None and entry.handled_at is None
 
 
 def _with_id(id: str, text: bytes) -> bytes:
@@ -738,7 +608,7 @@ def _by_size(entries: Sequence[Entry], texts: dict[str, bytes]) -> Iterator[Sequ
     size = 0
     for entry in entries:
         length = len(texts[entry.id]) + 1
-        if batch and (size + length > PAYLOAD_LIMIT or len(batch) == MAX_BATCH):
+        if batch and size + length > PAYLOAD_LIMIT:
             yield batch
             batch, size = [], 0
         batch.append(entry)

@@ -25,6 +25,15 @@ class Added(NamedTuple):
     """Why the queue will never take this entry, for example its size."""
 
 
+class Updated(NamedTuple):
+    """What became of one entry in ``update``."""
+
+    was_handled: bool
+    """It was handled before, as far as can be told."""
+    refused: bool = False
+    """The queue does not take it as it is now: there it is as it was, and no claim shows it."""
+
+
 class Claimed(NamedTuple):
     entry: Entry
     lease: float | None
@@ -71,7 +80,7 @@ class Lock(NamedTuple):
 
 
 class Backend(Protocol):
-    """One queue. Every method but ``open`` needs an open backend.
+    """One queue. It has to be open, but for ``open``, ``find``, ``names`` and ``close``.
 
     Failures that a retry may cure are retried inside; a ``BackendError`` is final.
     """
@@ -128,11 +137,11 @@ class Backend(Protocol):
         An empty ``known`` says that we hold no lease, so that leftovers in our name may be ended.
         """
 
-    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[bool]:
+    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
         """Replace whole entries. With ``handled_at`` an entry leaves the queue; without, it is
         pending again, at the end or at the very front. Its lease ends either way.
 
-        The answers say of each whether it was handled before, as far as can be told.
+        The answers are in the order of the entries.
         """
 
     async def prolong(self, ids: Collection[str]) -> dict[str, float]:

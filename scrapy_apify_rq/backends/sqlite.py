@@ -21,7 +21,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final, TypeVar
 
-from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, Lock, State
+from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, Lock, State, Updated
 from scrapy_apify_rq.config import DEFAULTS
 from scrapy_apify_rq.errors import BackendError, ConfigError
 from scrapy_apify_rq.models import Entry
@@ -364,11 +364,12 @@ class SqliteBackend(File):
         ).fetchone()
         return None if row is None else row[0]
 
-    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[bool]:
+    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
         rows = [(entry, entry.to_json()) for entry in entries]
 
-        def work(counters: Counters) -> list[bool]:
-            return [self._update(*row, forefront, counters).was_already_handled for row in rows]
+        def work(counters: Counters) -> list[Updated]:
+            answers = (self._update(*row, forefront, counters) for row in rows)
+            return [Updated(answer.was_already_handled) for answer in answers]
 
         return await self._write(work)
 

@@ -11,11 +11,9 @@ import asyncio
 import os
 import re
 import signal
-from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Final, TypeVar
 
 from scrapy import Spider
@@ -26,7 +24,7 @@ from scrapy.spiderloader import get_spider_loader
 from scrapy.utils.misc import build_from_crawler, load_object
 
 from scrapy_apify_rq.backends import backend_for
-from scrapy_apify_rq.backends.base import Added, Backend
+from scrapy_apify_rq.backends.base import Added, Backend, Updated
 from scrapy_apify_rq.config import Config
 from scrapy_apify_rq.errors import ConfigError
 from scrapy_apify_rq.models import Entry
@@ -77,8 +75,6 @@ class Queue:
     backend: Backend
     config: Config
     crawler: Crawler
-    stats: Counter[str]
-    """The backend's."""
     keys: Keys = field(init=False)
 
     def __post_init__(self) -> None:
@@ -101,9 +97,11 @@ class Queue:
         calls = (self.backend.add(part, forefront=forefront) for part in parts)
         return [answer for answers in await together(calls) for answer in answers]
 
-    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> None:
+    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
+        """``Backend.update``, likewise."""
         parts = _parts(entries, self.backend.update_batch)
-        await together(self.backend.update(part, forefront=forefront) for part in parts)
+        calls = (self.backend.update(part, forefront=forefront) for part in parts)
+        return [answer for answers in await together(calls) for answer in answers]
 
     def converter(self) -> RequestConverter:
         """What reads the entries as the spider's requests; without a spider, with no callbacks."""
@@ -154,8 +152,7 @@ async def opened(
     names: list[str] = []
     async with AsyncExitStack() as stack:
         for config in _configs(crawler, spider_name, options.queue):
-            stats: Counter[str] = Counter()
-            backend = backend_for(config, partial(_count, stats))
+            backend = backend_for(config)
             stack.push_async_callback(backend.close)
             if await backend.find():
                 break
@@ -164,11 +161,7 @@ async def opened(
             if not create or config.queue_name is None:
                 raise _missing(config, names)
             await backend.open()
-        yield Queue(backend, config, crawler, stats)
-
-
-def _count(stats: Counter[str], name: str) -> None:
-    stats[name] += 1
+        yield Queue(backend, config, crawler)
 
 
 def _crawler(settings: Settings, spider_name: str | None) -> tuple[Crawler, str | None]:

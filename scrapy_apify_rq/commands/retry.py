@@ -61,17 +61,18 @@ async def _retry(settings: Settings, options: argparse.Namespace) -> tuple[int, 
         with output.progress("retrying", len(options.ids) or None) as advance:
             async for batch in queues.batches(_chosen(queue, options), queue.batch):
                 entries = [entry for entry in batch if isinstance(entry, Entry)]
-                missing += len(batch) - len(entries)
+                refused = 0
                 for entry in entries:
                     if options.dry_run:
                         output.say(f"{entry.id}  {entry.url}")
                     reset(entry, adjust)
                 if not options.dry_run:
-                    await queue.update(entries, forefront=True)
-                number += len(entries)
+                    answers = await queue.update(entries, forefront=True)
+                    refused = sum(answer.refused for answer in answers)
+                number += len(entries) - refused
+                missing += len(batch) - len(entries) + refused
                 advance(len(batch))
-        refused = queue.stats["apify_rq/api/refused"]
-        return number - refused, missing + refused
+        return number, missing
 
 
 async def _chosen(queue: Queue, options: argparse.Namespace) -> AsyncIterator[Entry | None]:
