@@ -10,6 +10,7 @@ from typing import Final
 from scrapy.exceptions import NotConfigured
 from scrapy.settings import BaseSettings
 
+from scrapy_apify_rq.config import is_enabled
 from scrapy_apify_rq.middlewares import DownloaderMiddleware, SpiderMiddleware
 from scrapy_apify_rq.scheduler import Scheduler
 
@@ -21,7 +22,7 @@ class Addon:
     """Puts the scheduler and both middlewares in place."""
 
     def update_settings(self, settings: BaseSettings) -> None:
-        if not settings.getbool("APIFY_RQ_ENABLED", True):
+        if not is_enabled(settings):
             raise NotConfigured
         settings.set("SCHEDULER", Scheduler, "addon")
         if settings["SCHEDULER"] is not Scheduler:

@@ -1,8 +1,9 @@
 """Every setting once: its name, its default, what it may be, and what to write instead.
 
-``Config.from_settings`` is the only place that reads settings and environment variables. It is
-strict, because a crawl that runs for hours on a misspelt setting costs more than one that does
-not start: whatever is wrong raises ``ConfigError``, which names the setting and the cure.
+This package's settings and Apify's environment variables are read here and nowhere else, by
+``Config.from_settings`` or, where one of them is enough, by a function of its own. It is strict,
+because a crawl that runs for hours on a misspelt setting costs more than one that does not start:
+whatever is wrong raises ``ConfigError``, which names the setting and the cure.
 
 It looks at values only. Whether the folder can be written, the queue exists or the spider has
 the callback is for those to say who use them.
@@ -17,7 +18,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
@@ -26,6 +27,14 @@ from urllib.parse import SplitResult, urlsplit
 from scrapy.settings import BaseSettings
 
 from scrapy_apify_rq.errors import ConfigError
+from scrapy_apify_rq.models import read_date
+from scrapy_apify_rq.platform_limits import (
+    CLIENT_KEY_LENGTH,
+    ID_LENGTH,
+    NAME_LENGTH,
+    is_id,
+    is_name,
+)
 
 # The only copy of the defaults, and the list of the names that exist. A default of None means
 # "decided by the rest": see Config.
@@ -65,20 +74,15 @@ _TIMEOUT_VARIABLES = ("ACTOR_TIMEOUT_AT", "APIFY_TIMEOUT_AT")
 # What the Apify CLI puts there for a local run. No queue of the platform has this id.
 _LOCAL_DEFAULT_QUEUE = "default"
 
-# The platform's rule for storage names and ids, as its clients check it (@apify/consts).
-_NAME_LENGTH = 63
-_CLIENT_KEY_LENGTH = 32
-_NAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?")
-_ID = re.compile(r"[a-zA-Z0-9]{17}")
 _USERNAME = re.compile(r"[a-zA-Z0-9_.-]*")
 
 _NAME_CURE = (
-    f"a queue name has 1 to {_NAME_LENGTH} letters, digits and hyphens, with no hyphen at either "
+    f"a queue name has 1 to {NAME_LENGTH} letters, digits and hyphens, with no hyphen at either "
     "end, for example 'my-queue'"
 )
 _ID_CURE = (
-    "write the queue's id (17 letters and digits), 'username~name', or '~name' for a queue of "
-    "your own; a plain name goes into APIFY_RQ_NAME"
+    f"write the queue's id ({ID_LENGTH} letters and digits), 'username~name', or '~name' for a "
+    "queue of your own; a plain name goes into APIFY_RQ_NAME"
 )
 _URL_CURE = "write an address such as 'https://api.apify.com' or 'http://127.0.0.1:8080'"
 
@@ -136,7 +140,7 @@ class Config:
         backend = _backend(settings, token)
         queue = _queue(settings, environ, spider_name, backend)
         config = cls(
-            enabled=_boolean(settings, "APIFY_RQ_ENABLED"),
+            enabled=is_enabled(settings),
             backend=backend,
             token=token,
             api_base_url=_api_base_url(settings, environ),
@@ -293,6 +297,11 @@ def _variable(environ: Mapping[str, str], names: Iterable[str]) -> tuple[str, st
 # Single settings, in the order of DEFAULTS
 
 
+def is_enabled(settings: BaseSettings) -> bool:
+    """Whether the project wants the request queue; for who needs no more of the settings."""
+    return _boolean(settings, "APIFY_RQ_ENABLED")
+
+
 def _token(settings: BaseSettings, environ: Mapping[str, str]) -> str | None:
     for value in (settings.get("APIFY_TOKEN"), environ.get("APIFY_TOKEN")):
         if value is None or (isinstance(value, str) and not value.strip()):
@@ -405,29 +414,25 @@ def _default_queue_of_run(environ: Mapping[str, str], backend: str) -> _Queue | 
 
 def _checked_id(source: str, value: str) -> str:
     username, tilde, name = value.partition("~")
-    own = tilde and _USERNAME.fullmatch(username) and _is_name(name)
-    if not own and not _ID.fullmatch(value):
+    own = tilde and _USERNAME.fullmatch(username) and is_name(name)
+    if not own and not is_id(value):
         raise _wrong(source, value, _ID_CURE)
     return value
 
 
 def _checked_name(source: str, value: str) -> str:
-    if not _is_name(value):
+    if not is_name(value):
         raise _wrong(source, value, _NAME_CURE)
     return value
 
 
-def _is_name(value: str) -> bool:
-    return len(value) <= _NAME_LENGTH and _NAME.fullmatch(value) is not None
-
-
 def _derived_name(bot_name: str, spider_name: str) -> str:
     original = f"{bot_name}-{spider_name}"
-    if _is_name(original):
+    if is_name(original):
         return original
     # Spiders "a.b" and "a_b" must not crawl each other's queue.
     digest = hashlib.sha256(original.encode()).hexdigest()[:8]
-    readable = re.sub(r"[^a-zA-Z0-9-]", "-", original)[: _NAME_LENGTH - len(digest) - 1]
+    readable = re.sub(r"[^a-zA-Z0-9-]", "-", original)[: NAME_LENGTH - len(digest) - 1]
     return f"{readable.strip('-')}-{digest}".lstrip("-")
 
 
@@ -449,9 +454,9 @@ def _client_key(settings: BaseSettings, environ: Mapping[str, str]) -> str | Non
     if raw is None:
         # The same after a migration or a resurrection, so that the run finds its leases again.
         run = _variable(environ, _RUN_ID_VARIABLES)
-        return run[1][:_CLIENT_KEY_LENGTH] if run else None
-    if not isinstance(raw, str) or not 1 <= len(raw) <= _CLIENT_KEY_LENGTH:
-        cure = f"write a text of 1 to {_CLIENT_KEY_LENGTH} characters, or None"
+        return run[1][:CLIENT_KEY_LENGTH] if run else None
+    if not isinstance(raw, str) or not 1 <= len(raw) <= CLIENT_KEY_LENGTH:
+        cure = f"write a text of 1 to {CLIENT_KEY_LENGTH} characters, or None"
         raise _wrong("APIFY_RQ_CLIENT_KEY", raw, cure)
     return raw
 
@@ -494,9 +499,7 @@ def _timeout_at(environ: Mapping[str, str]) -> datetime | None:
     if variable is None:
         return None
     try:
-        # Python 3.10 does not know the Z.
-        time = datetime.fromisoformat(re.sub("[Zz]$", "+00:00", variable[1]))
+        return read_date(variable[1])
     except ValueError:
         cure = "write a time such as 2030-01-31T12:00:00.000Z, or unset the variable"
         raise _wrong(*variable, cure) from None
-    return time if time.tzinfo is not None else time.replace(tzinfo=timezone.utc)

@@ -1,7 +1,7 @@
 """Misbehaviour on demand: what real servers and networks do to a client now and then.
 
-For tests of clients against ``server``. The rates of the platform are here too, since nothing
-else needs them; see ``Faults`` for all that can go wrong.
+For tests of clients against ``server``; see ``Faults`` for all that can go wrong. Calls beyond the
+platform's rates are counted here, too, since the server refuses them only where a test asks for it.
 """
 
 from __future__ import annotations

@@ -29,12 +29,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from scrapy import Request, Spider
-from scrapy.dupefilters import BaseDupeFilter
 from scrapy.utils.misc import build_from_crawler, load_object
 
 from scrapy_apify_rq.errors import CodecError, ConfigError
 from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.unique_keys import request_id, start_key
+from scrapy_apify_rq.unique_keys import Keys, request_id
 
 if TYPE_CHECKING:
     from scrapy_apify_rq.requests import RequestConverter
@@ -71,12 +70,12 @@ class JobDir:
                 " paused crawl"
             )
         self._spider = spider
-        self._crawler = crawler = spider.crawler
+        self._crawler = spider.crawler
         self._converter = converter
         self._left_out = left_out
-        self._filters_nothing = load_object(crawler.settings["DUPEFILTER_CLASS"]) is BaseDupeFilter
+        self._keys = self._new_keys()
         self._made: Counter[str] = Counter()
-        """How many entries there are of each key that may come more than once."""
+        """How many pending links that are not filtered there are of each key."""
         self._pending_starts: set[str] = set()
         self._skipped: set[str] = set()
 
@@ -92,31 +91,25 @@ class JobDir:
                 entry = self._converter.encode(request, self._key(request))
             except CodecError as error:
                 # Not known to the queue, it is crawled if a link to it is found again.
-                self._skipped.add(self._fingerprint(request))
+                self._skipped.add(self._keys.plain(request))
                 self._left_out(request.url, error)
             else:
                 yield entry
 
+    def _new_keys(self) -> Keys:
+        return Keys(self._crawler, "fingerprint")
+
     def _key(self, request: Request) -> str:
-        key = self._fingerprint(request)
         is_start = bool(request.meta.get("is_start_request"))
+        plain = self._keys.plain(request)
         if is_start and not request.meta.get("retry_times"):
-            self._pending_starts.add(key)
-        if not self._is_repeatable(request):
+            self._pending_starts.add(plain)
+        key, is_repeatable = self._keys.of(request, is_start=is_start)
+        if is_start or not is_repeatable:
             return key
-        kind = "start" if is_start else "jobdir"
-        return self._numbered(key, kind)
-
-    def _numbered(self, key: str, kind: str) -> str:
-        self._made[key + kind] += 1
-        number = self._made[key + kind]
-        return start_key(key, number) if kind == "start" else f"{key}:{kind}{number}"
-
-    def _is_repeatable(self, request: Request) -> bool:
-        return request.dont_filter or self._filters_nothing
-
-    def _fingerprint(self, request: Request) -> str:
-        return self._crawler.request_fingerprinter.fingerprint(request).hex()
+        # Not the random key of a crawl, by which each import would add it anew.
+        self._made[plain] += 1
+        return f"{plain}:jobdir{self._made[plain]}"
 
     def _requests(self) -> Iterator[Request]:
         """Empty a copy, because taking a request out of a disk queue deletes it."""
@@ -176,20 +169,15 @@ class JobDir:
 
         Runs the spider's ``start()``; call it after ``pending``.
         """
+        keys = self._new_keys()
         requests = [
-            (self._fingerprint(one), one.url, self._is_repeatable(one))
+            (one.url, keys.plain(one), *keys.of(one, is_start=True))
             async for one in self._spider.start()
             if isinstance(one, Request)
         ]
-        pending = [n for n, (key, *_) in enumerate(requests) if key in self._pending_starts]
+        pending = [n for n, (_, plain, *_) in enumerate(requests) if plain in self._pending_starts]
         known = requests[: pending[-1] + 1] if pending else requests
-        counts: Counter[str] = Counter()
-        entries = []
-        for key, url, is_repeatable in known:
-            counts[key] += 1
-            if is_repeatable:
-                entries.append(_handled(start_key(key, counts[key]), url))
-        return entries
+        return [_handled(key, url) for url, _, key, is_repeatable in known if is_repeatable]
 
     def seen(self) -> Iterator[Entry]:
         """A handled entry for each fingerprint; call it after ``pending``."""

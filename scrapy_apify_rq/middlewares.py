@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from scrapy_apify_rq import backends, scrapy_private
 from scrapy_apify_rq.config import Config
 from scrapy_apify_rq.errors import ConfigError
-from scrapy_apify_rq.requests import RequestConverter
+from scrapy_apify_rq.requests import RequestConverter, target
 from scrapy_apify_rq.unique_keys import normalize_url
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def check(crawler: Crawler) -> None:
         normalize_url("")  # raises where yarl is not installed
     backends.check(config)
     if crawler.spider is not None:
-        RequestConverter(crawler.spider, config.callbacks)
+        RequestConverter.from_config(crawler.spider, config)  # raises for a missing callback
 
 
 class DownloaderMiddleware:
@@ -101,7 +101,7 @@ class SpiderMiddleware:
     def __init__(self) -> None:
         self.running: Mapping[Request, Visit] = {}
         # Before the scheduler is open, and in commands that do without it, nothing is held back.
-        self.is_full: Callable[[], bool] = bool
+        self.is_full: Callable[[], bool] = lambda: False
         self.room: Callable[[Request], Awaitable[None]]
         self.started: WeakSet[Request] = WeakSet()
         """Start requests; ``is_start_request`` does not tell, since copies of meta carry it."""
@@ -173,5 +173,6 @@ class SpiderMiddleware:
         if (visit := self.running.get(request)) is not None:
             return visit
         # A downloader middleware put in the response to a request of its own.
-        same_url = (visit for ours, visit in self.running.items() if ours.url == request.url)
-        return next(same_url, None)
+        wanted = target(request)
+        same = (visit for ours, visit in self.running.items() if target(ours) == wanted)
+        return next(same, None)

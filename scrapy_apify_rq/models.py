@@ -7,9 +7,10 @@ it. Absent and null mean the same, so nulls are not written.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -22,10 +23,17 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 
-def _wire_date(value: datetime) -> str:
+def wire_date(value: datetime) -> str:
     """ISO 8601 in UTC with milliseconds and Z, as the API writes dates."""
     utc = value.astimezone(timezone.utc).replace(tzinfo=None)
     return f"{utc.isoformat(timespec='milliseconds')}Z"
+
+
+def read_date(text: str) -> datetime:
+    """A date of the API, in UTC unless it says otherwise; raises ValueError if it is none."""
+    # Python 3.10 does not know the Z.
+    date = datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))
+    return date if date.tzinfo is not None else date.replace(tzinfo=timezone.utc)
 
 
 def _null_is(make: Callable[[], Any]) -> BeforeValidator:
@@ -49,9 +57,13 @@ class Entry(BaseModel):
     no_retry: bool | None = None
     error_messages: Annotated[list[str], _null_is(list)] = Field(default_factory=list)
     loaded_url: str | None = None
-    handled_at: Annotated[datetime, PlainSerializer(_wire_date)] | None = None
+    handled_at: Annotated[datetime, PlainSerializer(wire_date)] | None = None
     broken: str | None = Field(default=None, exclude=True)
     """Why this entry does not follow the schema; never written."""
+
+    @property
+    def is_handled(self) -> bool:
+        return self.handled_at is not None
 
     @property
     def failed(self) -> bool:
@@ -59,7 +71,14 @@ class Entry(BaseModel):
 
         Source: https://docs.apify.com/academy/api/retry-failed-requests
         """
-        return self.handled_at is not None and len(self.error_messages) > self.retry_count
+        return self.is_handled and len(self.error_messages) > self.retry_count
+
+    @property
+    def state(self) -> Literal["pending", "handled", "failed"]:
+        """As far as the entry itself tells: not whether it is locked."""
+        if self.failed:
+            return "failed"
+        return "handled" if self.is_handled else "pending"
 
     def to_json(self, *, with_id: bool = True) -> str:
         exclude = None if with_id else {"id"}

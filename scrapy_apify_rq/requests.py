@@ -13,7 +13,9 @@ in ``userData.scrapy``, an object with a version, and only where it differs from
 
 ``userData.label`` is the name of the callback. Entries made by others hold no such object; those of
 ``apify.scrapy`` 4.x hold ``userData.scrapy_request``, a JSON text whose form is read here, too.
-Nothing read from an entry is ever executed; names are looked up, never imported or called.
+No code read from an entry is ever executed. Names are looked up: callbacks among the methods of the
+spider, classes of requests and items in modules that are loaded, or else in those that
+APIFY_RQ_TRUSTED_MODULES names, which are imported. Only constructors of these classes are called.
 """
 
 from __future__ import annotations
@@ -29,16 +31,16 @@ from scrapy import Request, Spider
 from scrapy_apify_rq.codec import class_path, decode, encode, find_class
 from scrapy_apify_rq.errors import CodecError, ConfigError
 from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.platform_limits import METHODS
 from scrapy_apify_rq.unique_keys import request_id
 
 if TYPE_CHECKING:
     from scrapy.http import Headers
+    from typing_extensions import Self
+
+    from scrapy_apify_rq.config import Config
 
 VERSION: Final = 1
-# https://docs.apify.com/api/v2/request-queue-requests-post
-METHODS: Final = frozenset(
-    ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"]
-)
 # What is wrong with an entry may be as long as the entry; it goes into the log.
 _REASON_LIMIT: Final = 500
 _TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
@@ -53,6 +55,11 @@ _TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
     "attributes": dict,
 }
 _DESCRIPTORS: Final = (property, classmethod, staticmethod)
+
+
+def target(request: Request) -> tuple[str, str, bytes]:
+    """What a request asks for: by this a copy that a middleware has made is known."""
+    return request.method, request.url, request.body
 
 
 def stored_priority(entry: Entry) -> int:
@@ -154,6 +161,10 @@ class RequestConverter:
                 self._method(name)
             except CodecError as error:
                 raise ConfigError(f"APIFY_RQ_CALLBACKS[{label!r}]: {error}") from error
+
+    @classmethod
+    def from_config(cls, spider: Spider, config: Config) -> Self:
+        return cls(spider, config.callbacks, config.trusted_modules)
 
     def encode(self, request: Request, unique_key: str, replaced: Entry | None = None) -> Entry:
         """Write a request; raises CodecError, and only that, if it would not come back the same.

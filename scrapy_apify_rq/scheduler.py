@@ -11,7 +11,6 @@ import asyncio
 import gc
 import logging
 import os
-import secrets
 from collections import Counter
 from contextlib import AsyncExitStack
 from datetime import datetime, timezone
@@ -40,8 +39,9 @@ from scrapy_apify_rq.requests import (
     store_spider_errors,
     stored_priority,
     stored_spider_errors,
+    target,
 )
-from scrapy_apify_rq.unique_keys import request_id, start_key, unique_key
+from scrapy_apify_rq.unique_keys import Keys, request_id, start_key
 from scrapy_apify_rq.visits import Visit
 
 if TYPE_CHECKING:
@@ -109,8 +109,7 @@ class Scheduler(BaseScheduler):
         """Why the queue could not be opened."""
         self._reaper: asyncio.Task[None] | None = None
         self._closer: asyncio.Task[None] | None = None
-        self._starts: Counter[str] = Counter()
-        """How many start requests of each key this run has seen."""
+        self.keys = Keys(crawler, config.unique_key)
         self._problems: Counter[str] = Counter()
         """How many requests failed, by the last error message."""
         self._unserializable_logged = False
@@ -128,9 +127,7 @@ class Scheduler(BaseScheduler):
     async def _open(self, spider: Spider) -> None:
         scrapy_private.verify(self.crawler.engine)
         self.spider = spider
-        self.converter = RequestConverter(
-            spider, self.config.callbacks, self.config.trusted_modules
-        )
+        self.converter = RequestConverter.from_config(spider, self.config)
         self.spider_middleware = self._attach_middlewares()
         async with AsyncExitStack() as opened:
             await self._open_dupefilter()
@@ -162,7 +159,7 @@ class Scheduler(BaseScheduler):
         """Spare the garbage collector what was made before the crawl, until the crawl has ended.
 
         A full collection looks at every object, at 80,000 of Scrapy's own before ours, and holds up
-        the crawl meanwhile: 100 ms each, a fifth of all CPU time.
+        the crawl meanwhile. What that costs is in the README, Speed.
         """
         # PyPy has no freeze; a project that has frozen by itself knows what it does.
         if hasattr(gc, "freeze") and not gc.get_freeze_count():
@@ -189,7 +186,6 @@ class Scheduler(BaseScheduler):
         """The queue itself filters duplicates; a filter of the project's own is asked first."""
         settings = self.crawler.settings
         cls = load_object(settings["DUPEFILTER_CLASS"])
-        self._filters_nothing = cls is BaseDupeFilter
         self._dupefilter: BaseDupeFilter | None = None
         # Made by hand, because from_crawler() would write its own set of seen requests to JOBDIR.
         self._duplicates = RFPDupeFilter(
@@ -209,7 +205,7 @@ class Scheduler(BaseScheduler):
     async def _begin_or_resume(self) -> bool:
         """Whether the queue holds pending entries."""
         info = await self.backend.info()
-        queue = f"Request queue {info.name or info.id!r} in {self.backend.location}"
+        queue = f"Request queue {info.title!r} in {self.backend.location}"
         finished = info.total > 0 and not info.pending
         purge = self.config.purge_on_start
         # Over the API the queue may hold what others want to keep, as it does with a name.
@@ -285,7 +281,7 @@ class Scheduler(BaseScheduler):
                 f"Request queue in {self.backend.location}: {done}; its counts are unknown: {error}"
             )
         return (
-            f"Request queue {info.name or info.id!r} in {self.backend.location}: {done};"
+            f"Request queue {info.title!r} in {self.backend.location}: {done};"
             f" the queue holds {info.handled} handled, {info.pending} pending"
             f"{self._reasons(failed)}"
         )
@@ -313,13 +309,12 @@ class Scheduler(BaseScheduler):
             original.retry = request
             return True
         self._note_replacement(request)
-        key, repeatable = self._unique_key(request)
+        is_start = request in self.spider_middleware.started
+        key, repeatable = self.keys.of(request, is_start=is_start)
         if self._is_duplicate(request, key, repeatable):
             return False
         priority = request.priority
-        forefront = priority > 0 or (
-            self.config.order == "lifo" and request not in self.spider_middleware.started
-        )
+        forefront = priority > 0 or (self.config.order == "lifo" and not is_start)
         visit = Visit(None, request, urgency=(False, priority))
         try:
             visit.entry = self.converter.encode(request, key)
@@ -346,7 +341,7 @@ class Scheduler(BaseScheduler):
             if visit.retry is None
             and _retries(original) + 1 == times
             and len(_redirects(original)) == len(_redirects(request))
-            and (same(original) == same(request) or _target(original) == _target(request))
+            and (same(original) == same(request) or target(original) == target(request))
         ]
         # Two in flight may differ in nothing but what a custom fingerprinter looks at.
         found.sort(key=lambda visit: same(cast("Request", visit.request)) != same(request))
@@ -362,7 +357,7 @@ class Scheduler(BaseScheduler):
             return
         for original, visit in self.running.items():
             came_from = urls[-1:] == [original.url] and len(_redirects(original)) + 1 == len(urls)
-            is_copy = request.dont_filter and _target(original) == _target(request)
+            is_copy = request.dont_filter and target(original) == target(request)
             if (came_from or is_copy) and visit.is_downloaded and visit.loaded_url is None:
                 visit.loaded_url = request.url
                 return
@@ -371,20 +366,9 @@ class Scheduler(BaseScheduler):
         """Wait until the outbox has room for a request, which a duplicate does not need."""
         # A fingerprint is kept for the request that it is asked for, and this one may still change.
         copy = request.copy()
-        if request.dont_filter or not self.frontier.knows(request_id(self._unique_key(copy)[0])):
+        keys = self.keys
+        if keys.is_repeatable(copy) or not self.frontier.knows(request_id(keys.plain(copy))):
             await self.frontier.room()
-
-    def _unique_key(self, request: Request) -> tuple[str, bool]:
-        """The key, and whether it was made so that the request is not taken for a duplicate."""
-        fingerprinter = self.crawler.request_fingerprinter
-        key = unique_key(request, self.config.unique_key, fingerprinter)
-        if not (request.dont_filter or self._filters_nothing):
-            return key, False
-        if request not in self.spider_middleware.started:
-            return f"{key}:{secrets.token_hex(8)}", True
-        # The n-th of its kind is the same in every run and every worker, so none repeats it.
-        self._starts[key] += 1
-        return start_key(key, self._starts[key]), True
 
     def _is_duplicate(self, request: Request, key: str, repeatable: bool) -> bool:
         own = None if repeatable else self._dupefilter
@@ -549,7 +533,3 @@ def _retries(request: Request) -> int:
 def _redirects(request: Request) -> list[str]:
     urls = request.meta.get("redirect_urls")
     return urls if isinstance(urls, list) else []
-
-
-def _target(request: Request) -> tuple[str, str, bytes]:
-    return request.method, request.url, request.body

@@ -1,4 +1,4 @@
-"""All use of Scrapy's private names, so that a new version of Scrapy can break one file only.
+"""All that a crawl uses of Scrapy's private names: a new version of Scrapy can break one file only.
 
 There is no public signal for "Scrapy has finished with this request" and no public call that makes
 the engine ask the scheduler again, hence ``engine._slot.inprogress`` and
@@ -7,6 +7,9 @@ spider be closed without waiting for its downloads, hence ``closing`` of the slo
 scraper, without which only a stop in haste is slower. The rest is undocumented rather than private,
 and nothing is lost where it changes: the list of spider middlewares, which matters before 2.16, and
 the module names of Scrapy's commands.
+
+``scrapy rq import-jobdir`` depends on more, and no crawl on it: ``jobdir`` reads the files that
+Scrapy's scheduler wrote, and the command shows its queues an idle ``engine.downloader.slots``.
 """
 
 from __future__ import annotations

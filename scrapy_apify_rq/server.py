@@ -29,10 +29,15 @@ from scrapy_apify_rq.backends.base import Added
 from scrapy_apify_rq.backends.sqlite_store import QueueRecord, Row, Store, StoredQueue
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.faults import Counts, Faults, Misbehaviour
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.server_input import (
+from scrapy_apify_rq.models import Entry, wire_date
+from scrapy_apify_rq.platform_limits import (
+    BATCH_RATE,
+    CRUD_RATE,
     MAX_BATCH,
     MAX_BODY,
+    OTHER_RATE,
+)
+from scrapy_apify_rq.server_input import (
     ApiError,
     Query,
     check_name,
@@ -58,10 +63,6 @@ _USER_ID: Final = "embeddedQueueUser"  # there is one user, and who asks is that
 _USERNAME: Final = "local"
 _CUT: Final = "...[truncated]"
 _CUT_LENGTH: Final = 128
-# Calls per second and queue: https://docs.apify.com/platform/storage/request-queue#rate-limiting
-_CRUD_RATE: Final = 400
-_BATCH_RATE: Final = 40
-_OTHER_RATE: Final = 60
 # How long a write waits for other processes that use the file, in seconds.
 _PATIENCE: Final = 10
 
@@ -110,8 +111,7 @@ def _error_answer(error: ApiError) -> web.Response:
 
 
 def _date(timestamp: float) -> str:
-    date = datetime.fromtimestamp(math.floor(timestamp * 1000) / 1000, timezone.utc)
-    return date.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return wire_date(datetime.fromtimestamp(timestamp, timezone.utc))
 
 
 def _registration(added: Added) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class _Call:
 
 class _Operation(NamedTuple):
     answer: Callable[[Any], Awaitable[web.StreamResponse]]
-    rate: int = _OTHER_RATE
+    rate: int = OTHER_RATE
     client: bool = True
     """It has the parameter ``clientKey``, so its callers count as clients of the queue."""
 
@@ -197,24 +197,24 @@ class _Api:
                 "DELETE": operation(self._delete_queue, client=False),
             },
             "head": {"GET": operation(self._head)},
-            "head/lock": {"POST": operation(self._lock_head, _BATCH_RATE)},
+            "head/lock": {"POST": operation(self._lock_head, BATCH_RATE)},
             "requests": {
                 "GET": operation(self._list_requests),
-                "POST": operation(self._add_request, _CRUD_RATE),
+                "POST": operation(self._add_request, CRUD_RATE),
             },
             "requests/batch": {
-                "POST": operation(self._add_batch, _BATCH_RATE),
-                "DELETE": operation(self._delete_batch, _BATCH_RATE),
+                "POST": operation(self._add_batch, BATCH_RATE),
+                "DELETE": operation(self._delete_batch, BATCH_RATE),
             },
             "requests/unlock": {"POST": operation(self._unlock)},
             "requests/{id}": {
-                "GET": operation(self._get_request, _CRUD_RATE, client=False),
-                "PUT": operation(self._update_request, _CRUD_RATE),
-                "DELETE": operation(self._delete_request, _CRUD_RATE),
+                "GET": operation(self._get_request, CRUD_RATE, client=False),
+                "PUT": operation(self._update_request, CRUD_RATE),
+                "DELETE": operation(self._delete_request, CRUD_RATE),
             },
             "requests/{id}/lock": {
-                "PUT": operation(self._prolong_lock, _CRUD_RATE),
-                "DELETE": operation(self._delete_lock, _CRUD_RATE),
+                "PUT": operation(self._prolong_lock, CRUD_RATE),
+                "DELETE": operation(self._delete_lock, CRUD_RATE),
             },
         }
         collection = {

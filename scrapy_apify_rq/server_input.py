@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import re
 import zlib
 from collections.abc import Collection
 from datetime import datetime, timezone
@@ -19,6 +18,14 @@ from pydantic import ConfigDict, Strict, ValidationError, field_validator
 from pydantic_core import from_json
 
 from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.platform_limits import (
+    CLIENT_KEY_LENGTH,
+    MAX_BATCH,
+    MAX_BODY,
+    METHODS,
+    NAME_LENGTH,
+    is_name,
+)
 from scrapy_apify_rq.unique_keys import request_id
 
 try:
@@ -26,14 +33,7 @@ try:
 except ImportError:  # then callers may not use it
     brotli = None
 
-MAX_BODY: Final = 9_437_184
-MAX_BATCH: Final = 25
 _MAX_LOCK_SECS: Final = 365 * 24 * 3600
-_METHODS: Final = frozenset(
-    ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
-)
-_NAME: Final = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?")
-_CLIENT_KEY_LENGTH: Final = 32
 _UNPACKING_ERRORS: Final[tuple[type[Exception], ...]] = (
     (zlib.error, EOFError, brotli.error) if brotli else (zlib.error, EOFError)
 )
@@ -70,8 +70,8 @@ class _Incoming(Entry):
     @field_validator("method")
     @classmethod
     def _known(cls, method: str) -> str:
-        if method not in _METHODS:
-            raise ValueError(f"must be one of {', '.join(sorted(_METHODS))}")
+        if method not in METHODS:
+            raise ValueError(f"must be one of {', '.join(sorted(METHODS))}")
         return method
 
     @field_validator("handled_at", mode="before")
@@ -233,11 +233,11 @@ class Query:
 
     def client_key(self) -> str | None:
         key = self._values.get("clientKey")
-        if key is not None and not 1 <= len(key) <= _CLIENT_KEY_LENGTH:
+        if key is not None and not 1 <= len(key) <= CLIENT_KEY_LENGTH:
             raise ApiError(
                 400,
                 "invalid-client-key",
-                f'Parameter "clientKey" must have 1 to {_CLIENT_KEY_LENGTH} characters',
+                f'Parameter "clientKey" must have 1 to {CLIENT_KEY_LENGTH} characters',
             )
         return key
 
@@ -291,9 +291,9 @@ def _read_cursor(cursor: str) -> str:
 
 
 def check_name(name: str) -> None:
-    if len(name) > 63:
-        raise invalid("Name must have at most 63 characters")
-    if not _NAME.fullmatch(name):
+    if len(name) > NAME_LENGTH:
+        raise invalid(f"Name must have at most {NAME_LENGTH} characters")
+    if not is_name(name):
         raise invalid(
             "Name can only contain letters 'a' through 'z', the digits '0' through '9', and the"
             " hyphen ('-') but only in the middle of the string (e.g. 'my-value-1')"

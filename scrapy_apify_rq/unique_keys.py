@@ -1,27 +1,33 @@
 """Unique keys and the ids that follow from them.
 
-A request queue holds one entry for each unique key. ``request_id`` is the platform's rule for the
-id of an entry. ``crawlee_key`` is the extended unique key of Crawlee for Python, for
-``APIFY_RQ_UNIQUE_KEY = "crawlee"``: two programs on one queue deduplicate against each other only
-if their keys are equal to the byte.
+A request queue holds one entry for each unique key. ``Keys`` says which requests of a crawl share
+one. ``request_id`` is the platform's rule for the id of an entry. ``crawlee_key`` is the extended
+unique key of Crawlee for Python, for ``APIFY_RQ_UNIQUE_KEY = "crawlee"``: two programs on one queue
+deduplicate against each other only if their keys are equal to the byte.
 
-Neither rule is specified anywhere. They are written from the outcomes of running crawlee 1.11.0
-with yarl 1.25.1, which tests/test_unique_keys.py replays. Keys of Crawlee for JavaScript differ.
-Crawlee's key lower-cases the whole URL, so that pages whose addresses differ only in case are one.
+Neither the id nor Crawlee's key is specified anywhere. They are written from the outcomes of
+running crawlee 1.11.0 with yarl 1.25.1, which tests/test_unique_keys.py replays. Keys of Crawlee
+for JavaScript differ. Crawlee's key lower-cases the whole URL, so that pages whose addresses differ
+only in case are one.
 """
 
 from __future__ import annotations
 
+import secrets
 from binascii import b2a_base64
+from collections import Counter
 from collections.abc import Iterable
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final, Literal
+
+from scrapy.dupefilters import BaseDupeFilter
+from scrapy.utils.misc import load_object
 
 from scrapy_apify_rq.errors import ConfigError
 
 if TYPE_CHECKING:
     from scrapy import Request
-    from scrapy.utils.request import RequestFingerprinterProtocol as Fingerprinter
+    from scrapy.crawler import Crawler
     from yarl import URL
 
 _ID_LENGTH: Final = 15
@@ -40,13 +46,40 @@ def start_key(key: str, number: int) -> str:
     return f"{key}:start{number}"
 
 
-def unique_key(
-    request: Request, kind: Literal["fingerprint", "crawlee"], fingerprinter: Fingerprinter
-) -> str:
-    """The key of a Scrapy request, as ``APIFY_RQ_UNIQUE_KEY`` has it."""
-    if kind == "crawlee":
-        return crawlee_key(request.url, request.method, request.body, _text_headers(request))
-    return fingerprinter.fingerprint(request).hex()
+class Keys:
+    """Gives the requests of one crawl their unique keys; ``kind`` is ``APIFY_RQ_UNIQUE_KEY``."""
+
+    def __init__(self, crawler: Crawler, kind: Literal["fingerprint", "crawlee"]) -> None:
+        self._fingerprinter = crawler.request_fingerprinter
+        self._kind = kind
+        dupefilter = load_object(crawler.settings["DUPEFILTER_CLASS"])
+        self._filters_nothing = dupefilter is BaseDupeFilter
+        self._starts: Counter[str] = Counter()
+        """How many repeatable start requests of each key there have been."""
+
+    def plain(self, request: Request) -> str:
+        """The key of every request that is the same for Scrapy, if it is filtered."""
+        if self._kind == "crawlee":
+            return crawlee_key(request.url, request.method, request.body, _text_headers(request))
+        return self._fingerprinter.fingerprint(request).hex()
+
+    def is_repeatable(self, request: Request) -> bool:
+        """Scrapy is to crawl it even if it has crawled the same before."""
+        return request.dont_filter or self._filters_nothing
+
+    def of(self, request: Request, *, is_start: bool) -> tuple[str, bool]:
+        """The key, and whether the request is repeatable, so that it has a key of its own.
+
+        Start requests are counted: ask once for each, in the order of ``start()``. The n-th of a
+        kind then has the same key in every run and every worker, and none repeats it.
+        """
+        key = self.plain(request)
+        if not self.is_repeatable(request):
+            return key, False
+        if not is_start:
+            return f"{key}:{secrets.token_hex(8)}", True
+        self._starts[key] += 1
+        return start_key(key, self._starts[key]), True
 
 
 def _text_headers(request: Request) -> list[tuple[str, str]]:
@@ -65,11 +98,11 @@ def crawlee_key(url: str, method: str, body: bytes, headers: Iterable[tuple[str,
     return f"{method.upper()}|{_headers_hash(headers)}|{_short_hash(body)}|{normalize_url(url)}"
 
 
-def normalize_url(url: str, *, keep_fragment: bool = False) -> str:
+def normalize_url(url: str) -> str:
     """The URL as Crawlee writes it in a key; one that cannot be parsed is returned unchanged."""
     url_class = _url_class()
     try:
-        return _normalized(url_class(url.strip()), keep_fragment)
+        return _normalized(url_class(url.strip()))
     except ValueError:
         return url
 
@@ -86,11 +119,11 @@ def _url_class() -> type[URL]:
     return URL
 
 
-def _normalized(url: URL, keep_fragment: bool) -> str:
+def _normalized(url: URL) -> str:
     query = sorted(pair for pair in url.query.items() if not pair[0].startswith("utm_"))
     # The decoded path is what Crawlee sets again: this is why %2F becomes a slash in its keys.
-    # Setting a path drops the query. keep_fragment is there since yarl 1.19.
-    clean = url.with_path(url.path.removesuffix("/"), keep_fragment=keep_fragment)
+    # Setting a path drops the query and the fragment.
+    clean = url.with_path(url.path.removesuffix("/"))
     return str(clean.with_query(query)).lower()
 
 

@@ -20,7 +20,6 @@ from aiohttp import hdrs, web
 from scrapy import cmdline
 
 from scrapy_apify_rq import server
-from scrapy_apify_rq.commands import serve
 from tests.description import Description, missing
 
 OURS = "scrapy-apify-rq/"
@@ -98,11 +97,8 @@ class _Check:
                 self._report(message[:2000])
 
 
-def _application(*args: Any, **options: Any) -> web.Application:
-    return checked(server.application(*args, **options))
-
-
 if __name__ == "__main__":
-    serve.application = _application
+    application = server.application
+    server.application = lambda *args, **options: checked(application(*args, **options))
     sys.argv[0] = str(Path(sys.argv[0]).with_name("scrapy"))
     cmdline.execute(["scrapy", "rq", "serve", *sys.argv[1:]])

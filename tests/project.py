@@ -235,11 +235,11 @@ class Project:
             ((count,),) = db.execute("SELECT writes FROM queues WHERE name = ?", (name,))
         return int(count)
 
-    def pending(self, name: str = QUEUE) -> list[Entry]:
+    def pending(self, name: str = QUEUE, folder: Path | None = None) -> list[Entry]:
         """The entries still to be crawled, in the queue's order."""
 
         async def read() -> list[Entry]:
-            backend = self.backend(name)
+            backend = SqliteBackend(folder or self._queues, name=name)
             await backend.open()
             claim = await backend.claim(1000, ())
             await backend.close()

@@ -303,6 +303,15 @@ def test_errors(queue: Queue) -> None:
     assert sorted(row.split()[-1] for row in rows) == sorted(g["url"] for g in groups.values())
 
 
+def test_errors_of_an_entry_without_a_message(queue: Queue) -> None:
+    """Any client may write a ``retryCount`` below 0, and then the entry has failed by the rule."""
+    odd = Entry(id=request_id("odd"), unique_key="odd", url="http://odd/", retry_count=-1)
+    odd.handled_at = datetime.now(timezone.utc)
+    odd.headers, odd.no_retry = {}, False
+    queue.project.add(odd, name="odd")
+    assert queue.ok("errors", "-q", "odd", "--json").json["message"] == "(no message)"
+
+
 def test_control_characters_do_not_reach_the_terminal(queue: Queue) -> None:
     name = queue.copy("evil")
     evil = Entry(id=request_id("evil"), unique_key="evil", url="http://h/\x1b[2J", no_retry=False)
@@ -315,6 +324,17 @@ def test_control_characters_do_not_reach_the_terminal(queue: Queue) -> None:
 
 
 # Which queue
+
+
+def test_the_tools_of_the_embedded_queue_need_no_http(queue: Queue) -> None:
+    if queue.project.server is not None:
+        pytest.skip("the API is HTTP")
+    words = [sys.executable, "-X", "importtime", "-m", "scrapy", "rq", "status"]
+    done = subprocess.run(words, cwd=queue.project.folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "scrapy_apify_rq.commands.queues" in loaded
+    assert "aiohttp" not in loaded
 
 
 def test_a_queue_that_is_not_there_is_not_made(queue: Queue) -> None:
@@ -592,6 +612,25 @@ def test_what_the_api_refuses_is_told(queue: Queue) -> None:
     done = queue.rq("add", "--file", "-", "-q", "huge", stdin=huge)
     assert (done.code, done.out) == (1, "0 added, 0 were there already\n")
     assert re.match(r"line 1: its [\d,]+ bytes are more than the API takes", done.err)
+
+
+def test_import_and_add_keep_the_order_of_the_file(tmp_path: Path, queue: Queue) -> None:
+    if queue.project.server is None:
+        pytest.skip("the embedded queue takes one batch at a time")
+    failures = [error(500)]
+    with serving_in_thread(tmp_path, TOKEN) as api:
+        api.before = lambda call: (
+            failures and call.is_("POST", "/requests/batch") and failures.pop()
+        )
+        settings = {"APIFY_TOKEN": TOKEN, "APIFY_API_BASE_URL": api.url}
+        urls = [f"http://x/{number}" for number in range(60)]
+        queue.ok("add", *urls, "-q", "added", **settings)
+        exported = [json.dumps({"uniqueKey": url, "url": url}) for url in urls]
+        failures.append(error(500))
+        queue.ok("import", "-", "-q", "imported", stdin="\n".join(exported).encode(), **settings)
+    assert not failures
+    for name in ("added", "imported"):
+        assert [entry.url for entry in queue.project.pending(name, tmp_path)] == urls
 
 
 def test_updates_that_the_api_refuses_are_told(tmp_path: Path, queue: Queue) -> None:

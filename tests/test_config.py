@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from scrapy.settings import BaseSettings, Settings
 
+from scrapy_apify_rq.addon import Addon
 from scrapy_apify_rq.config import DEFAULTS, Config
 from scrapy_apify_rq.errors import ConfigError
 
@@ -329,6 +330,11 @@ def test_backend_apify_needs_a_token() -> None:
 
 def test_without_a_token_the_missing_token_is_what_is_said() -> None:
     assert "set APIFY_TOKEN" in refusal({"APIFY_RQ_BACKEND": "apify"})
+
+
+def test_the_add_on_names_the_setting_that_is_wrong() -> None:
+    with pytest.raises(ConfigError, match="APIFY_RQ_ENABLED = 'yes': write True or False"):
+        Addon().update_settings(Settings({"APIFY_RQ_ENABLED": "yes"}))
 
 
 # What does not go together

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import re
 import shutil
@@ -24,6 +25,7 @@ from scrapy.utils.misc import load_object
 from scrapy_apify_rq.errors import CodecError, ConfigError
 from scrapy_apify_rq.jobdir import SEEN, JobDir
 from scrapy_apify_rq.requests import RequestConverter
+from scrapy_apify_rq.unique_keys import Keys
 from tests.project import Crawl, Project
 from tests.readme import commands
 from tests.site import Hit, Page, Site, links
@@ -285,21 +287,23 @@ class Odd(date):
     """A value that can be pickled and not be written as JSON: its module is not trusted."""
 
 
-def jobdir_of(folder: Path, **settings: Any) -> tuple[JobDir, list[tuple[str, CodecError]]]:
+def jobdir_of(
+    folder: Path, cls: type[Spider] | None = None, **settings: Any
+) -> tuple[JobDir, list[tuple[str, CodecError]]]:
     left_out: list[tuple[str, CodecError]] = []
-    spider = spider_of(folder, **settings)
+    spider = spider_of(folder, cls, **settings)
     converter = RequestConverter(spider)
     reader = JobDir(folder, spider, converter, lambda url, error: left_out.append((url, error)))
     return reader, left_out
 
 
-def spider_of(folder: Path, **settings: Any) -> Spider:
-    crawler = Crawler(NoStart, {"JOBDIR": str(folder), **settings})
+def spider_of(folder: Path, cls: type[Spider] | None = None, **settings: Any) -> Spider:
+    crawler = Crawler(cls or NoStart, {"JOBDIR": str(folder), **settings})
     crawler.stats = load_object(crawler.settings["STATS_CLASS"])(crawler)
     crawler.request_fingerprinter = load_object(crawler.settings["REQUEST_FINGERPRINTER_CLASS"])()
     slots = SimpleNamespace(slots={}, get_slot_key=lambda request: "slot")
     crawler.engine = SimpleNamespace(downloader=slots)  # type: ignore[assignment]
-    crawler.spider = NoStart.from_crawler(crawler)
+    crawler.spider = crawler.spidercls.from_crawler(crawler)
     return crawler.spider
 
 
@@ -337,6 +341,26 @@ def test_equal_requests_that_are_not_filtered_have_keys_of_their_own(tmp_path: P
     keys = [entry.unique_key for entry in jobdir_of(tmp_path)[0].pending()]
     assert len(set(keys)) == 3
     assert [entry.unique_key for entry in jobdir_of(tmp_path)[0].pending()] == keys
+
+
+class TwoStarts(NoStart):
+    async def start(self) -> Any:
+        yield Request("http://x/")
+        yield Request("http://x/", dont_filter=True)
+
+
+def test_start_requests_get_the_keys_that_a_crawl_asks_for(tmp_path: Path) -> None:
+    write(tmp_path, Request("http://y/"))
+    reader, _ = jobdir_of(tmp_path, TwoStarts)
+    keys = Keys(reader._crawler, "fingerprint")
+
+    async def both() -> tuple[set[str], set[str]]:
+        asked = {keys.of(one, is_start=True)[0] async for one in TwoStarts().start()}
+        return {entry.unique_key for entry in await reader.started()}, asked
+
+    imported, asked = asyncio.run(both())
+    assert len(imported) == 1
+    assert imported < asked
 
 
 def test_what_cannot_be_written_is_told_and_not_taken_as_crawled(tmp_path: Path) -> None:

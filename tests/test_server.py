@@ -24,7 +24,7 @@ import pytest
 
 from scrapy_apify_rq.backends.sqlite import SqliteBackend
 from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.server_input import MAX_BODY
+from scrapy_apify_rq.platform_limits import MAX_BODY
 from scrapy_apify_rq.unique_keys import request_id
 from tests import description
 from tests.server import Server, serve, start

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from scrapy_apify_rq.backends import sqlite
 from scrapy_apify_rq.backends.sqlite import FILE_NAME, SqliteBackend, connect
 from scrapy_apify_rq.errors import BackendError, ConfigError
 from scrapy_apify_rq.models import Entry
@@ -51,6 +52,26 @@ async def test_the_file_is_reopened(tmp_path: Path) -> None:
     backend = await opened(folder)
     assert [claimed.entry for claimed in (await backend.claim(9, ())).entries] == [entry("a")]
     await backend.close()
+
+
+@asynchronous
+async def test_each_connection_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[sqlite3.Connection] = []
+
+    def remembered(folder: Path) -> sqlite3.Connection:
+        made.append(connect(folder))
+        return made[-1]
+
+    await (await opened(tmp_path)).close()
+    monkeypatch.setattr(sqlite, "connect", remembered)
+    backend = SqliteBackend(tmp_path, name="other")
+    assert not await backend.find()
+    await backend.open()
+    await backend.close()
+    assert made
+    for db in made:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            db.execute("SELECT 1")
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

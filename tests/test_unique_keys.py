@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scrapy import Request, Spider
+from scrapy.crawler import Crawler
+from scrapy.utils.request import RequestFingerprinter
 
 from scrapy_apify_rq.errors import ConfigError
-from scrapy_apify_rq.unique_keys import crawlee_key, normalize_url, request_id
+from scrapy_apify_rq.unique_keys import Keys, crawlee_key, normalize_url, request_id
 
 VECTORS_FILE = Path(__file__).parents[2] / "shared" / "api" / "uniquekey-vectors.json"
 
@@ -70,7 +73,9 @@ def test_vector_id(vector: Vector) -> None:
 
 @pytest.mark.parametrize("vector", parameters(VECTORS))
 def test_vector_normalized(vector: Vector) -> None:
-    normalized = normalize_url(vector["url"], keep_fragment=vector["keep_url_fragment"])
+    if vector["keep_url_fragment"]:
+        pytest.skip("keep_url_fragment: fragments are dropped, which is Crawlee's default")
+    normalized = normalize_url(vector["url"])
     assert normalized == normalized_in(vector)
     if vector["normalisation_failed"]:
         assert normalized == vector["url"]
@@ -81,7 +86,7 @@ def test_vector_extended(vector: Vector) -> None:
     if vector["session_id"]:
         pytest.skip("session_id: a Scrapy request is bound to no session")
     if vector["keep_url_fragment"]:
-        pytest.skip("keep_url_fragment: crawlee_key drops fragments, which is Crawlee's default")
+        pytest.skip("keep_url_fragment: fragments are dropped, which is Crawlee's default")
     headers = (vector["headers"] or {}).items()
     key = crawlee_key(vector["url"], vector["method"], body_of(vector), headers)
     assert key == vector["unique_key"]
@@ -128,17 +133,6 @@ def test_unparsable_url_is_kept_as_it_is(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("https://example.com/a/?b=2&a=1#X", "https://example.com/a?a=1&b=2#x"),
-        ("https://example.com#%FF%2F", "https://example.com/#%ff/"),
-    ],
-)
-def test_kept_fragment(url: str, expected: str) -> None:
-    assert normalize_url(url, keep_fragment=True) == expected
-
-
-@pytest.mark.parametrize(
     ("headers", "expected"),
     [
         ([], "e3b0c442"),
@@ -153,6 +147,32 @@ def test_kept_fragment(url: str, expected: str) -> None:
 def test_headers_in_the_key(headers: list[tuple[str, str]], expected: str) -> None:
     key = crawlee_key("https://example.com/a", "get", b"x", iter(headers))
     assert key == f"GET|{expected}|2d711642|https://example.com/a"
+
+
+def keys(**settings: Any) -> Keys:
+    crawler = Crawler(Spider, settings)
+    crawler.request_fingerprinter = RequestFingerprinter(crawler)
+    return Keys(crawler, "fingerprint")
+
+
+def test_a_request_that_is_not_filtered_has_a_key_of_its_own() -> None:
+    crawl = keys()
+    link, again = Request("http://x/"), Request("http://x/", dont_filter=True)
+    assert crawl.of(link, is_start=False) == crawl.of(link, is_start=True)
+    assert crawl.of(link, is_start=True) == (crawl.plain(again), False)
+    (one, _), (other, is_repeatable) = (crawl.of(again, is_start=False) for _ in "ab")
+    assert is_repeatable
+    assert len({one, other, crawl.plain(link)}) == 3
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_start_requests_have_the_same_keys_in_each_run(filtered: bool) -> None:
+    settings = {} if filtered else {"DUPEFILTER_CLASS": "scrapy.dupefilters.BaseDupeFilter"}
+    start = Request("http://x/", dont_filter=filtered)
+    one, other = keys(**settings), keys(**settings)
+    made = [one.of(start, is_start=True)[0] for _ in range(3)]
+    assert made == [other.of(start, is_start=True)[0] for _ in range(3)]
+    assert made == [f"{one.plain(start)}:start{number}" for number in (1, 2, 3)]
 
 
 def test_without_yarl(monkeypatch: pytest.MonkeyPatch) -> None:

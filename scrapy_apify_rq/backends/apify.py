@@ -28,26 +28,24 @@ from scrapy_apify_rq.backends.base import (
     Updated,
 )
 from scrapy_apify_rq.backends.head import HEAD_LIMIT, Head, still_pending
-from scrapy_apify_rq.backends.http import (
-    BATCH_RATE,
-    CONNECTIONS,
-    CRUD_RATE,
-    OTHER_RATE,
-    Answer,
-    Client,
-    Passing,
-    Refused,
-    together,
-)
+from scrapy_apify_rq.backends.http import CONNECTIONS, Answer, Client, Passing, Refused
+from scrapy_apify_rq.config import DEFAULTS
 from scrapy_apify_rq.errors import BackendError
-from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.models import Entry, read_date
+from scrapy_apify_rq.platform_limits import (
+    BATCH_RATE,
+    CRUD_RATE,
+    MAX_BATCH,
+    MAX_BODY,
+    OTHER_RATE,
+)
+from scrapy_apify_rq.tasks import together
 
 logger = logging.getLogger(__name__)
 
-BATCH: Final = 25
-# The limit is 9 MiB of decompressed body; the rest is for brackets and commas.
-PAYLOAD_LIMIT: Final = 9 * 1024 * 1024 - 1024
-LOCK_LIMIT: Final = 25
+# The rest is for brackets and commas.
+PAYLOAD_LIMIT: Final = MAX_BODY - 1024
+LOCK_LIMIT: Final = MAX_BATCH
 
 # Who lists entries may be content with the first ones, and each one listed is billed as a read.
 _FIRST_PAGE: Final = 100
@@ -93,7 +91,7 @@ class ApifyBackend:
     ``inc_stat`` is called with the name of a stat at each event.
     """
 
-    batch = BATCH
+    batch = MAX_BATCH
     parallel = 16
     # No endpoint takes several. More than there are connections would only wait for one.
     update_batch = 1
@@ -112,7 +110,7 @@ class ApifyBackend:
         name: str | None = None,
         lock_secs: int | None = None,
         client_key: str | None = None,
-        patience: float = 600,
+        patience: float = DEFAULTS["APIFY_RQ_UNAVAILABLE_TIMEOUT"],
         inc_stat: Callable[[str], None],
     ) -> None:
         self._client = Client(base_url, token, patience=patience, count=inc_stat)
@@ -218,7 +216,7 @@ class ApifyBackend:
             total,
             handled,
             pending,
-            datetime.fromisoformat(queue["modifiedAt"].replace("Z", "+00:00")),
+            read_date(queue["modifiedAt"]),
             Operations(stats.get("readCount", 0), stats.get("writeCount", 0)),
         )
 
@@ -528,7 +526,7 @@ class ApifyBackend:
         data = await self._get(id) or {}
         if not (ends := data.get("lockExpiresAt")):
             return None
-        expires_at = datetime.fromisoformat(ends.replace("Z", "+00:00"))
+        expires_at = read_date(ends)
         still = expires_at > datetime.now(timezone.utc)
         return Lock(data.get("lockByClient"), expires_at) if still else None
 
@@ -536,7 +534,7 @@ class ApifyBackend:
         self._fresh = False
         left = list(dict.fromkeys(ids))
         while left:
-            batch, left = left[:BATCH], left[BATCH:]
+            batch, left = left[:MAX_BATCH], left[MAX_BATCH:]
             await self._delete_batch(batch)
             if self._head is not None:
                 self._head.deleted(batch)

@@ -68,6 +68,11 @@ class Info(NamedTuple):
     operations: Operations | None = None
     """None where nothing is billed."""
 
+    @property
+    def title(self) -> str:
+        """What people know the queue by."""
+        return self.name or self.id
+
 
 class Lock(NamedTuple):
     client_key: str | None

@@ -15,8 +15,8 @@ from contextlib import aclosing
 from typing import Any, Final, Protocol
 
 from scrapy_apify_rq.backends.base import Claim, Claimed
-from scrapy_apify_rq.backends.http import together
 from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.tasks import together
 
 HEAD_LIMIT: Final = 1000
 

@@ -1,8 +1,8 @@
 """HTTP to the Apify API, for the backend that keeps a queue there: the token, rates, retries.
 
-Nothing else of this package is a client of HTTP, but ``actor`` has a websocket of its own. Source
-of the limits: https://docs.apify.com/platform/storage/request-queue#rate-limiting and
-https://docs.apify.com/api/v2#rate-limiting
+Nothing else of this package is a client of HTTP, but ``actor`` has a websocket of its own. The
+platform's rates are for a queue, and each process keeps to them by itself: where several share a
+queue, the API slows them down, with 429.
 
 It is aiohttp's client and not httpx, because a PUT costs it 0.07 ms of CPU: httpx with aiohttp as
 its transport takes 0.13 ms, and httpx with its own 0.6, 1.4 and 3.1 ms at 4, 16 and 64 connections
@@ -19,25 +19,20 @@ import random
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 import aiohttp
 
 from scrapy_apify_rq.errors import BackendError
+from scrapy_apify_rq.platform_limits import BATCH_RATE, CRUD_RATE, OTHER_RATE
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-# Requests per second and queue, by class of endpoint.
-CRUD_RATE: Final = 400
-BATCH_RATE: Final = 40
-OTHER_RATE: Final = 60
 # https://docs.apify.com/api/v2#rate-limiting recommends 500 ms, doubling, with jitter.
 _FIRST_BACKOFF: Final = 0.5
 _LONGEST_BACKOFF: Final = 30.0
@@ -300,15 +295,3 @@ def _retry_after(answer: aiohttp.ClientResponse) -> float:
         return max(parsedate_to_datetime(text).timestamp() - time.time(), 0)
     except (ValueError, TypeError, OverflowError):
         return 0
-
-
-async def together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Like ``asyncio.gather``, but when one fails, none goes on."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, Lock, State, Updated
+from scrapy_apify_rq.config import DEFAULTS
 from scrapy_apify_rq.errors import BackendError, ConfigError
 from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.platform_limits import ID_LENGTH
 
 FILE_NAME: Final = "request_queues.sqlite"
 _OLDEST_SQLITE: Final = (3, 35)  # RETURNING
@@ -213,7 +215,7 @@ class Counters:
 class File:
     """The open file, and transactions on it; ``patience`` as in ``SqliteBackend``."""
 
-    _db: sqlite3.Connection
+    _connection: sqlite3.Connection | None = None
 
     def __init__(self, folder: Path, patience: float, now: Callable[[], float]) -> None:
         self._folder = folder
@@ -224,17 +226,24 @@ class File:
     def location(self) -> str:
         return str(self._folder / FILE_NAME)
 
+    @property
+    def _db(self) -> sqlite3.Connection:
+        assert self._connection is not None, "not open"
+        return self._connection
+
     async def open(self) -> None:
-        self._db = connect(self._folder)
+        if self._connection is not None:  # find() has opened it
+            self._connection.close()
+        self._connection = connect(self._folder)
 
     async def close(self) -> None:
-        if hasattr(self, "_db"):
-            self._db.close()
+        if self._connection is not None:
+            self._connection.close()
 
     def _create(self, name: str | None) -> int:
         """Make a new queue, within a transaction; its key."""
         alphabet = string.ascii_letters + string.digits
-        id = "".join(secrets.choice(alphabet) for _ in range(17))
+        id = "".join(secrets.choice(alphabet) for _ in range(ID_LENGTH))
         now = self._now()
         cursor = self._db.execute(
             "INSERT INTO queues (id, name, created_at, modified_at, accessed_at)"
@@ -299,7 +308,7 @@ class SqliteBackend(File):
         id: str | None = None,
         lock_secs: int | None = None,
         client_key: str | None = None,
-        patience: float = 600,
+        patience: float = DEFAULTS["APIFY_RQ_UNAVAILABLE_TIMEOUT"],
         now: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(folder, patience, now)
@@ -337,7 +346,7 @@ class SqliteBackend(File):
 
     def _add(self, entry: Entry, json: str, forefront: bool, counters: Counters) -> Added:
         counters.writes += 1
-        handled = entry.handled_at is not None
+        handled = entry.is_handled
         stored = self._db.execute(
             "INSERT INTO requests (queue, id, position, failed, json) VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT DO NOTHING",
@@ -366,7 +375,7 @@ class SqliteBackend(File):
 
     def _update(self, entry: Entry, json: str, forefront: bool, counters: Counters) -> Added:
         counters.writes += 1
-        handled = entry.handled_at is not None
+        handled = entry.is_handled
         values = (counters.place(handled, forefront), entry.failed, json)
         was = self._db.execute(
             "SELECT rowid, position IS NULL FROM requests WHERE queue = ? AND id = ?",
@@ -496,7 +505,7 @@ class SqliteBackend(File):
         return key is not None
 
     async def names(self) -> list[str]:
-        if not hasattr(self, "_db"):
+        if self._connection is None:
             return []
         query = "SELECT name FROM queues WHERE name IS NOT NULL ORDER BY key DESC LIMIT 50"
         rows = await self._patiently(lambda: self._db.execute(query).fetchall())

@@ -77,7 +77,7 @@ class Store(File):
         self._accessed_at: dict[int, float] = {}
 
     async def close(self) -> None:
-        if hasattr(self, "_db"):
+        if self._connection is not None:
             await self._store_uses()
         await super().close()
 
@@ -192,7 +192,7 @@ class StoredQueue(SqliteBackend):
             store._folder, client_key=client_key, patience=store._patience, now=store._now
         )
         self._client_key = client_key  # "" is a key here: callers without one share it
-        self._db = store._db
+        self._connection = store._db
         self._key = key
 
     async def replace(self, entry: Entry, *, forefront: bool) -> Added:
@@ -202,7 +202,7 @@ class StoredQueue(SqliteBackend):
     def row(self, id: str) -> Row | None:
         return next(iter(self._rows("AND id = :id", id=id)), None)
 
-    def head(self, limit: int, *, locked: bool, without: Collection[str] = ()) -> list[Row]:
+    def head(self, limit: int, *, locked: bool, without: Collection[str]) -> list[Row]:
         """The first entries in the queue's order, some ids aside, locked ones too if asked."""
         free = "" if locked else f"AND {_FREE}"
         rows = self._rows(
@@ -212,7 +212,7 @@ class StoredQueue(SqliteBackend):
         return [row for row in rows if row.id not in without][:limit]
 
     def requests(
-        self, limit: int, *, after: str, states: frozenset[str], without: Collection[str] = ()
+        self, limit: int, *, after: str, states: frozenset[str], without: Collection[str]
     ) -> list[Row]:
         """Entries in these states, or all of them, in the order of their ids."""
         rows = self._rows(
@@ -226,7 +226,7 @@ class StoredQueue(SqliteBackend):
         values |= {"queue": self._key, "now": self._now()}
         return [Row(*row) for row in self._db.execute(f"{_ROW} {more}", values)]
 
-    async def lock(self, limit: int, secs: float, *, without: Collection[str] = ()) -> Locked:
+    async def lock(self, limit: int, secs: float, *, without: Collection[str]) -> Locked:
         """Lock the first entries that nobody holds, not even this client."""
 
         def work(counters: Counters) -> Locked:

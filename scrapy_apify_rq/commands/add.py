@@ -14,13 +14,14 @@ from scrapy_apify_rq.commands import adding, output, queues
 from scrapy_apify_rq.commands.queues import Queue
 from scrapy_apify_rq.errors import CodecError
 from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.requests import METHODS, RequestConverter
+from scrapy_apify_rq.platform_limits import METHODS
+from scrapy_apify_rq.requests import RequestConverter
 from scrapy_apify_rq.unique_keys import request_id
 
 NAME = "add"
 HELP = (
-    "Add requests that are not in the queue yet, with the keys that the spider gives them. It makes"
-    " a queue of this name where there is none"
+    "Add requests that are not in the queue yet, with the keys that the spider gives to links. It"
+    " makes a queue of this name where there is none"
 )
 EXAMPLE = "scrapy rq add https://example.com/product/1 https://example.com/product/2"
 
@@ -74,6 +75,6 @@ def _entry(queue: Queue, converter: RequestConverter, line: bytes) -> Entry:
     entry = Entry(id="", unique_key="", no_retry=False, **given.model_dump())
     request = converter.decode(entry)  # as the crawl will read it
     entry.url = request.url
-    entry.unique_key = queue.key(request)
+    entry.unique_key = queue.keys.plain(request)
     entry.id = request_id(entry.unique_key)
     return entry

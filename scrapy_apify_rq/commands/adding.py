@@ -11,7 +11,6 @@ from typing import BinaryIO
 
 from pydantic import ValidationError
 
-from scrapy_apify_rq.backends.base import Added
 from scrapy_apify_rq.commands import output, queues
 from scrapy_apify_rq.commands.queues import Queue
 from scrapy_apify_rq.errors import CodecError, RequestQueueError
@@ -50,24 +49,27 @@ async def add(
     *,
     forefront: bool,
 ) -> None:
-    """Add what ``parse`` makes of each line, and say how many were new.
+    """Add what ``parse`` makes of each line, in their order, and say how many were new.
 
     What is wrong with a line is said, and raises RequestQueueError at the end, when all the others
     are added.
     """
     added = present = wrong = 0
     with output.progress("adding", None) as advance:
-        async for batch in queues.batches(_parsed(lines, parse), queue.batch):
-            entries = [entry for _, entry in batch if entry is not None]
-            answers = await queue.add(entries, forefront=forefront)
-            wheres = [where for where, entry in batch if entry is not None]
-            for where, answer in zip(wheres, answers, strict=True):
+        # One batch after the other: of several at a time, any may be the first in the queue.
+        async for batch in queues.batches(_parsed(lines, parse), queue.backend.batch):
+            good = [(where, entry) for where, entry in batch if entry is not None]
+            wrong += len(batch) - len(good)
+            entries = [entry for _, entry in good]
+            answers = await queue.backend.add(entries, forefront=forefront)
+            for (where, _), answer in zip(good, answers, strict=True):
                 if answer.refused:
                     output.say(f"{where}: {answer.refused}")
-            refused, old = _tally(answers)
-            added += len(answers) - refused - old
-            present += old
-            wrong += refused + len(batch) - len(entries)
+                    wrong += 1
+                elif answer.was_already_present:
+                    present += 1
+                else:
+                    added += 1
             advance(len(batch))
     if options.json:
         output.print_json({"added": added, "alreadyPresent": present, "notAdded": wrong})
@@ -75,11 +77,6 @@ async def add(
         print(f"{added:,} added, {present:,} were there already")
     if wrong:
         raise RequestQueueError(f"{wrong:,} could not be added, see above")
-
-
-def _tally(answers: list[Added]) -> tuple[int, int]:
-    refused = sum(answer.refused is not None for answer in answers)
-    return refused, sum(answer.was_already_present for answer in answers)
 
 
 async def _parsed(

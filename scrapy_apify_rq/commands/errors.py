@@ -17,6 +17,8 @@ EXAMPLE = "scrapy rq errors"
 # Messages that name their page are all different; memory must not grow with the queue.
 _MOST_GROUPS: Final = 10_000
 _OTHERS: Final = "(other messages)"
+# A client other than ours may write a retryCount below 0.
+_NONE: Final = "(no message)"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +46,7 @@ async def _groups(settings: Settings, options: argparse.Namespace) -> dict[str, 
     groups: dict[str, tuple[int, Entry]] = {}
     async with queues.opened(settings, options) as queue:
         async for entry in output.watched(queue.backend.list("failed"), "reading", None):
-            message = entry.error_messages[-1]
+            message = entry.error_messages[-1] if entry.error_messages else _NONE
             if message not in groups and len(groups) >= _MOST_GROUPS:
                 message = _OTHERS
             count, example = groups.get(message, (0, entry))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -74,17 +73,9 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
     except ValueError:
         raise UsageError("-a takes NAME=VALUE") from None
     if not options.yes:
-        _ask(options.folder)
+        output.say(_WARNING.format(options.folder))
+        output.confirm("Is it your own?", otherwise="nothing was read")
     queues.run(_import(settings, options, arguments))
-
-
-def _ask(folder: Path) -> None:
-    output.say(_WARNING.format(folder))
-    if not sys.stdin.isatty():
-        raise UsageError("there is no terminal to ask at: add --yes if it is your own")
-    print("Is it your own? [y/N]", end=" ", flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise RequestQueueError("nothing was read")
 
 
 class _LeftOut:
@@ -116,7 +107,7 @@ async def _import(
         seen = await _add(queue, "Seen requests", jobdir.seen(), left_out, in_order=False)
         info = await queue.backend.info()
     print(
-        f"{options.folder} is in request queue {info.name or info.id!r} in"
+        f"{options.folder} is in request queue {info.title!r} in"
         f" {queue.backend.location}. New there: {pending} pending requests, {starts} start"
         f" requests taken as crawled, {seen} seen. The queue holds {info.handled} handled,"
         f" {info.pending} pending"
@@ -135,9 +126,7 @@ def _jobdir(queue: Queue, folder: Path, arguments: dict[str, str], left_out: _Le
     idle = SimpleNamespace(downloader=SimpleNamespace(slots={}))
     crawler.engine = cast("ExecutionEngine", idle)
     crawler.spider = spider = crawler.spidercls.from_crawler(crawler, **arguments)
-    config = queue.config
-    converter = RequestConverter(spider, config.callbacks, config.trusted_modules)
-    return JobDir(folder, spider, converter, left_out)
+    return JobDir(folder, spider, RequestConverter.from_config(spider, queue.config), left_out)
 
 
 async def _add(

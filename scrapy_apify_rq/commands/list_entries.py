@@ -67,13 +67,6 @@ def _print(entry: Entry, options: argparse.Namespace, *, first: bool) -> None:
         return
     if first:
         print(_ROW.format("ID", "STATE", "RETRIES", "METHOD", "URL"))
-    state = "locked" if options.state == "locked" else state_of(entry)
+    state = "locked" if options.state == "locked" else entry.state
     url = output.printable(entry.url)
     print(_ROW.format(entry.id, state, entry.retry_count, entry.method, url))
-
-
-def state_of(entry: Entry) -> State:
-    """As far as the entry itself tells: not whether it is locked."""
-    if entry.failed:
-        return "failed"
-    return "pending" if entry.handled_at is None else "handled"

@@ -14,11 +14,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, S
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
+from scrapy.exceptions import UsageError
 
+from scrapy_apify_rq.errors import RequestQueueError
 from scrapy_apify_rq.models import Entry
 
 # Counted at once: showing each single one would cost more than the work itself.
@@ -28,7 +30,7 @@ _NO_SCREEN: Final = 1_000_000
 
 
 class Advance(Protocol):
-    def __call__(self, steps: int = 1) -> None: ...
+    def __call__(self, steps: int) -> None: ...
 
 
 def add_json_option(parser: argparse.ArgumentParser, what: str) -> None:
@@ -67,10 +69,6 @@ def show(*parts: RenderableType) -> None:
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def together(*parts: RenderableType) -> RenderableType:
-    return Group(*parts)
-
-
 def _cell(value: object) -> Text:
     if isinstance(value, int):
         return Text(f"{value:,}", justify="right")
@@ -80,6 +78,15 @@ def _cell(value: object) -> Text:
 def say(text: str) -> None:
     """A remark that is no part of the result."""
     print(printable(text), file=sys.stderr)
+
+
+def confirm(question: str, *, otherwise: str) -> None:
+    """Ask at the terminal; without a yes, raise RequestQueueError, which says ``otherwise``."""
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} There is no terminal to ask at: to say yes, add --yes")
+    print(f"{question} [y/N]", end=" ", flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise RequestQueueError(otherwise)
 
 
 @contextmanager
@@ -96,7 +103,7 @@ def progress(what: str, total: int | None, *, quiet: bool = False) -> Iterator[A
     with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task(what, total=total)
 
-        def advance(steps: int = 1) -> None:
+        def advance(steps: int) -> None:
             bar.advance(task, steps)
 
         yield advance

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from scrapy.exceptions import UsageError
 from scrapy.settings import Settings
 
 from scrapy_apify_rq.commands import output, queues
-from scrapy_apify_rq.errors import RequestQueueError
 
 NAME = "purge"
 HELP = (
@@ -26,11 +23,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(settings: Settings, options: argparse.Namespace) -> None:
     if not options.yes:
-        if not sys.stdin.isatty():
-            raise UsageError("purge asks first, and there is no terminal to ask at: add --yes")
-        print(queues.run(_question(settings, options)), end=" ", flush=True)
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise RequestQueueError("nothing was deleted")
+        question = queues.run(_question(settings, options))
+        output.confirm(question, otherwise="nothing was deleted")
     number = queues.run(_purge(settings, options))
     output.say(f"{number:,} deleted")
 
@@ -40,7 +34,7 @@ async def _question(settings: Settings, options: argparse.Namespace) -> str:
         info = await queue.backend.info()
         return (
             f"Delete all {info.total:,} entries, {info.pending:,} of them pending, of request queue"
-            f" {info.name or info.id} in {queue.backend.location}? [y/N]"
+            f" {info.title} in {queue.backend.location}?"
         )
 
 

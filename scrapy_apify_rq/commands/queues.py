@@ -13,10 +13,10 @@ import re
 import signal
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
-from scrapy import Request, Spider
+from scrapy import Spider
 from scrapy.crawler import Crawler
 from scrapy.exceptions import UsageError
 from scrapy.settings import Settings
@@ -25,12 +25,13 @@ from scrapy.utils.misc import build_from_crawler, load_object
 
 from scrapy_apify_rq.backends import backend_for
 from scrapy_apify_rq.backends.base import Added, Backend, Updated
-from scrapy_apify_rq.backends.http import together
 from scrapy_apify_rq.config import Config
 from scrapy_apify_rq.errors import ConfigError
 from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.platform_limits import is_id
 from scrapy_apify_rq.requests import RequestConverter
-from scrapy_apify_rq.unique_keys import unique_key
+from scrapy_apify_rq.tasks import together
+from scrapy_apify_rq.unique_keys import Keys
 
 T = TypeVar("T")
 
@@ -74,10 +75,12 @@ class Queue:
     backend: Backend
     config: Config
     crawler: Crawler
+    keys: Keys = field(init=False)
 
     def __post_init__(self) -> None:
         cls = load_object(self.crawler.settings["REQUEST_FINGERPRINTER_CLASS"])
         self.crawler.request_fingerprinter = build_from_crawler(cls, self.crawler)
+        self.keys = Keys(self.crawler, self.config.unique_key)
 
     @property
     def batch(self) -> int:
@@ -100,19 +103,13 @@ class Queue:
         calls = (self.backend.update(part, forefront=forefront) for part in parts)
         return [answer for answers in await together(calls) for answer in answers]
 
-    def key(self, request: Request) -> str:
-        """The unique key that the crawl gives to this request."""
-        fingerprinter = self.crawler.request_fingerprinter
-        assert fingerprinter is not None
-        return unique_key(request, self.config.unique_key, fingerprinter)
-
     def converter(self) -> RequestConverter:
         """What reads the entries as the spider's requests; without a spider, with no callbacks."""
         if self.crawler.spidercls is _NoSpider:
             return RequestConverter(_NoSpider(), {}, self.config.trusted_modules)
         # Not initialised: __init__ may need the arguments of a crawl, and only names are looked up.
         spider = self.crawler.spidercls.__new__(self.crawler.spidercls)
-        return RequestConverter(spider, self.config.callbacks, self.config.trusted_modules)
+        return RequestConverter.from_config(spider, self.config)
 
 
 def _parts(entries: Sequence[Entry], size: int) -> Iterator[Sequence[Entry]]:
@@ -206,7 +203,7 @@ def _readings(queue: str | None) -> list[tuple[str | None, str | None]]:
         return [(None, None)]
     if "~" in queue:
         return [(queue, None)]
-    if re.fullmatch("[a-zA-Z0-9]{17}", queue):
+    if is_id(queue):
         return [(queue, None), (None, queue)]
     return [(None, queue)]
 

@@ -79,7 +79,7 @@ async def _chosen(queue: Queue, options: argparse.Namespace) -> AsyncIterator[En
     """None for an id that cannot be retried."""
     for id in dict.fromkeys(options.ids):
         entry = await queue.get(id)
-        if entry is not None and entry.handled_at is not None:
+        if entry is not None and entry.is_handled:
             yield entry
         else:
             output.say(f"{id}: {'there is no such entry' if entry is None else 'still pending'}")

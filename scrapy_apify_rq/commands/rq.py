@@ -3,7 +3,7 @@
 A subcommand is a module with ``NAME``, ``HELP`` (its first sentence is for the list), ``EXAMPLE``,
 ``add_options(parser)`` and ``run(settings, options)``, which raises UsageError for options that
 make no sense (exit status 2) and RequestQueueError for all that goes wrong, nothing found included
-(exit status 1).
+(exit status 1). Ctrl-C is exit status 130.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Command(ScrapyCommand):
         )
         parser.epilog = (
             "Example: scrapy rq status. Each subcommand explains itself: scrapy rq status --help."
-            " Exit status: 0, 1 if it failed or nothing matched, 2 if it was called wrongly."
+            " Exit status: 0, 1 if it failed or nothing matched, 2 if it was called wrongly, 130 if"
+            " it was interrupted."
         )
         for subcommand in subcommands():
             subparser = subparsers.add_parser(

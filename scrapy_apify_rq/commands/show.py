@@ -12,11 +12,10 @@ from scrapy import Request
 from scrapy.settings import Settings
 
 from scrapy_apify_rq.commands import output, queues
-from scrapy_apify_rq.commands.list_entries import state_of
 from scrapy_apify_rq.commands.queues import Queue
 from scrapy_apify_rq.errors import CodecError, ConfigError, RequestQueueError
 from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.unique_keys import crawlee_key, request_id
+from scrapy_apify_rq.unique_keys import crawlee_key, request_id, start_key
 
 NAME = "show"
 HELP = "Show all there is to know of an entry: its fields, its lock, and the request it stands for"
@@ -63,8 +62,8 @@ async def _find(queue: Queue, wanted: str) -> AsyncIterator[Entry]:
 def _likely_ids(queue: Queue, url: str) -> list[str]:
     keys = [url]
     with suppress(ValueError):  # what Scrapy takes for no URL
-        key = queue.key(Request(url))
-        keys += [key, f"{key}:start1"]
+        key = queue.keys.plain(Request(url))
+        keys += [key, start_key(key, 1)]
     with suppress(ConfigError):  # Crawlee's keys need an extra
         keys.append(crawlee_key(url, "GET", b"", ()))
     return [request_id(key) for key in dict.fromkeys(keys)]
@@ -73,7 +72,7 @@ def _likely_ids(queue: Queue, url: str) -> list[str]:
 async def _view(queue: Queue, entry: Entry) -> dict[str, Any]:
     lock = await queue.backend.lock_of(entry.id)
     view: dict[str, Any] = {
-        "state": "locked" if lock else state_of(entry),
+        "state": "locked" if lock else entry.state,
         "entry": json.loads(entry.to_json()),
     }
     if lock:

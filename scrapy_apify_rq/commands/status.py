@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -72,16 +72,16 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 
 
 @dataclass(slots=True)
-class Group:
-    """Counts of entries that have something in common."""
+class Counts:
+    """Of entries that have something in common."""
 
     total: int = 0
     handled: int = 0
     failed: int = 0
 
-    def count(self, entry: Entry) -> None:
+    def add(self, entry: Entry) -> None:
         self.total += 1
-        self.handled += entry.handled_at is not None
+        self.handled += entry.is_handled
         self.failed += entry.failed
 
 
@@ -94,7 +94,7 @@ class Look:
     failed: int | None = None
     locked: int | None = None
     by: str | None = None
-    groups: dict[str, Group] = field(default_factory=dict)
+    groups: dict[str, Counts] = field(default_factory=dict)
     """By host or label."""
     rate: float | None = None
     """Pages in a minute."""
@@ -123,7 +123,7 @@ async def _watch(settings: Settings, options: argparse.Namespace) -> None:
                 if options.json:
                     output.print_json(_as_json(look))
                 elif live.console.is_terminal:
-                    live.update(output.together(*_parts(look)), refresh=True)
+                    live.update(Group(*_parts(look)), refresh=True)
                 else:
                     output.show(*_parts(look))
                 await asyncio.sleep(options.watch)
@@ -163,7 +163,7 @@ async def _count_all(queue: Queue, look: Look, *, quiet: bool) -> None:
     async for entry in output.watched(stored, "counting", look.info.total, quiet=quiet):
         look.failed += entry.failed
         if look.by:
-            look.groups.setdefault(group_of(entry), Group()).count(entry)
+            look.groups.setdefault(group_of(entry), Counts()).add(entry)
 
 
 def _label(entry: Entry) -> str:
@@ -192,7 +192,7 @@ def _parts(look: Look) -> list[RenderableType]:
     info = look.info
     counts = (info.total, info.handled, info.pending, look.failed, look.locked)
     parts: list[RenderableType] = [
-        Text(f"Request queue {info.name or info.id} in {look.location}"),
+        Text(f"Request queue {info.title} in {look.location}"),
         output.table(
             ("TOTAL", "HANDLED", "PENDING", "FAILED", "LOCKED"),
             [["-" if count is None else count for count in counts]],
@@ -222,7 +222,7 @@ def _bar(look: Look) -> RenderableType:
     return line
 
 
-def _ordered(look: Look) -> list[tuple[str, Group]]:
+def _ordered(look: Look) -> list[tuple[str, Counts]]:
     return sorted(look.groups.items(), key=lambda group: -group[1].total)
 
 
