@@ -26,6 +26,19 @@ from tests.starter import starter
 servers: Servers | None = None
 
 QUEUE = "test-queue"
+# Follows the links of its first page.
+SPIDER = """
+class Spider(scrapy.Spider):
+    name = "spider"
+    start_urls = [SITE + "/"]
+
+    def parse(self, response):
+        for href in response.css("a::attr(href)").getall():
+            yield response.follow(href, callback=self.parse_page)
+
+    def parse_page(self, response):
+        yield {"url": response.url}
+"""
 _DEFAULTS = {
     "SPIDER_MODULES": ["project.spiders"],
     "ADDONS": {"scrapy_apify_rq.Addon": 500},
