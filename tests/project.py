@@ -20,7 +20,7 @@ from scrapy_apify_rq.backends.sqlite import FILE_NAME, SqliteBackend
 from scrapy_apify_rq.models import Entry
 from tests.server import Server
 from tests.servers import TOKEN, Servers
-from tests.starter import starter
+from tests.starter import Fork, starter
 
 # Where it is set, new projects crawl over the API, see the fixture "backend".
 servers: Servers | None = None
@@ -163,10 +163,11 @@ class Project:
     ) -> Crawl:
         """Run ``scrapy`` with these words to its end, warnings being errors.
 
-        Without a script, it is a fork of a process that has imported it.
+        Without a script, it is a fork.
         """
         if script is None:
-            status, output, log = starter().run(command, self.folder, self._env(env), timeout)
+            with self.fork(*command, env=env) as fork:
+                status, output, log = fork.wait(timeout)
         else:
             with self.start(*command, env=env, script=script) as process:
                 try:
@@ -180,6 +181,10 @@ class Project:
         assert TOKEN not in output + log
         assert self.server is None or not (self.folder / "storage").exists()
         return Crawl(status, log, output, self._stats())
+
+    def fork(self, *command: str, env: Mapping[str, str] | None = None) -> Fork:
+        """Run ``scrapy`` with these words, as a fork of a process that has imported it."""
+        return starter().start(command, self.folder, self._env(env))
 
     def _env(self, more: Mapping[str, str] | None) -> dict[str, str]:
         clean = {

@@ -2,13 +2,14 @@
 
 A fork runs ``python -m scrapy`` from its first line to the end of the interpreter, in a folder and
 with an environment, standard streams and an exit status of its own. What it has in common with the
-others is what was imported, and the seed of Python's hashes. So crawls that a test kills or looks
-at while they run, and programs that use Scrapy's parts, are processes from scratch.
+others is what was imported, and the seed of Python's hashes. So most crawls that a test kills or
+looks at while they run, and programs that use Scrapy's parts, are processes from scratch.
 """
 
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import pkgutil
@@ -18,10 +19,59 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import IO
+
+
+class Fork:
+    """A running ``scrapy``. Its process id is its own until the ``with`` block ends."""
+
+    def __init__(self, control: socket.socket, job: tuple[Sequence[str], str, Mapping[str, str]]):
+        self._socket, theirs = socket.socketpair()
+        with ExitStack() as stack:
+            stack.enter_context(self._socket)
+            self._told = stack.enter_context(self._socket.makefile("rw"))
+            self._output = stack.enter_context(TemporaryFile("w+"))
+            self._log = stack.enter_context(TemporaryFile("w+"))
+            with theirs:
+                files = [file.fileno() for file in (theirs, self._output, self._log)]
+                socket.send_fds(control, [b"."], files)
+            self._told.write(json.dumps(job) + "\n")
+            self._told.flush()
+            self.pid = int(self._told.readline())
+            self._open = stack.pop_all()
+
+    def __enter__(self) -> Fork:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._open:
+            self.send_signal(signal.SIGKILL)
+            self._socket.settimeout(None)
+            self._socket.shutdown(socket.SHUT_WR)
+            while self._socket.recv(100):
+                pass  # until it is gone
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float) -> tuple[int, str, str]:
+        """Its exit status, output and log."""
+        self._socket.settimeout(timeout)
+        try:
+            status = int(self._told.readline())
+        except TimeoutError:
+            raise AssertionError(f"no end after {timeout} s:\n{_text(self._log)}") from None
+        return status, _text(self._output), _text(self._log)
+
+
+def _text(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
 
 
 class Starter:
@@ -34,7 +84,7 @@ class Starter:
             self._process = subprocess.Popen(
                 [sys.executable, "-W", "error", "-m", "tests.starter", number],
                 cwd=Path(__file__).parents[1],
-                stdout=subprocess.DEVNULL,  # else forks that inherit a terminal's buffering
+                stdout=subprocess.DEVNULL,  # else forks inherit a terminal's buffering
                 pass_fds=[theirs.fileno()],
             )
         atexit.register(self._end)
@@ -43,29 +93,9 @@ class Starter:
         self._control.close()
         self._process.wait()
 
-    def run(
-        self, words: Sequence[str], folder: Path, environ: Mapping[str, str], timeout: float
-    ) -> tuple[int, str, str]:
-        """Run ``scrapy`` with these words to its end: its exit status, output and log."""
-        ours, theirs = socket.socketpair()
-        with ours, TemporaryFile("w+") as output, TemporaryFile("w+") as log:
-            with theirs:
-                files = [file.fileno() for file in (theirs, output, log)]
-                socket.send_fds(self._control, [b"."], files)
-            ours.settimeout(timeout)
-            with ours.makefile("rw") as told:
-                told.write(json.dumps([words, str(folder), dict(environ)]) + "\n")
-                told.flush()
-                pid = int(told.readline())
-                try:
-                    status = int(told.readline())
-                except TimeoutError:
-                    os.kill(pid, signal.SIGKILL)
-                    log.seek(0)
-                    raise AssertionError(f"no end after {timeout} s:\n{log.read()}") from None
-            output.seek(0)
-            log.seek(0)
-            return status, output.read(), log.read()
+    def start(self, words: Sequence[str], folder: Path, environ: Mapping[str, str]) -> Fork:
+        """``scrapy`` with these words."""
+        return Fork(self._control, (words, str(folder), environ))
 
 
 @cache
@@ -108,13 +138,17 @@ def _serve(control: socket.socket) -> None:
 
 
 def _keep(told: int, output: int, log: int) -> None:
-    """Fork ``scrapy``, and tell its process id and exit status."""
+    """Fork ``scrapy``; tell its process id, its exit status, and keep the id until told so."""
     with socket.socket(fileno=told) as answer:
         words, folder, environ = json.loads(answer.makefile().readline())
         if pid := os.fork():
             answer.sendall(b"%d\n" % pid)
-            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            answer.sendall(b"%d\n" % status)
+            end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            assert end is not None
+            exited = end.si_code == os.CLD_EXITED
+            answer.sendall(b"%d\n" % (end.si_status if exited else -end.si_status))
+            answer.recv(1)
+            os.waitpid(pid, 0)
             os._exit(0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, file in enumerate((output, log), 1):
@@ -125,8 +159,15 @@ def _keep(told: int, output: int, log: int) -> None:
     os.environ.update(environ)
     sys.path[0] = folder
     sys.argv[1:] = words
+    atexit.register(_collect)
     runpy.run_module("scrapy", run_name="__main__", alter_sys=True)
     sys.exit()
+
+
+def _collect() -> None:
+    """The last thing before the interpreter's end, which would look through all memory thrice."""
+    gc.collect()
+    gc.freeze()
 
 
 if __name__ == "__main__":
