@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -17,6 +15,7 @@ from aiohttp import web
 
 from scrapy_apify_rq.server import application
 from tests.checked_server import checked
+from tests.loop import LoopThread
 
 
 @dataclass
@@ -128,14 +127,9 @@ async def serving(folder: Path, token: str | None = None) -> AsyncIterator[Api]:
 @contextmanager
 def serving_in_thread(folder: Path, token: str | None = None) -> Iterator[Api]:
     """The same for crawls, which are processes of their own. Its hooks run in the thread."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
     server = serving(folder, token)
-    try:
-        yield asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(30)
-    finally:
-        asyncio.run_coroutine_threadsafe(server.__aexit__(None, None, None), loop).result(30)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+    with LoopThread() as loop:
+        try:
+            yield loop.run(server.__aenter__())
+        finally:
+            loop.run(server.__aexit__(None, None, None))

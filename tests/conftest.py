@@ -29,6 +29,16 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     project.servers = None
 
 
+# So that no process works alone in the end.
+LONGEST = ["workers", "invariants", "resume", "api_crawls", "commands", "same_pages"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of those modules first, the longest before the others."""
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 # The --dist loadgroup of pytest-xdist 3.8 does nothing under pytest 9.2: it fails to rename tests.
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
@@ -38,6 +48,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByModuleAndBackend(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             module, _, test = nodeid.partition("::")
-            return f"{module} apify" if "[apify" in test else module
+            whole = "[apify" not in test or module.endswith("test_same_pages.py")
+            return module if whole else f"{module} apify"
 
+    config.option.loadscopereorder = False
     return ByModuleAndBackend(config, log)

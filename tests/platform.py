@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
-from types import TracebackType
 from typing import Any
 
 from aiohttp import web
 
-PATIENCE = 30.0
+from tests.loop import PATIENCE, LoopThread
+
 SECRET = "secretOfTheEvents"
 
 
@@ -30,22 +29,13 @@ class Platform:
         self._request: web.Request | None = None
 
     def __enter__(self) -> Platform:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self.url = self._run(self._start())
+        self._loop = LoopThread()
+        self.url = self._loop.run(self._start())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._run(self._runner.cleanup())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+    def __exit__(self, *_: object) -> None:
+        with self._loop:
+            self._loop.run(self._runner.cleanup())
 
     def wait_for_connection(self, number: int = 1) -> None:
         with self._connected:
@@ -56,24 +46,24 @@ class Platform:
 
     def send_text(self, text: str) -> None:
         assert self._socket is not None
-        self._run(self._socket.send_str(text))
+        self._loop.run(self._socket.send_str(text))
 
     def send_bytes(self, data: bytes) -> None:
         assert self._socket is not None
-        self._run(self._socket.send_bytes(data))
+        self._loop.run(self._socket.send_bytes(data))
 
     def drop(self) -> None:
         """Cut the connection without a word."""
+        self._loop.run(self._drop())
+
+    async def _drop(self) -> None:
         assert self._request is not None
         assert self._request.transport is not None
-        self._loop.call_soon_threadsafe(self._request.transport.abort)
+        self._request.transport.abort()
 
     def close(self, code: int) -> None:
         assert self._socket is not None
-        self._run(self._socket.close(code=code))
-
-    def _run(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
+        self._loop.run(self._socket.close(code=code))
 
     async def _start(self) -> str:
         app = web.Application()

@@ -20,11 +20,25 @@ from scrapy_apify_rq.backends.sqlite import FILE_NAME, SqliteBackend
 from scrapy_apify_rq.models import Entry
 from tests.server import Server
 from tests.servers import TOKEN, Servers
+from tests.starter import Fork, starter
 
 # Where it is set, new projects crawl over the API, see the fixture "backend".
 servers: Servers | None = None
 
 QUEUE = "test-queue"
+# Follows the links of its first page.
+SPIDER = """
+class Spider(scrapy.Spider):
+    name = "spider"
+    start_urls = [SITE + "/"]
+
+    def parse(self, response):
+        for href in response.css("a::attr(href)").getall():
+            yield response.follow(href, callback=self.parse_page)
+
+    def parse_page(self, response):
+        yield {"url": response.url}
+"""
 _DEFAULTS = {
     "SPIDER_MODULES": ["project.spiders"],
     "ADDONS": {"scrapy_apify_rq.Addon": 500},
@@ -130,15 +144,10 @@ class Project:
         if script is not None:
             (self.folder / "script.py").write_text(dedent(script))
             program = ["script.py"]
-        clean = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("APIFY_", "ACTOR_", "CRAWLEE_"))
-        }
         return subprocess.Popen(
             [sys.executable, "-W", "error", *program, *command],
             cwd=self.folder,
-            env={**clean, **self._environ, **(env or {})},
+            env=self._env(env),
             stdin=terminal,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if terminal is None else terminal,
@@ -152,18 +161,38 @@ class Project:
         script: str | None = None,
         timeout: float = 60,
     ) -> Crawl:
-        """Run ``scrapy`` with these words to its end, warnings being errors."""
-        with self.start(*command, env=env, script=script) as process:
-            try:
-                output, log = process.communicate(timeout=timeout)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise AssertionError(
-                    f"no end after {timeout} s:\n{process.communicate()[1]}"
-                ) from None
+        """Run ``scrapy`` with these words to its end, warnings being errors.
+
+        Without a script, it is a fork.
+        """
+        if script is None:
+            with self.fork(*command, env=env) as fork:
+                status, output, log = fork.wait(timeout)
+        else:
+            with self.start(*command, env=env, script=script) as process:
+                try:
+                    output, log = process.communicate(timeout=timeout)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    raise AssertionError(
+                        f"no end after {timeout} s:\n{process.communicate()[1]}"
+                    ) from None
+            status = process.returncode
         assert TOKEN not in output + log
         assert self.server is None or not (self.folder / "storage").exists()
-        return Crawl(process.returncode, log, output, self._stats())
+        return Crawl(status, log, output, self._stats())
+
+    def fork(self, *command: str, env: Mapping[str, str] | None = None) -> Fork:
+        """Run ``scrapy`` with these words, as a fork of a process that has imported it."""
+        return starter().start(command, self.folder, self._env(env))
+
+    def _env(self, more: Mapping[str, str] | None) -> dict[str, str]:
+        clean = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("APIFY_", "ACTOR_", "CRAWLEE_"))
+        }
+        return {**clean, **self._environ, **(more or {})}
 
     def crawl(self, *options: str, spider: str = "spider", timeout: float = 60) -> Crawl:
         """Crawl with success: exit status 0, no bug of ours, no warning."""

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import TracebackType
 
 from aiohttp import web
 
@@ -52,12 +51,7 @@ class Servers:
         self._complaints.seek(0)
         return self._complaints.read()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._process, self._complaints:
             assert self._process.stdin is not None
             self._process.stdin.close()

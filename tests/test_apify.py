@@ -704,7 +704,7 @@ async def test_an_outage_is_reported_once(
     caplog.set_level(logging.INFO)
     async with queue(tmp_path) as q, q.open() as backend:
         calls = count()
-        q.api.before = lambda call: "drop" if next(calls) < 3 * 50 else None
+        q.api.before = lambda call: "drop" if next(calls) < 10 * 50 else None
         await backend.update(numbered(50), forefront=False)
     messages = [record.message for record in caplog.records]
     assert len([m for m in messages if "APIFY_RQ_UNAVAILABLE_TIMEOUT" in m]) <= 2

@@ -12,17 +12,8 @@ import pytest
 import scrapy
 
 from scrapy_apify_rq.backends.sqlite import FILE_NAME, connect
-from tests.project import Crawl, Project
+from tests.project import SPIDER, Crawl, Project
 from tests.site import Site, links
-
-SPIDER = """
-class Spider(scrapy.Spider):
-    name = "spider"
-    start_urls = [SITE + "/"]
-
-    def parse(self, response):
-        yield from response.follow_all(css="a")
-"""
 
 
 def no_change(folder: Path) -> None: ...

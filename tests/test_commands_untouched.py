@@ -12,30 +12,26 @@ import pytest
 
 from scrapy_apify_rq.models import Entry
 from scrapy_apify_rq.unique_keys import request_id
-from tests.project import Crawl, Project
+from tests.project import SPIDER, Crawl, Project
 from tests.site import Site, links
 
-SPIDER = '''
-class Spider(scrapy.Spider):
-    name = "spider"
-    start_urls = [SITE + "/"]
+SPIDERS = (
+    SPIDER
+    + '''
+import warnings
 
-    def parse(self, response):
-        for href in response.css("a::attr(href)").getall():
-            yield response.follow(href, callback=self.parse_page)
+# Scrapy's parse command does what Scrapy warns of.
+warnings.filterwarnings("ignore", ".*returned a Deferred")
 
-    parse.__doc__ = f"""
-    @url {SITE}/
-    @returns requests 1 1
-    """
-
-    def parse_page(self, response):
-        yield {"page": response.url}
-
+Spider.parse.__doc__ = f"""
+@url {SITE}/
+@returns requests 1 1
+"""
 
 class Quiet(scrapy.Spider):
     name = "quiet"  # Scrapy's shell, of old, fetches the start requests of its spider
 '''
+)
 BY_HAND: dict[str, Any] = {
     "ADDONS": {},
     "SCHEDULER": "scrapy_apify_rq.Scheduler",
@@ -55,17 +51,9 @@ COMMANDS = {
     "fetch": (["fetch", "{}/1"], "the page", ["/1"]),
     "fetch, spider": (["fetch", "--spider=spider", "{}/1"], "the page", ["/1"]),
     "view": (["view", "{}/1"], "file://", ["/1"]),
-    "parse": (["parse", "--spider=spider", "--depth=2", "{}/"], "'page': '{}/1'", ["/", "/1"]),
+    "parse": (["parse", "--spider=spider", "--depth=2", "{}/"], "'url': '{}/1'", ["/", "/1"]),
     "check": (["check"], "", ["/"]),
 }
-# Scrapy's parse command does what Scrapy warns of.
-SCRIPT = """
-    import sys, warnings
-    from scrapy.cmdline import execute
-
-    warnings.filterwarnings("ignore", ".*returned a Deferred")
-    execute()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +67,7 @@ def run(project: Project, site: Site, command: str) -> Crawl:
     words, expected, paths = COMMANDS[command]
     site.hits.clear()
     words = [word.replace("{}", site.url) for word in words]
-    done = project.run(*words, script=SCRIPT, env={"BROWSER": "echo %s"})
+    done = project.run(*words, env={"BROWSER": "echo %s"})
     assert done.returncode == 0, done.log
     assert expected.replace("{}", site.url) in done.output
     assert site.paths == paths
@@ -93,14 +81,14 @@ def run(project: Project, site: Site, command: str) -> Crawl:
 def test_a_command_works_and_makes_no_queue(
     tmp_path: Path, site: Site, command: str, installation: str
 ) -> None:
-    project = Project(tmp_path, SPIDER, site=site.url, settings=INSTALLATIONS[installation])
+    project = Project(tmp_path, SPIDERS, site=site.url, settings=INSTALLATIONS[installation])
     run(project, site, command)
     assert not (project.folder / "storage").exists()
 
 
 @pytest.mark.parametrize("command", ["shell", "fetch, spider", "view", "parse", "check"])
 def test_a_command_leaves_a_queue_as_it_is(tmp_path: Path, site: Site, command: str) -> None:
-    project = Project(tmp_path, SPIDER, site=site.url, settings={"APIFY_RQ_PURGE_ON_START": True})
+    project = Project(tmp_path, SPIDERS, site=site.url, settings={"APIFY_RQ_PURGE_ON_START": True})
     project.add(Entry(id=request_id("key"), unique_key="key", url=f"{site.url}/pending"))
     before = contents(project.folder / "storage")
     run(project, site, command)
@@ -125,7 +113,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 def test_a_command_without_a_spider_works(
     tmp_path: Path, words: list[str], expected: str, installation: str
 ) -> None:
-    project = Project(tmp_path, SPIDER, settings=INSTALLATIONS[installation])
+    project = Project(tmp_path, SPIDERS, settings=INSTALLATIONS[installation])
     done = project.run(*words)
     assert done.returncode == 0, done.log
     assert expected in done.output
@@ -146,7 +134,7 @@ def test_a_project_without_the_queue_loads_next_to_nothing_of_ours(tmp_path: Pat
 def test_a_crawl_uses_the_queue_however_it_was_installed(
     tmp_path: Path, site: Site, installation: str
 ) -> None:
-    project = Project(tmp_path, SPIDER, site=site.url, settings=INSTALLATIONS[installation])
+    project = Project(tmp_path, SPIDERS, site=site.url, settings=INSTALLATIONS[installation])
     crawl = project.crawl()
     assert crawl.stats["item_scraped_count"] == 1
     assert project.info().handled == crawl.stats["apify_rq/handled"] == 2
@@ -157,7 +145,7 @@ def test_switched_off_it_leaves_all_to_the_stock_scheduler(
     tmp_path: Path, site: Site, installation: str
 ) -> None:
     settings = {**INSTALLATIONS[installation], "APIFY_RQ_ENABLED": False}
-    project = Project(tmp_path, SPIDER, site=site.url, settings=settings)
+    project = Project(tmp_path, SPIDERS, site=site.url, settings=settings)
     crawl = project.crawl()
     assert crawl.stats["item_scraped_count"] == 1
     assert crawl.stats["scheduler/enqueued/memory"] == 2
@@ -171,7 +159,7 @@ def test_the_scheduler_without_its_middlewares_says_what_to_set(
 ) -> None:
     settings = {name: value for name, value in BY_HAND.items() if name != missing}
     site.hits.clear()
-    project = Project(tmp_path, SPIDER, site=site.url, settings=settings)
+    project = Project(tmp_path, SPIDERS, site=site.url, settings=settings)
     crawl = project.run("crawl", "spider")
     assert f"{missing} lacks scrapy_apify_rq." in " ".join(crawl.log.split())
     assert 'ADDONS = {"scrapy_apify_rq.Addon": 500}' in crawl.log

@@ -34,7 +34,7 @@ from scrapy_apify_rq.models import Entry
 from scrapy_apify_rq.unique_keys import request_id
 from scrapy_apify_rq.visits import Visit
 from tests.api import error, serving
-from tests.project import QUEUE, Project
+from tests.project import QUEUE, SPIDER, Project
 from tests.site import Hit, Page, Site, links
 
 T = TypeVar("T")
@@ -44,19 +44,6 @@ RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 # How long a test waits for something that comes at once unless the code is broken.
 PATIENCE = 5.0
-
-SPIDER = """
-class Spider(scrapy.Spider):
-    name = "spider"
-    start_urls = [SITE + "/"]
-
-    def parse(self, response):
-        for href in response.css("a::attr(href)").getall():
-            yield response.follow(href, callback=self.parse_page)
-
-    def parse_page(self, response):
-        yield {"url": response.url}
-"""
 
 # What the addon sets, for a project that brings its own subclass of the scheduler.
 WITHOUT_ADDON = {

@@ -20,7 +20,7 @@ import pytest
 
 from scrapy_apify_rq.models import Entry
 from scrapy_apify_rq.unique_keys import request_id
-from tests.project import Crawl, Project
+from tests.project import SPIDER, Crawl, Project
 from tests.site import Answer, Hit, Page, Site, links
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -80,19 +80,6 @@ def by_others(url: str, **fields: Any) -> Entry:
 
 
 # Crawled
-
-SPIDER = """
-class Spider(scrapy.Spider):
-    name = "spider"
-    start_urls = [SITE + "/"]
-
-    def parse(self, response):
-        for href in response.css("a::attr(href)").getall():
-            yield response.follow(href, callback=self.parse_page)
-
-    def parse_page(self, response):
-        yield {"url": response.url}
-"""
 
 
 def test_a_crawled_page_is_handled(tmp_path: Path) -> None:

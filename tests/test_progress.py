@@ -14,22 +14,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.api import Call, error, serving_in_thread
-from tests.project import Crawl, Project
+from tests.project import SPIDER, Crawl, Project
 from tests.readme import commands
 from tests.servers import TOKEN
 from tests.site import Page, Site, links
 
 INTERVAL = 0.3
 PATHS = [f"/{n}" for n in range(20)]
-SPIDER = """
-    class Spider(scrapy.Spider):
-        name = "spider"
-        start_urls = [SITE + "/"]
-
-        def parse(self, response):
-            for link in response.css("a::attr(href)"):
-                yield response.follow(link)
-"""
 LINE = re.compile(
     r"INFO: Request queue: (\d+) handled, (\d+) pending; this run: (\d+) failed,"
     r" (\d+) pages/min; (?:about (\d+):(\d\d):(\d\d) left at this pace|none left|time left unknown)"

@@ -18,7 +18,7 @@ import pytest
 import scrapy.core.scraper
 
 from scrapy_apify_rq.backends.apify import ApifyBackend
-from tests.project import Project
+from tests.project import SPIDER, Project
 from tests.shop import Example, Hits, Shop
 from tests.site import Hit, Page, Site, links
 
@@ -182,17 +182,6 @@ def test_ctrl_c_once_fetches_nothing_twice(tmp_path: Path, uninterrupted: Outcom
 
 
 # The rest needs a site whose pages wait for the test.
-
-SPIDER = """
-class Spider(scrapy.Spider):
-    name = "spider"
-    start_urls = [SITE + "/"]
-
-    def parse(self, response):
-        for href in response.css("a::attr(href)").getall():
-            yield response.follow(href)
-        yield {"path": response.url.removeprefix(SITE)}
-"""
 
 
 class Gate:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -122,20 +121,19 @@ def crawl_manual(folder: Path, manual: Path, part: str, **settings: Any) -> Outc
     return Outcome(hits, Counter(items), crawl.stats)
 
 
-def test_the_manual_of_python(tmp_path: Path) -> None:
-    folder = manual()
-    with ThreadPoolExecutor() as threads:
-        # A small window, so that most requests are read back from the queue.
-        runs = {"stock": STOCK, "ours": {"APIFY_RQ_WINDOW": 20}}
-        crawls = [
-            threads.submit(crawl_manual, tmp_path / name, folder, PART, **settings)
-            for name, settings in runs.items()
-        ]
-        stock, ours = (crawl.result() for crawl in crawls)
-    assert "apify_rq/handled" not in stock.stats
-    assert ours.hits == stock.hits
-    assert ours.items == stock.items
-    assert stock.items.total() > 300
-    assert ours.stats["apify_rq/handled"] == ours.hits.total()
-    assert "scheduler/unserializable" not in ours.stats
-    assert ours.stats["apify_rq/window_refills"] > 10
+@pytest.fixture(scope="module")
+def manual_with_stock_scrapy(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    outcome = crawl_manual(tmp_path_factory.mktemp("manual"), manual(), PART, **STOCK)
+    assert "apify_rq/handled" not in outcome.stats
+    assert outcome.items.total() > 300
+    return outcome
+
+
+def test_the_manual_of_python(tmp_path: Path, manual_with_stock_scrapy: Outcome) -> None:
+    # A small window, so that most requests are read back from the queue.
+    hits, items, stats = crawl_manual(tmp_path, manual(), PART, APIFY_RQ_WINDOW=20)
+    assert hits == manual_with_stock_scrapy.hits
+    assert items == manual_with_stock_scrapy.items
+    assert stats["apify_rq/handled"] == hits.total()
+    assert "scheduler/unserializable" not in stats
+    assert stats["apify_rq/window_refills"] > 10

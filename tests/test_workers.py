@@ -7,8 +7,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -52,25 +51,21 @@ class Workers:
     def __init__(self, project: Project, count: int, *options: str) -> None:
         self.project = project
         command = ("crawl", "spider", "-s", "APIFY_RQ_ACCESS=shared", *options)
-        self.processes = [project.start(*command) for _ in range(count)]
-        # What nobody reads would stop them.
-        self._readers = ThreadPoolExecutor(count)
-        self._outputs = [self._readers.submit(one.communicate) for one in self.processes]
+        self._running = ExitStack()
+        self.processes = [self._running.enter_context(project.fork(*command)) for _ in range(count)]
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for process in self.processes:
-            process.kill()
-        self._readers.shutdown()
+        self._running.close()
 
     def wait(self, *which: int, timeout: float = 60) -> list[Crawl]:
         """Wait for the end of these, or of all; each must be a success."""
         crawls = []
         for n in which or range(len(self.processes)):
-            output, log = self._outputs[n].result(timeout)
-            assert self.processes[n].returncode == 0, log
+            status, output, log = self.processes[n].wait(timeout)
+            assert status == 0, log
             for fault in ("Bug in scrapy-apify-rq", "Warning: ", "Traceback"):
                 assert fault not in log, log
             stats = self.project.stats(self.processes[n].pid)
@@ -196,7 +191,7 @@ def test_an_interrupted_worker_gives_its_leases_back(tmp_path: Path) -> None:
         with Workers(project, 1) as workers:
             wait_until(lambda: len(site.hits) > 10)
             workers.processes[0].send_signal(signal.SIGINT)
-            workers._outputs[0].result(30)
+            workers.processes[0].wait(30)
         assert not project.locked()
         done = len(site.hits)
         assert project.info().handled == done
@@ -288,7 +283,7 @@ def test_two_crawls_in_single_access_are_warned_once(tmp_path: Path) -> None:
         shop(tmp_path, tree(100, delay=0.1)) as (_, project),
         Workers(project, 2, *single) as workers,
     ):
-        logs = [output.result(60)[1] for output in workers._outputs]
+        logs = [process.wait(60)[2] for process in workers.processes]
     warnings = [log.count("Another program uses the request queue") for log in logs]
     assert sum(warnings) >= 1
     assert max(warnings) == 1
