@@ -147,6 +147,9 @@ def test_migrating_hands_out_nothing_more_and_waits_for_the_kill(
             log = read_until(process, "about to be migrated")
             gate.open()
             wait_until(lambda: handled(project) == 1 + AT_ONCE and not project.locked())
+            # A claim that was waiting for its turn among the API's calls is made, and given back.
+            time.sleep(0.5)
+            wait_until(lambda: not project.locked())
             # Woken again and again, the engine would ask for more, or find itself idle.
             platform.send("systemInfo", cpuCurrentUsage=1)
             platform.send("migrating")
@@ -231,8 +234,10 @@ def test_a_crawl_that_is_closing_already_is_not_cut_off(tmp_path: Path, gate: Ga
             gate.open()
             log = end(process)
     assert "Spider closed (closespider_pagecount)" in log
-    assert "this run handled 5" in log
-    assert handled(project) == len(site.paths) == 5
+    # The root, what was under way, and perhaps one that the engine took before it was closing.
+    assert len(site.paths) in (1 + AT_ONCE, 2 + AT_ONCE)
+    assert f"this run handled {len(site.paths)}" in log
+    assert handled(project) == len(site.paths)
 
 
 def test_the_run_is_stopped_before_its_time_is_up(tmp_path: Path) -> None:
