@@ -268,7 +268,7 @@ class Frontier:
         was = self._out.pop(entry.id, None)
         visit.entry = entry
         visit.lease = None if was is None else was.lease
-        if self._has_lapsed(visit) and entry.handled_at is None:
+        if self._has_lapsed(visit) and not entry.is_handled:
             # It is open to others again by now: what they make of it must stand.
             self._lose(visit, entry, "before its retry was saved: left to others")
             return
@@ -319,9 +319,9 @@ class Frontier:
         self._settled.pop(entry.id, None)  # so that the oldest stay in front
         self._settled[entry.id] = now
         self._forget_settled(self._asked_at if self._claiming else now)
-        if answer.refused and (entry.handled_at is not None or self._lock_secs is not None):
+        if answer.refused and (entry.is_handled or self._lock_secs is not None):
             return  # it stays pending: for the next run, or for whoever claims it next
-        if entry.handled_at is None:
+        if not entry.is_handled:
             self._stats.inc_value("scheduler/enqueued")
             self._stats.inc_value("apify_rq/retried")
             self._push_or_leave(visit, claimed, forefront, now=True)
@@ -556,7 +556,7 @@ class Frontier:
         what we wrote before it, too.
         """
         entry = await self._backend.get(self._left_last)
-        if entry is None or entry.handled_at is not None:
+        if entry is None or entry.is_handled:
             self._unseen = 0
 
     def _warn_of_others(self) -> None:

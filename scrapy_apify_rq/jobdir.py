@@ -104,9 +104,10 @@ class JobDir:
         plain = self._keys.plain(request)
         if is_start and not request.meta.get("retry_times"):
             self._pending_starts.add(plain)
-        key, is_repeatable = self._keys.of(request, is_start=is_start)
-        if is_start or not is_repeatable:
-            return key
+        if not self._keys.is_repeatable(request):
+            return plain
+        if is_start:
+            return self._keys.own(plain, is_start=True)
         # Not the random key of a crawl, by which each import would add it anew.
         self._made[plain] += 1
         return f"{plain}:jobdir{self._made[plain]}"
@@ -171,13 +172,17 @@ class JobDir:
         """
         keys = self._new_keys()
         requests = [
-            (one.url, keys.plain(one), *keys.of(one, is_start=True))
+            (one.url, keys.plain(one), keys.is_repeatable(one))
             async for one in self._spider.start()
             if isinstance(one, Request)
         ]
-        pending = [n for n, (_, plain, *_) in enumerate(requests) if plain in self._pending_starts]
+        pending = [n for n, (_, plain, _) in enumerate(requests) if plain in self._pending_starts]
         known = requests[: pending[-1] + 1] if pending else requests
-        return [_handled(key, url) for url, _, key, is_repeatable in known if is_repeatable]
+        return [
+            _handled(keys.own(plain, is_start=True), url)
+            for url, plain, is_repeatable in known
+            if is_repeatable
+        ]
 
     def seen(self) -> Iterator[Entry]:
         """A handled entry for each fingerprint; call it after ``pending``."""

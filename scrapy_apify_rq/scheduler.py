@@ -309,12 +309,15 @@ class Scheduler(BaseScheduler):
             original.retry = request
             return True
         self._note_replacement(request)
-        is_start = request in self.spider_middleware.started
-        key, repeatable = self.keys.of(request, is_start=is_start)
+        key = self.keys.plain(request)
+        if repeatable := self.keys.is_repeatable(request):
+            key = self.keys.own(key, is_start=request in self.spider_middleware.started)
         if self._is_duplicate(request, key, repeatable):
             return False
         priority = request.priority
-        forefront = priority > 0 or (self.config.order == "lifo" and not is_start)
+        forefront = priority > 0 or (
+            self.config.order == "lifo" and request not in self.spider_middleware.started
+        )
         visit = Visit(None, request, urgency=(False, priority))
         try:
             visit.entry = self.converter.encode(request, key)

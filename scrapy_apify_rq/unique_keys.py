@@ -67,19 +67,16 @@ class Keys:
         """Scrapy is to crawl it even if it has crawled the same before."""
         return request.dont_filter or self._filters_nothing
 
-    def of(self, request: Request, *, is_start: bool) -> tuple[str, bool]:
-        """The key, and whether the request is repeatable, so that it has a key of its own.
+    def own(self, plain: str, *, is_start: bool) -> str:
+        """The key of one repeatable request alone, from the one that it would have if filtered.
 
         Start requests are counted: ask once for each, in the order of ``start()``. The n-th of a
         kind then has the same key in every run and every worker, and none repeats it.
         """
-        key = self.plain(request)
-        if not self.is_repeatable(request):
-            return key, False
         if not is_start:
-            return f"{key}:{secrets.token_hex(8)}", True
-        self._starts[key] += 1
-        return start_key(key, self._starts[key]), True
+            return f"{plain}:{secrets.token_hex(8)}"
+        self._starts[plain] += 1
+        return start_key(plain, self._starts[plain])
 
 
 def _text_headers(request: Request) -> list[tuple[str, str]]:

@@ -143,13 +143,12 @@ def test_migrating_hands_out_nothing_more_and_waits_for_the_kill(
         with running(project, {"ACTOR_EVENTS_WEBSOCKET_URL": platform.url}) as process:
             gate.wait(times=AT_ONCE)
             platform.wait_for_connection()
+            # As many again are ready, so that no claim is under way, which would be made yet.
+            wait_until(lambda: len(project.locked()) == 2 * AT_ONCE)
             platform.send("migrating", timeRemainingSecs=30)
             log = read_until(process, "about to be migrated")
             gate.open()
             wait_until(lambda: handled(project) == 1 + AT_ONCE and not project.locked())
-            # A claim that was waiting for its turn among the API's calls is made, and given back.
-            time.sleep(0.5)
-            wait_until(lambda: not project.locked())
             # Woken again and again, the engine would ask for more, or find itself idle.
             platform.send("systemInfo", cpuCurrentUsage=1)
             platform.send("migrating")

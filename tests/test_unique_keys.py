@@ -158,10 +158,9 @@ def keys(**settings: Any) -> Keys:
 def test_a_request_that_is_not_filtered_has_a_key_of_its_own() -> None:
     crawl = keys()
     link, again = Request("http://x/"), Request("http://x/", dont_filter=True)
-    assert crawl.of(link, is_start=False) == crawl.of(link, is_start=True)
-    assert crawl.of(link, is_start=True) == (crawl.plain(again), False)
-    (one, _), (other, is_repeatable) = (crawl.of(again, is_start=False) for _ in "ab")
-    assert is_repeatable
+    assert crawl.plain(link) == crawl.plain(again)
+    assert [crawl.is_repeatable(request) for request in (link, again)] == [False, True]
+    one, other = (crawl.own(crawl.plain(again), is_start=False) for _ in "ab")
     assert len({one, other, crawl.plain(link)}) == 3
 
 
@@ -170,8 +169,9 @@ def test_start_requests_have_the_same_keys_in_each_run(filtered: bool) -> None:
     settings = {} if filtered else {"DUPEFILTER_CLASS": "scrapy.dupefilters.BaseDupeFilter"}
     start = Request("http://x/", dont_filter=filtered)
     one, other = keys(**settings), keys(**settings)
-    made = [one.of(start, is_start=True)[0] for _ in range(3)]
-    assert made == [other.of(start, is_start=True)[0] for _ in range(3)]
+    assert one.is_repeatable(start)
+    made = [one.own(one.plain(start), is_start=True) for _ in range(3)]
+    assert made == [other.own(other.plain(start), is_start=True) for _ in range(3)]
     assert made == [f"{one.plain(start)}:start{number}" for number in (1, 2, 3)]
 
 

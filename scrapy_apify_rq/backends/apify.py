@@ -45,7 +45,6 @@ logger = logging.getLogger(__name__)
 
 # The rest is for brackets and commas.
 PAYLOAD_LIMIT: Final = MAX_BODY - 1024
-LOCK_LIMIT: Final = MAX_BATCH
 
 # Who lists entries may be content with the first ones, and each one listed is billed as a read.
 _FIRST_PAGE: Final = 100
@@ -113,7 +112,7 @@ class ApifyBackend:
         patience: float = DEFAULTS["APIFY_RQ_UNAVAILABLE_TIMEOUT"],
         inc_stat: Callable[[str], None],
     ) -> None:
-        self._client = Client(base_url, token, patience=patience, count=inc_stat)
+        self._client = Client(base_url, token, patience=patience, inc_stat=inc_stat)
         self._inc_stat = inc_stat
         self._id = id
         self._name = name
@@ -237,7 +236,7 @@ class ApifyBackend:
             answers |= await self._add_batch(batch, texts, forefront)
         for id, answer in answers.items():
             new = not (answer.was_already_present or answer.refused)
-            if new and first[id].handled_at is None and self._head is not None:
+            if new and not first[id].is_handled and self._head is not None:
                 self._head.wrote(id, _with_id(id, texts[id]))
         return [
             answers[entry.id] if entry is first[entry.id] else _second(entry, answers[entry.id])
@@ -328,8 +327,8 @@ class ApifyBackend:
         # By our own clock, and from before the call: never later than the API has it.
         asked_at = time.time()
         heads = await together(
-            self._lock_head(min(LOCK_LIMIT, limit - start), lock_secs)
-            for start in range(0, limit, LOCK_LIMIT)
+            self._lock_head(min(MAX_BATCH, limit - start), lock_secs)
+            for start in range(0, limit, MAX_BATCH)
         )
         found = [item["id"] for head in heads for item in head["items"]]
         ids = [id for id in found if id not in self._refused]
@@ -393,10 +392,11 @@ class ApifyBackend:
             self._note_refused(entry, error)
             return Updated(was_handled=False, refused=True)
         self._refused.discard(entry.id)
-        if self._head is not None and entry.handled_at is None:
-            self._head.wrote(entry.id, _with_id(entry.id, text))
-        elif self._head is not None:
-            self._head.acked(entry.id)
+        if self._head is not None:
+            if entry.is_handled:
+                self._head.acked(entry.id)
+            else:
+                self._head.wrote(entry.id, _with_id(entry.id, text))
         return Updated(answer.data["wasAlreadyHandled"] and not answer.maybe_repeated)
 
     def _note_refused(self, entry: Entry, error: Refused) -> None:
@@ -470,13 +470,10 @@ class ApifyBackend:
         if self._name is None or self._id is not None:
             await self.delete([entry.id async for entry in self.list()])
         else:
-            await self._delete_queue()
+            # It may be gone by a call whose answer was lost.
+            await self._answer_if_any("queue_delete", "DELETE", self._path, rate=OTHER_RATE)
             await self._open_by_name(self._name)
         self._forget()
-
-    async def _delete_queue(self) -> None:
-        # It may be gone by a call whose answer was lost.
-        await self._answer_if_any("queue_delete", "DELETE", self._path, rate=OTHER_RATE)
 
     async def get(self, id: str) -> Entry | None:
         data = await self._get(id)
@@ -496,7 +493,7 @@ class ApifyBackend:
                 yield entry
 
     async def stored(self, states: str | None) -> AsyncGenerator[tuple[str, bytes], None]:
-        """For ``Head``, too."""
+        """Ids and JSON of all entries in these states, as the API names them, page by page."""
         query: dict[str, Any] = {"limit": _FIRST_PAGE, "clientKey": self._client_key}
         if states is not None:
             query["filter"] = states
@@ -582,7 +579,7 @@ def _second(entry: Entry, answer: Added) -> Added:
     """What an entry finds that comes twice in one call."""
     if answer.refused:
         return answer
-    return Added(entry.id, True, answer.was_already_handled or entry.handled_at is not None)
+    return Added(entry.id, True, answer.was_already_handled or entry.is_handled)
 
 
 def _added(items: Sequence[Any], sent: Sequence[Entry]) -> list[tuple[Entry, Added]]:
@@ -619,5 +616,5 @@ def _by_size(entries: Sequence[Entry], texts: dict[str, bytes]) -> Iterator[Sequ
 
 def _is_in(entry: Entry, state: State | None) -> bool:
     if state in ("handled", "failed"):
-        return entry.handled_at is not None and (state == "handled" or entry.failed)
+        return entry.is_handled and (state == "handled" or entry.failed)
     return True

@@ -194,4 +194,4 @@ class Head:
 
 def still_pending(entries: Iterable[Entry | None]) -> list[Entry]:
     """Those that are there and not handled."""
-    return [entry for entry in entries if entry is not None and entry.handled_at is None]
+    return [entry for entry in entries if entry is not None and not entry.is_handled]

@@ -126,7 +126,7 @@ class Client:
         token: str | None,
         *,
         patience: float,
-        count: Callable[[str], None],
+        inc_stat: Callable[[str], None],
     ) -> None:
         self._base_url = f"{base_url}/v2/"
         self._headers = {
@@ -138,7 +138,7 @@ class Client:
         self._token = token
         self._session: aiohttp.ClientSession | None = None
         self.patience = patience
-        self._count = count
+        self._inc_stat = inc_stat
         self._paces = {rate: _Pace(rate) for rate in (CRUD_RATE, BATCH_RATE, OTHER_RATE)}
         self._warned: set[str] = set()
 
@@ -183,7 +183,7 @@ class Client:
             await self._paces[rate].wait()
             if self._session is None:
                 raise BackendError(f"{name}: the connection to the Apify API is closed.")
-            self._count(f"apify_rq/api/calls/{name}")
+            self._inc_stat(f"apify_rq/api/calls/{name}")
             since = since or time.monotonic()
             try:
                 call = self._session.request(
@@ -192,7 +192,7 @@ class Client:
                 data = self._read(*await self._send(call))
             except Passing as failure:
                 maybe_done = maybe_done or failure.maybe_done
-                self._count("apify_rq/api/retries")
+                self._inc_stat("apify_rq/api/retries")
                 await self.back_off(name, failure, attempt, since)
                 attempt += 1
             else:
@@ -223,7 +223,7 @@ class Client:
         problem, kind = self._problem(answer, body)
         limited = answer.status == HTTPStatus.TOO_MANY_REQUESTS
         if limited:
-            self._count("apify_rq/api/rate_limited")
+            self._inc_stat("apify_rq/api/rate_limited")
         passes = (
             limited
             or answer.status >= 500
