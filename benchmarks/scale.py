@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -34,11 +34,11 @@ from benchmarks import plots, report
 from benchmarks.contestants import Place, contestant
 from benchmarks.meter import peak_memory
 from benchmarks.track import Track, finish, track
-from scrapy_apify_rq.backends.sqlite import SqliteBackend
-from scrapy_apify_rq.frontier import Frontier
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.requests import RequestConverter
-from scrapy_apify_rq.unique_keys import request_id
+from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
+from scrapy_apify_rq.entries.converter import RequestConverter
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
+from scrapy_apify_rq.frontier.frontier import Frontier
 
 _QUEUE = "scale"
 _BATCH = 25
@@ -101,7 +101,7 @@ async def time_calls(folder: Path, site: str, rounds: int) -> dict[str, float]:
         await timed("add", partial(backend.add, new, forefront=False))
         acked = [claimed.entry for claimed in claim.entries[:_BATCH]]
         for entry in acked:
-            entry.handled_at = datetime.now(timezone.utc)
+            entry.handled_at = datetime.now(UTC)
         await timed("ack", partial(backend.update, acked, forefront=False))
     await backend.close()
     medians = {name: median(each) * 1000 for name, each in times.items()}

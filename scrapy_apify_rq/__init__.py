@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from scrapy_apify_rq.addon import Addon
-    from scrapy_apify_rq.middlewares import DownloaderMiddleware, SpiderMiddleware
-    from scrapy_apify_rq.scheduler import Scheduler
+    from scrapy_apify_rq.crawl.middlewares import DownloaderMiddleware, SpiderMiddleware
+    from scrapy_apify_rq.crawl.scheduler import Scheduler
 
 __all__ = ["Addon", "DownloaderMiddleware", "Scheduler", "SpiderMiddleware"]
 
 _MODULES: Final = {
     "Addon": "addon",
-    "DownloaderMiddleware": "middlewares",
-    "Scheduler": "scheduler",
-    "SpiderMiddleware": "middlewares",
+    "DownloaderMiddleware": "crawl.middlewares",
+    "Scheduler": "crawl.scheduler",
+    "SpiderMiddleware": "crawl.middlewares",
 }
 
 

@@ -11,8 +11,8 @@ from scrapy.exceptions import NotConfigured
 from scrapy.settings import BaseSettings
 
 from scrapy_apify_rq.config import is_enabled
-from scrapy_apify_rq.middlewares import DownloaderMiddleware, SpiderMiddleware
-from scrapy_apify_rq.scheduler import Scheduler
+from scrapy_apify_rq.crawl.middlewares import DownloaderMiddleware, SpiderMiddleware
+from scrapy_apify_rq.crawl.scheduler import Scheduler
 
 # Next to the downloader and next to the spider: see the middlewares.
 _INNERMOST: Final = 10_000

@@ -26,9 +26,9 @@ from urllib.parse import SplitResult, urlsplit
 
 from scrapy.settings import BaseSettings
 
+from scrapy_apify_rq.entries.models import read_date
 from scrapy_apify_rq.errors import ConfigError
-from scrapy_apify_rq.models import read_date
-from scrapy_apify_rq.platform_limits import (
+from scrapy_apify_rq.limits import (
     CLIENT_KEY_LENGTH,
     ID_LENGTH,
     NAME_LENGTH,

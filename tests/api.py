@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from scrapy_apify_rq.server import application
+from scrapy_apify_rq.server.application import application
 from tests.checked_server import checked
 from tests.loop import LoopThread
 

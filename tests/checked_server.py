@@ -19,7 +19,7 @@ from typing import Any
 from aiohttp import hdrs, web
 from scrapy import cmdline
 
-from scrapy_apify_rq import server
+from scrapy_apify_rq.server import application as server
 from tests.description import Description, missing
 
 OURS = "scrapy-apify-rq/"

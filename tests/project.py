@@ -16,8 +16,8 @@ from textwrap import dedent
 from typing import Any
 
 from scrapy_apify_rq.backends.base import Info
-from scrapy_apify_rq.backends.sqlite import FILE_NAME, SqliteBackend
-from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME, SqliteBackend
+from scrapy_apify_rq.entries.models import Entry
 from tests.server import Server
 from tests.servers import TOKEN, Servers
 from tests.starter import Fork, starter
@@ -72,7 +72,7 @@ class StatsFile:
 '''
 # Our server's answers lag only when told to; the real delay would cost each crawl three seconds.
 _SHORT_DELAY = """
-from scrapy_apify_rq.backends.apify import ApifyBackend
+from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 
 ApifyBackend.consistency_delay = 0.2
 """

@@ -35,7 +35,7 @@ class Server:
         self.process = process
 
     def faults(self, *, outage: float = 0, **faults: Any) -> None:
-        """Misbehave from now on in these ways only, as ``scrapy_apify_rq.faults.Faults`` has
+        """Misbehave from now on in these ways only, as ``scrapy_apify_rq.server.faults.Faults`` has
         them; ``outage`` is in seconds from now. With no arguments: behave well.
         """
         if outage:

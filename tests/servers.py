@@ -14,8 +14,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from scrapy_apify_rq.faults import Faults
-from scrapy_apify_rq.server import application
+from scrapy_apify_rq.server.application import application
+from scrapy_apify_rq.server.faults import Faults
 from tests.checked_server import checked
 from tests.server import Server
 

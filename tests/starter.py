@@ -112,7 +112,7 @@ def _import_all() -> None:
 
     for _, name, _ in pkgutil.iter_modules(scrapy.commands.__path__, "scrapy.commands."):
         import_module(name)
-    for name in ("commands.rq", "addon", "scheduler", "backends.apify", "backends.sqlite"):
+    for name in ("commands.rq", "addon", "crawl.scheduler", "backends.apify.queue"):
         import_module(f"scrapy_apify_rq.{name}")
     for name in ("cmdline", "core.engine", "logformatter", "statscollectors"):
         import_module(f"scrapy.{name}")

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from scrapy.settings import default_settings
 
-from scrapy_apify_rq import actor
+from scrapy_apify_rq.actor import events as actor
 from tests.actor import environ
 from tests.api import serving_in_thread
 from tests.platform import SECRET, Platform
@@ -42,7 +42,7 @@ class Spider(scrapy.Spider):
         yield {"url": response.url}
 """
 IN_HASTE = """
-from scrapy_apify_rq import actor
+from scrapy_apify_rq.actor import events as actor
 
 actor._TIME_TO_STOP = {time_to_stop}
 actor._FIRST_PAUSE = 0.05
@@ -245,7 +245,7 @@ def test_the_run_is_stopped_before_its_time_is_up(tmp_path: Path) -> None:
     spider = SPIDER.replace("callback=self.parse_page", "callback=self.parse")
     with Site({"/": page, **many}) as site:
         project = Project(tmp_path, spider, site=site.url, settings=SETTINGS)
-        timeout_at = datetime.now(timezone.utc) + timedelta(seconds=7)
+        timeout_at = datetime.now(UTC) + timedelta(seconds=7)
         env = {
             "ACTOR_TIMEOUT_AT": timeout_at.isoformat().replace("+00:00", "Z"),
             "ACTOR_EVENTS_WEBSOCKET_URL": f"no address {SECRET}",
@@ -253,7 +253,7 @@ def test_the_run_is_stopped_before_its_time_is_up(tmp_path: Path) -> None:
         with running(project, env) as process:
             log = read_until(process, "has nearly used up its time")
             log += end(process)
-        assert datetime.now(timezone.utc) < timeout_at
+        assert datetime.now(UTC) < timeout_at
     assert len(lost_connections(log)) == 1
     assert "abandoned" not in log
     assert "Spider closed (shutdown)" in log

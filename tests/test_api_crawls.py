@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.unique_keys import request_id
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.project import QUEUE, Project
 from tests.server import Server, serve
 from tests.site import Answer, Hit, Page, Site, links

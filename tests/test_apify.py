@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import wraps
 from itertools import count, pairwise
@@ -23,18 +23,19 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from scrapy_apify_rq.backends import apify, head, http
-from scrapy_apify_rq.backends.apify import ApifyBackend
+from scrapy_apify_rq.backends.apify import head, http
+from scrapy_apify_rq.backends.apify import queue as apify
+from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.backends.base import Added, Claim, Updated
-from scrapy_apify_rq.backends.sqlite import SqliteBackend
+from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.errors import BackendError
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.unique_keys import request_id
 from tests.api import Api, Call, error, serving
 
 TOKEN = "apify_api_verySecretToken"
 MIB = 1024 * 1024
-HANDLED_AT = datetime(2026, 1, 2, tzinfo=timezone.utc)
+HANDLED_AT = datetime(2026, 1, 2, tzinfo=UTC)
 
 
 def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -365,7 +366,7 @@ async def test_what_others_put_back_is_claimed_though_we_acked_it(tmp_path: Path
         await fill(ours, numbered(3))
         entries = await claimed(ours)
         for one in entries:
-            one.handled_at = datetime.now(timezone.utc)
+            one.handled_at = datetime.now(UTC)
         await ours.update(entries, forefront=False)
         entries[1].handled_at = None
         await tool.update([entries[1]], forefront=True)
@@ -633,7 +634,7 @@ async def test_calls_are_paced_by_their_class(tmp_path: Path) -> None:
 @asynchronous
 async def test_retries_wait_longer_each_time_or_as_told(tmp_path: Path) -> None:
     """All at once, since waiting is what takes the time."""
-    date = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=3), usegmt=True)
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
     kinds: dict[str, list[Any]] = {
         # Without a lost connection: aiohttp itself repeats such a PUT once, at once.
         "backoff": [lambda: error(500), lambda: error(502), lambda: error(429)],

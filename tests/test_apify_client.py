@@ -6,12 +6,12 @@ import asyncio
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from scrapy_apify_rq.unique_keys import request_id
+from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.server import Server, serve
 
 apify_client = pytest.importorskip("apify_client")
@@ -76,7 +76,7 @@ def test_one_request(queue: Any) -> None:
     assert stored.unique_key == "a|ž"
     assert (stored.method, stored.payload, stored.headers) == ("POST", "{}", {"A": "b"})
     assert stored.user_data.model_dump() == {"x": [1]}
-    stored.handled_at = datetime.now(timezone.utc)
+    stored.handled_at = datetime.now(UTC)
     updated = queue.update_request(stored)
     assert (updated.was_already_present, updated.was_already_handled) == (True, False)
     assert queue.get_request(stored.id).handled_at is not None
@@ -199,7 +199,7 @@ def test_a_locked_request_that_is_reclaimed_is_free(queue: Any) -> None:
 def test_a_handled_request_that_is_reclaimed_is_pending(queue: Any) -> None:
     queue.batch_add_requests([request(key) for key in "ab"])
     stored = queue.get_request(request_id("a"))
-    stored.handled_at = datetime.now(timezone.utc)
+    stored.handled_at = datetime.now(UTC)
     queue.update_request(stored)
     stored.handled_at = None
     answer = queue.update_request(stored)
@@ -247,7 +247,7 @@ def test_a_long_url_is_cut_on_the_head_only(queue: Any) -> None:
     stored = queue.get_request(item.id)
     assert (stored.unique_key, stored.url) == (long["uniqueKey"], long["url"])
     assert stored.user_data.model_dump() == {"kept": True}
-    stored.handled_at = datetime.now(timezone.utc)
+    stored.handled_at = datetime.now(UTC)
     queue.update_request(stored)
     assert queue.list_head().items == []
 
@@ -274,7 +274,7 @@ def test_many_workers_share_a_queue(server: Server, queue: Any) -> None:
         while items := own.list_and_lock_head(limit=7, lock_duration=MINUTE).items:
             for item in items:
                 stored = own.get_request(item.id)
-                stored.handled_at = datetime.now(timezone.utc)
+                stored.handled_at = datetime.now(UTC)
                 own.update_request(stored)
                 done.append(stored.unique_key)
         return done

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.entries.models import Entry
 from tests.api import Api, Call, error, serving_in_thread
 from tests.project import Crawl, Project
 from tests.site import Page, Site, links
@@ -23,7 +23,7 @@ PAGES = 30
 # The real delay before "nothing pending" is believed would cost each crawl three seconds.
 SPIDERS = """
     from scrapy.downloadermiddlewares.retry import get_retry_request
-    from scrapy_apify_rq.backends.apify import ApifyBackend
+    from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 
     ApifyBackend.consistency_delay = 0.2
 

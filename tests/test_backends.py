@@ -19,18 +19,18 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
 import pytest
 
-from scrapy_apify_rq.backends.apify import ApifyBackend
+from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.backends.base import Added, Backend, Claim, State, Updated
-from scrapy_apify_rq.backends.sqlite import SqliteBackend
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.unique_keys import request_id
+from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.servers import TOKEN, Servers
 
 LIVE_URL = os.environ.get("APIFY_API_BASE_URL") or "https://api.apify.com"
@@ -57,7 +57,7 @@ LACKS["live"] = LACKS["server"]
 # All that tests here open.
 NAMES = ("queue", "one", "two")
 ROOT = Path(__file__).parents[1]
-HANDLED_AT = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=timezone.utc)
+HANDLED_AT = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 
 P = ParamSpec("P")
 
@@ -622,7 +622,7 @@ async def test_find_opens_what_is_there_and_makes_nothing(queues: Queues) -> Non
 @asynchronous
 async def test_count_and_info_tell_what_list_does(queues: Queues) -> None:
     async with queues.open() as backend:
-        before = datetime.now(timezone.utc)
+        before = datetime.now(UTC)
         failed = handled("failed", error_messages=["why"])
         await backend.add([failed, handled("fine"), *entries("a", "b", "c")], forefront=False)
         states: list[State] = ["pending", "handled", "failed", "locked"]
@@ -642,7 +642,7 @@ async def test_lock_of_tells_who_holds_an_entry(queues: Queues) -> None:
         lock = await backend.lock_of(request_id("a"))
         assert lock is not None
         assert lock.client_key == "me"
-        left = lock.expires_at - datetime.now(timezone.utc)
+        left = lock.expires_at - datetime.now(UTC)
         assert timedelta(seconds=50) < left < timedelta(seconds=61)
         assert await backend.lock_of(request_id("b")) is None
         assert await backend.lock_of(request_id("strange")) is None

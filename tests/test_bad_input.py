@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import scrapy
 
-from scrapy_apify_rq.backends.sqlite import FILE_NAME, connect
+from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME, connect
 from tests.project import SPIDER, Crawl, Project
 from tests.site import Site, links
 

@@ -27,7 +27,7 @@ import scrapy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scrapy_apify_rq.codec import class_path, decode, encode, find_class
+from scrapy_apify_rq.entries.values import class_path, decode, encode, find_class
 from scrapy_apify_rq.errors import CodecError
 
 HERE = __name__
@@ -105,7 +105,7 @@ class OldAttrs:
 class Model(pydantic.BaseModel):
     name: str = pydantic.Field(alias="Name")
     nick: str = pydantic.Field("", validation_alias=pydantic.AliasChoices("Nick", "nickname"))
-    seen: dt.datetime = pydantic.Field(default_factory=lambda: dt.datetime.now(dt.timezone.utc))
+    seen: dt.datetime = pydantic.Field(default_factory=lambda: dt.datetime.now(dt.UTC))
     tags: set[str] = set()
     price: Decimal | None = None
     _note: str = pydantic.PrivateAttr("n")
@@ -348,7 +348,7 @@ def test_item_details() -> None:
             dt.datetime(2024, 10, 27, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Prague")),
             {"$datetime": ["2024-10-27T02:30:00", 1, "Europe/Prague"]},
         ),
-        (dt.time(1, 2, tzinfo=dt.timezone.utc), {"$time": ["01:02:00", 0, [0]]}),
+        (dt.time(1, 2, tzinfo=dt.UTC), {"$time": ["01:02:00", 0, [0]]}),
         (
             dt.time(1, tzinfo=dt.timezone(dt.timedelta(hours=-1), "AZOT")),
             {"$time": ["01:00:00", 0, [-3600000000, "AZOT"]]},
@@ -835,7 +835,7 @@ HARMFUL = [
     "os:system",
     "builtins:eval",
     "builtins:__import__",
-    "scrapy_apify_rq.codec:encode",
+    "scrapy_apify_rq.entries.values:encode",
     "this:Anything",
     "antigravity:Anything",
     "xml.dom.minidom:Document",

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -33,10 +33,10 @@ from scrapy.cmdline import execute
 from scrapy.settings import Settings
 
 from scrapy_apify_rq.backends.base import Info
-from scrapy_apify_rq.backends.sqlite import SqliteBackend
+from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
 from scrapy_apify_rq.commands.rq import subcommands
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.unique_keys import request_id
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.api import Call, error, serving_in_thread
 from tests.project import QUEUE, Crawl, Project
 from tests.servers import TOKEN
@@ -306,7 +306,7 @@ def test_errors(queue: Queue) -> None:
 def test_errors_of_an_entry_without_a_message(queue: Queue) -> None:
     """Any client may write a ``retryCount`` below 0, and then the entry has failed by the rule."""
     odd = Entry(id=request_id("odd"), unique_key="odd", url="http://odd/", retry_count=-1)
-    odd.handled_at = datetime.now(timezone.utc)
+    odd.handled_at = datetime.now(UTC)
     odd.headers, odd.no_retry = {}, False
     queue.project.add(odd, name="odd")
     assert queue.ok("errors", "-q", "odd", "--json").json["message"] == "(no message)"
@@ -825,6 +825,6 @@ def by_crawl(queue: Queue, number: int) -> Entry:
     name = f"product-{number}"
     queue.ok("add", f"https://example.com/product/{number}", "-q", name)
     (entry,) = queue.project.entries(name)
-    entry.handled_at = datetime.now(timezone.utc)
+    entry.handled_at = datetime.now(UTC)
     entry.error_messages = ["500 Internal Server Error"]
     return entry

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -624,7 +624,7 @@ def test_the_address_of_the_events(variable: str) -> None:
 
 @pytest.mark.parametrize("variable", TIMEOUT_VARIABLES)
 def test_the_end_of_the_run(variable: str) -> None:
-    expected = datetime(2030, 1, 31, 12, tzinfo=timezone.utc)
+    expected = datetime(2030, 1, 31, 12, tzinfo=UTC)
     for text in ("2030-01-31T12:00:00.000Z", "2030-01-31T13:00:00+01:00", "2030-01-31T12:00:00"):
         assert read(environ={variable: text}).timeout_at == expected
     assert read(environ={variable: ""}).timeout_at is None

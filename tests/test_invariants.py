@@ -19,20 +19,20 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
-from scrapy_apify_rq.backends.apify import ApifyBackend
+from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.backends.base import Added, Backend, Claim, Claimed, Updated
-from scrapy_apify_rq.backends.sqlite import FILE_NAME, SqliteBackend
+from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME, SqliteBackend
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.errors import BackendError
-from scrapy_apify_rq.frontier import Frontier
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.unique_keys import request_id
-from scrapy_apify_rq.visits import Visit
+from scrapy_apify_rq.frontier.frontier import Frontier
+from scrapy_apify_rq.frontier.visit import Visit
 from tests.api import error, serving
 from tests.project import QUEUE, SPIDER, Project
 from tests.site import Hit, Page, Site, links
@@ -207,7 +207,7 @@ class Driver:
 
     def ack(self, visit: Visit) -> None:
         assert visit.entry is not None
-        visit.entry.handled_at = datetime.now(timezone.utc)
+        visit.entry.handled_at = datetime.now(UTC)
         self.frontier.update(visit, visit.entry)
 
     def requeue(self, visit: Visit, *, forefront: bool = True) -> None:

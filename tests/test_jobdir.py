@@ -22,10 +22,10 @@ from scrapy.core.scheduler import Scheduler
 from scrapy.crawler import Crawler
 from scrapy.utils.misc import load_object
 
+from scrapy_apify_rq.commands.jobdir import SEEN, JobDir
+from scrapy_apify_rq.entries.converter import RequestConverter
+from scrapy_apify_rq.entries.unique_keys import Keys
 from scrapy_apify_rq.errors import CodecError, ConfigError
-from scrapy_apify_rq.jobdir import SEEN, JobDir
-from scrapy_apify_rq.requests import RequestConverter
-from scrapy_apify_rq.unique_keys import Keys
 from tests.project import Crawl, Project
 from tests.readme import commands
 from tests.site import Hit, Page, Site, links

@@ -5,8 +5,8 @@ from __future__ import annotations
 from scrapy import Request
 from scrapy.http import Response
 
-from scrapy_apify_rq.middlewares import SpiderMiddleware
-from scrapy_apify_rq.visits import Visit
+from scrapy_apify_rq.crawl.middlewares import SpiderMiddleware
+from scrapy_apify_rq.frontier.visit import Visit
 
 
 def test_the_response_to_a_copy_belongs_to_the_request_with_the_same_body() -> None:

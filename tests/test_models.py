@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 
-from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.entries.models import Entry
 
 
 def test_null_means_absent() -> None:
@@ -29,7 +29,7 @@ def test_dates_are_written_in_utc_with_milliseconds() -> None:
 
 
 def test_failed_is_one_error_more_than_retries() -> None:
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     entry = Entry(id="i", unique_key="k", url="u", retry_count=1, error_messages=["a", "b"])
     assert not entry.failed
     assert entry.model_copy(update={"handled_at": now}).failed

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.entries.models import Entry
 from tests import project
 from tests.project import Crawl, Project
 from tests.readme import commands

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from scrapy_apify_rq.unique_keys import request_id
+from scrapy_apify_rq.entries.unique_keys import request_id
 from tests import actor, npm
 from tests.project import QUEUE, Project
 from tests.server import Server, serve

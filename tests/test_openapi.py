@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from scrapy_apify_rq.unique_keys import request_id
+from scrapy_apify_rq.entries.unique_keys import request_id
 from tests import description
 from tests.server import Server, serve
 

@@ -20,10 +20,15 @@ from hypothesis import strategies as st
 from scrapy import Request
 from scrapy.http import FormRequest, Headers, JsonRequest, XmlRpcRequest
 
+from scrapy_apify_rq.entries.converter import (
+    RequestConverter,
+    reset,
+    store_spider_errors,
+    stored_priority,
+)
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.errors import CodecError, ConfigError
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.requests import RequestConverter, reset, store_spider_errors, stored_priority
-from scrapy_apify_rq.unique_keys import request_id
 
 HERE = __name__
 URL = "https://example.com/page"
@@ -352,7 +357,7 @@ POST = JsonRequest(
     errback=SPIDER.failed,
     headers={"X-Both": ["1", "2"]},
     cookies={"session": "abc"},
-    meta={"at": dt.datetime(2026, 1, 2, tzinfo=dt.timezone.utc), "dont_retry": True},
+    meta={"at": dt.datetime(2026, 1, 2, tzinfo=dt.UTC), "dont_retry": True},
     priority=-10,
     dont_filter=True,
     flags=["slow"],
@@ -827,7 +832,7 @@ def test_reset_forgets_all_that_retries_have_left(more: dict[Any, Any]) -> None:
     store_spider_errors(entry, 1)
     entry.retry_count = 2
     entry.error_messages = ["500", "500", "500"]
-    entry.handled_at = dt.datetime.now(dt.timezone.utc)
+    entry.handled_at = dt.datetime.now(dt.UTC)
     entry.loaded_url = URL
     reset(entry, -1)
     again = converter.decode(entry)
@@ -861,7 +866,7 @@ def test_reset_reads_what_apify_scrapy_wrote() -> None:
 )
 def test_reset_takes_what_strangers_write(user_data: dict[str, Any]) -> None:
     entry = foreign(user_data=copy.deepcopy(user_data), error_messages=["why"])
-    entry.handled_at = dt.datetime.now(dt.timezone.utc)
+    entry.handled_at = dt.datetime.now(dt.UTC)
     reset(entry, -1)
     assert not entry.handled_at
     assert entry.error_messages == []

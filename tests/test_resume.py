@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 import scrapy.core.scraper
 
-from scrapy_apify_rq.backends.apify import ApifyBackend
+from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from tests.project import SPIDER, Project
 from tests.shop import Example, Hits, Shop
 from tests.site import Hit, Page, Site, links

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 from scrapy import Spider
 
-from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.entries.models import Entry
 from tests.compare import STOCK, Run, run
 from tests.project import Project
 from tests.site import Page, Site

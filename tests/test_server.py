@@ -22,10 +22,10 @@ from typing import Any
 import httpx
 import pytest
 
-from scrapy_apify_rq.backends.sqlite import SqliteBackend
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.platform_limits import MAX_BODY
-from scrapy_apify_rq.unique_keys import request_id
+from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
+from scrapy_apify_rq.limits import MAX_BODY
 from tests import description
 from tests.server import Server, serve, start
 

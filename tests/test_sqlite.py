@@ -10,20 +10,20 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scrapy_apify_rq.backends import sqlite
-from scrapy_apify_rq.backends.sqlite import FILE_NAME, SqliteBackend, connect
+from scrapy_apify_rq.backends.sqlite import queue as sqlite
+from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME, SqliteBackend, connect
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.errors import BackendError, ConfigError
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.unique_keys import request_id
 from tests.test_backends import asynchronous, entry, handled
 
-NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
 
 def sql(folder: Path, statement: str, *values: Any) -> list[Any]:

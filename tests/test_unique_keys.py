@@ -17,8 +17,8 @@ from scrapy import Request, Spider
 from scrapy.crawler import Crawler
 from scrapy.utils.request import RequestFingerprinter
 
+from scrapy_apify_rq.entries.unique_keys import Keys, crawlee_key, normalize_url, request_id
 from scrapy_apify_rq.errors import ConfigError
-from scrapy_apify_rq.unique_keys import Keys, crawlee_key, normalize_url, request_id
 
 VECTORS_FILE = Path(__file__).parents[2] / "shared" / "api" / "uniquekey-vectors.json"
 

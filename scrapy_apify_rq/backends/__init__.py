@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from scrapy_apify_rq.backends import sqlite
 from scrapy_apify_rq.backends.base import Backend
+from scrapy_apify_rq.backends.sqlite import queue as sqlite
 from scrapy_apify_rq.config import Config
 
 
@@ -14,7 +14,7 @@ def backend_for(config: Config, inc_stat: Callable[[str], None] = lambda stat: N
     lock_secs = config.lock_secs if config.access == "shared" else None
     if config.backend == "apify":
         # Imported late: aiohttp takes 0.07 s, which a crawl on the embedded queue need not spend.
-        from scrapy_apify_rq.backends.apify import ApifyBackend
+        from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 
         return ApifyBackend(
             config.api_base_url,

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple, Protocol
 
-from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.entries.models import Entry
 
 State = Literal["pending", "handled", "failed", "locked"]
 

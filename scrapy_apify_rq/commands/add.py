@@ -12,11 +12,11 @@ from scrapy.settings import Settings
 
 from scrapy_apify_rq.commands import adding, output, queues
 from scrapy_apify_rq.commands.queues import Queue
+from scrapy_apify_rq.entries.converter import RequestConverter
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.errors import CodecError
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.platform_limits import METHODS
-from scrapy_apify_rq.requests import RequestConverter
-from scrapy_apify_rq.unique_keys import request_id
+from scrapy_apify_rq.limits import METHODS
 
 NAME = "add"
 HELP = (

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from scrapy_apify_rq.commands import output, queues
 from scrapy_apify_rq.commands.queues import Queue
+from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import CodecError, RequestQueueError
-from scrapy_apify_rq.models import Entry
 
 Line = tuple[str, bytes]
 """Where it is from, and its text."""

@@ -8,8 +8,8 @@ import json
 from scrapy.settings import Settings
 
 from scrapy_apify_rq.commands import adding, output, queues
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.unique_keys import request_id
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
 
 NAME = "import"
 HELP = (

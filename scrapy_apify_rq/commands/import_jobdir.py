@@ -16,15 +16,15 @@ from scrapy.utils.conf import arglist_to_dict
 from scrapy.utils.misc import load_object
 
 from scrapy_apify_rq.commands import output, queues
+from scrapy_apify_rq.commands.jobdir import JobDir
 from scrapy_apify_rq.commands.queues import Queue
+from scrapy_apify_rq.entries.converter import RequestConverter
 from scrapy_apify_rq.errors import ConfigError, RequestQueueError
-from scrapy_apify_rq.jobdir import JobDir
-from scrapy_apify_rq.requests import RequestConverter
 
 if TYPE_CHECKING:
     from scrapy.core.engine import ExecutionEngine
 
-    from scrapy_apify_rq.models import Entry
+    from scrapy_apify_rq.entries.models import Entry
 
 NAME = "import-jobdir"
 HELP = (

@@ -11,8 +11,8 @@ from scrapy.settings import Settings
 
 from scrapy_apify_rq.backends.base import State
 from scrapy_apify_rq.commands import output, queues
+from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import RequestQueueError
-from scrapy_apify_rq.models import Entry
 
 NAME = "list"
 HELP = "List entries, all or some, in no promised order"

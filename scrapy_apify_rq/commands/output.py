@@ -20,8 +20,8 @@ from rich.table import Table
 from rich.text import Text
 from scrapy.exceptions import UsageError
 
+from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import RequestQueueError
-from scrapy_apify_rq.models import Entry
 
 # Counted at once: showing each single one would cost more than the work itself.
 _STEP: Final = 100

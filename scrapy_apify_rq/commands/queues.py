@@ -24,14 +24,14 @@ from scrapy.spiderloader import get_spider_loader
 from scrapy.utils.misc import build_from_crawler, load_object
 
 from scrapy_apify_rq.backends import backend_for
+from scrapy_apify_rq.backends.apify.parallel import together
 from scrapy_apify_rq.backends.base import Added, Backend, Updated
 from scrapy_apify_rq.config import Config
+from scrapy_apify_rq.entries.converter import RequestConverter
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import Keys
 from scrapy_apify_rq.errors import ConfigError
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.platform_limits import is_id
-from scrapy_apify_rq.requests import RequestConverter
-from scrapy_apify_rq.tasks import together
-from scrapy_apify_rq.unique_keys import Keys
+from scrapy_apify_rq.limits import is_id
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ from scrapy.settings import Settings
 
 from scrapy_apify_rq.commands import output, queues
 from scrapy_apify_rq.commands.queues import Queue
+from scrapy_apify_rq.entries.converter import reset
+from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import RequestQueueError
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.requests import reset
 
 NAME = "retry"
 HELP = (

@@ -36,7 +36,7 @@ _MODULES: Final = (
     "status",
     "list_entries",
     "show",
-    "errors",
+    "list_errors",
     "retry",
     "add",
     "export",

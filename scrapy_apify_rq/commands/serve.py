@@ -15,7 +15,7 @@ from scrapy.settings import Settings
 
 from scrapy_apify_rq.config import is_loopback, storage_dir
 from scrapy_apify_rq.errors import ConfigError
-from scrapy_apify_rq.faults import Faults
+from scrapy_apify_rq.server.faults import Faults
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -68,7 +68,7 @@ async def _serve(folder: Path, options: argparse.Namespace) -> None:
     # Imported late: aiohttp takes 0.1 s, which the other subcommands need not spend.
     from aiohttp import web
 
-    from scrapy_apify_rq.server import application
+    from scrapy_apify_rq.server.application import application
 
     app = application(
         folder,

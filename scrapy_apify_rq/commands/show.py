@@ -13,9 +13,9 @@ from scrapy.settings import Settings
 
 from scrapy_apify_rq.commands import output, queues
 from scrapy_apify_rq.commands.queues import Queue
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import crawlee_key, request_id, start_key
 from scrapy_apify_rq.errors import CodecError, ConfigError, RequestQueueError
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.unique_keys import crawlee_key, request_id, start_key
 
 NAME = "show"
 HELP = "Show all there is to know of an entry: its fields, its lock, and the request it stands for"

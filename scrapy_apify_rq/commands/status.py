@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -23,7 +23,7 @@ from scrapy.settings import Settings
 from scrapy_apify_rq.backends.base import Info, Operations
 from scrapy_apify_rq.commands import output, queues
 from scrapy_apify_rq.commands.queues import Queue
-from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.entries.models import Entry
 
 NAME = "status"
 HELP = (
@@ -229,7 +229,7 @@ def _ordered(look: Look) -> list[tuple[str, Counts]]:
 def _progress(look: Look) -> str:
     texts = []
     if look.info.modified_at is not None:
-        age = datetime.now(timezone.utc) - look.info.modified_at
+        age = datetime.now(UTC) - look.info.modified_at
         texts.append(f"last change {_duration(max(age.total_seconds(), 0))} ago")
     if look.rate is not None:
         texts.append(f"{look.rate:,.0f} pages/min")

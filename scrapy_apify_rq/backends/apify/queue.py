@@ -12,11 +12,14 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
 
+from scrapy_apify_rq.backends.apify.head import HEAD_LIMIT, Head, still_pending
+from scrapy_apify_rq.backends.apify.http import CONNECTIONS, Answer, Client, Passing, Refused
+from scrapy_apify_rq.backends.apify.parallel import together
 from scrapy_apify_rq.backends.base import (
     Added,
     Claim,
@@ -27,19 +30,16 @@ from scrapy_apify_rq.backends.base import (
     State,
     Updated,
 )
-from scrapy_apify_rq.backends.head import HEAD_LIMIT, Head, still_pending
-from scrapy_apify_rq.backends.http import CONNECTIONS, Answer, Client, Passing, Refused
 from scrapy_apify_rq.config import DEFAULTS
+from scrapy_apify_rq.entries.models import Entry, read_date
 from scrapy_apify_rq.errors import BackendError
-from scrapy_apify_rq.models import Entry, read_date
-from scrapy_apify_rq.platform_limits import (
+from scrapy_apify_rq.limits import (
     BATCH_RATE,
     CRUD_RATE,
     MAX_BATCH,
     MAX_BODY,
     OTHER_RATE,
 )
-from scrapy_apify_rq.tasks import together
 
 logger = logging.getLogger(__name__)
 
@@ -524,7 +524,7 @@ class ApifyBackend:
         if not (ends := data.get("lockExpiresAt")):
             return None
         expires_at = read_date(ends)
-        still = expires_at > datetime.now(timezone.utc)
+        still = expires_at > datetime.now(UTC)
         return Lock(data.get("lockByClient"), expires_at) if still else None
 
     async def delete(self, ids: Collection[str]) -> None:

@@ -8,8 +8,8 @@ from typing import Final
 from scrapy.settings import Settings
 
 from scrapy_apify_rq.commands import output, queues
+from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import RequestQueueError
-from scrapy_apify_rq.models import Entry
 
 NAME = "errors"
 HELP = "Group the failed entries by their last error message, with one example of each"

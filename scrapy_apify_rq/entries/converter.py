@@ -28,15 +28,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scrapy import Request, Spider
 
-from scrapy_apify_rq.codec import class_path, decode, encode, find_class
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
+from scrapy_apify_rq.entries.values import class_path, decode, encode, find_class
 from scrapy_apify_rq.errors import CodecError, ConfigError
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.platform_limits import METHODS
-from scrapy_apify_rq.unique_keys import request_id
+from scrapy_apify_rq.limits import METHODS
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from scrapy.http import Headers
-    from typing_extensions import Self
 
     from scrapy_apify_rq.config import Config
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -25,7 +25,7 @@ from pydantic.alias_generators import to_camel
 
 def wire_date(value: datetime) -> str:
     """ISO 8601 in UTC with milliseconds and Z, as the API writes dates."""
-    utc = value.astimezone(timezone.utc).replace(tzinfo=None)
+    utc = value.astimezone(UTC).replace(tzinfo=None)
     return f"{utc.isoformat(timespec='milliseconds')}Z"
 
 
@@ -33,7 +33,7 @@ def read_date(text: str) -> datetime:
     """A date of the API, in UTC unless it says otherwise; raises ValueError if it is none."""
     # Python 3.10 does not know the Z.
     date = datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))
-    return date if date.tzinfo is not None else date.replace(tzinfo=timezone.utc)
+    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
 
 
 def _null_is(make: Callable[[], Any]) -> BeforeValidator:

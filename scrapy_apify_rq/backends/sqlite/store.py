@@ -9,8 +9,8 @@ from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 
 from scrapy_apify_rq.backends.base import Added
-from scrapy_apify_rq.backends.sqlite import Counters, File, SqliteBackend
-from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.backends.sqlite.queue import Counters, File, SqliteBackend
+from scrapy_apify_rq.entries.models import Entry
 
 
 class QueueRecord(NamedTuple):

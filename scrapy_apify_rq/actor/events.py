@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from scrapy_apify_rq import scrapy_private
@@ -101,7 +101,7 @@ class RunEvents:
         self._stop("is being aborted", _TIME_TO_STOP)
 
     async def _watch_the_clock(self, timeout_at: datetime) -> None:
-        left = (timeout_at - datetime.now(timezone.utc)).total_seconds()
+        left = (timeout_at - datetime.now(UTC)).total_seconds()
         if left > 0:
             # A run that is shorter than the time to stop shall crawl all the same.
             seconds = min(_TIME_TO_STOP, left / 2)
@@ -159,7 +159,7 @@ class RunEvents:
                 began = time.monotonic()
                 try:
                     code = await self._receive(session, url)
-                except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
+                except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
                     # Its text may hold the address, and so what is secret in it.
                     reason = type(error).__name__
                 else:

@@ -13,7 +13,7 @@ import logging
 import os
 from collections import Counter
 from contextlib import AsyncExitStack
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, cast
 
 from scrapy import Request, Spider, signals
@@ -25,15 +25,12 @@ from scrapy.utils.misc import build_from_crawler, load_object
 from twisted.internet.defer import Deferred
 
 from scrapy_apify_rq import scrapy_private
-from scrapy_apify_rq.actor import RunEvents
+from scrapy_apify_rq.actor.events import RunEvents
 from scrapy_apify_rq.backends import backend_for
 from scrapy_apify_rq.config import Config
-from scrapy_apify_rq.errors import BackendError, CodecError, ConfigError
-from scrapy_apify_rq.frontier import Frontier
-from scrapy_apify_rq.middlewares import DownloaderMiddleware, SpiderMiddleware
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.progress import Progress
-from scrapy_apify_rq.requests import (
+from scrapy_apify_rq.crawl.middlewares import DownloaderMiddleware, SpiderMiddleware
+from scrapy_apify_rq.crawl.progress import Progress
+from scrapy_apify_rq.entries.converter import (
     RequestConverter,
     apify_start_key,
     store_spider_errors,
@@ -41,12 +38,16 @@ from scrapy_apify_rq.requests import (
     stored_spider_errors,
     target,
 )
-from scrapy_apify_rq.unique_keys import Keys, request_id, start_key
-from scrapy_apify_rq.visits import Visit
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import Keys, request_id, start_key
+from scrapy_apify_rq.errors import BackendError, CodecError, ConfigError
+from scrapy_apify_rq.frontier.frontier import Frontier
+from scrapy_apify_rq.frontier.visit import Visit
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from scrapy.crawler import Crawler
-    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
@@ -485,7 +486,7 @@ class Scheduler(BaseScheduler):
             self._ack(visit, visit.entry, visit.problem)
 
     def _ack(self, visit: Visit, entry: Entry, problem: str | None) -> None:
-        entry.handled_at = datetime.now(timezone.utc)
+        entry.handled_at = datetime.now(UTC)
         entry.loaded_url = visit.loaded_url
         if problem is not None:
             entry.error_messages.append(problem)

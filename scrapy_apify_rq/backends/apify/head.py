@@ -14,9 +14,9 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, Final, Protocol
 
+from scrapy_apify_rq.backends.apify.parallel import together
 from scrapy_apify_rq.backends.base import Claim, Claimed
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.tasks import together
+from scrapy_apify_rq.entries.models import Entry
 
 HEAD_LIMIT: Final = 1000
 

@@ -23,7 +23,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
@@ -31,12 +31,12 @@ from typing import TYPE_CHECKING, Any, Final
 from scrapy import Request, Spider
 from scrapy.utils.misc import build_from_crawler, load_object
 
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import Keys, request_id
 from scrapy_apify_rq.errors import CodecError, ConfigError
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.unique_keys import Keys, request_id
 
 if TYPE_CHECKING:
-    from scrapy_apify_rq.requests import RequestConverter
+    from scrapy_apify_rq.entries.converter import RequestConverter
 
 SEEN: Final = "https://jobdir.invalid/"
 """Below it are the URLs of imported fingerprints; names in .invalid never resolve (RFC 2606)."""
@@ -223,5 +223,5 @@ def _handled(unique_key: str, url: str) -> Entry:
         url=url,
         headers={},
         no_retry=False,
-        handled_at=datetime.now(timezone.utc),
+        handled_at=datetime.now(UTC),
     )

@@ -23,15 +23,16 @@ from twisted.python.failure import Failure
 
 from scrapy_apify_rq import backends, scrapy_private
 from scrapy_apify_rq.config import Config
+from scrapy_apify_rq.entries.converter import RequestConverter, target
+from scrapy_apify_rq.entries.unique_keys import normalize_url
 from scrapy_apify_rq.errors import ConfigError
-from scrapy_apify_rq.requests import RequestConverter, target
-from scrapy_apify_rq.unique_keys import normalize_url
 
 if TYPE_CHECKING:
-    from scrapy.crawler import Crawler
-    from typing_extensions import Self
+    from typing import Self
 
-    from scrapy_apify_rq.visits import Visit
+    from scrapy.crawler import Crawler
+
+    from scrapy_apify_rq.frontier.visit import Visit
 
 MESSAGE_LIMIT = 1000
 TURN = 0.005

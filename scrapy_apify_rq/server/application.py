@@ -19,25 +19,25 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
 from aiohttp import hdrs, web
 
 from scrapy_apify_rq.backends.base import Added
-from scrapy_apify_rq.backends.sqlite_store import QueueRecord, Row, Store, StoredQueue
+from scrapy_apify_rq.backends.sqlite.store import QueueRecord, Row, Store, StoredQueue
+from scrapy_apify_rq.entries.models import Entry, wire_date
 from scrapy_apify_rq.errors import BackendError
-from scrapy_apify_rq.faults import Counts, Faults, Misbehaviour
-from scrapy_apify_rq.models import Entry, wire_date
-from scrapy_apify_rq.platform_limits import (
+from scrapy_apify_rq.limits import (
     BATCH_RATE,
     CRUD_RATE,
     MAX_BATCH,
     MAX_BODY,
     OTHER_RATE,
 )
-from scrapy_apify_rq.server_input import (
+from scrapy_apify_rq.server.faults import Counts, Faults, Misbehaviour
+from scrapy_apify_rq.server.parameters import (
     ApiError,
     Query,
     check_name,
@@ -111,7 +111,7 @@ def _error_answer(error: ApiError) -> web.Response:
 
 
 def _date(timestamp: float) -> str:
-    return wire_date(datetime.fromtimestamp(timestamp, timezone.utc))
+    return wire_date(datetime.fromtimestamp(timestamp, UTC))
 
 
 def _registration(added: Added) -> dict[str, Any]:

@@ -10,15 +10,16 @@ import json
 import math
 import zlib
 from collections.abc import Collection
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 from aiohttp import hdrs, web
 from pydantic import ConfigDict, Strict, ValidationError, field_validator
 from pydantic_core import from_json
 
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.platform_limits import (
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
+from scrapy_apify_rq.limits import (
     CLIENT_KEY_LENGTH,
     MAX_BATCH,
     MAX_BODY,
@@ -26,7 +27,6 @@ from scrapy_apify_rq.platform_limits import (
     NAME_LENGTH,
     is_name,
 )
-from scrapy_apify_rq.unique_keys import request_id
 
 try:
     import brotli  # type: ignore[import-untyped, unused-ignore]
@@ -84,7 +84,7 @@ class _Incoming(Entry):
     @field_validator("handled_at")
     @classmethod
     def _utc(cls, date: datetime) -> datetime:
-        return date.replace(tzinfo=date.tzinfo or timezone.utc).astimezone(timezone.utc)
+        return date.replace(tzinfo=date.tzinfo or UTC).astimezone(UTC)
 
 
 def read_entry(raw: object, where: str = "") -> Entry:

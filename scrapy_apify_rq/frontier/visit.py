@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from scrapy import Request
 from scrapy.utils.response import response_status_message
 
-from scrapy_apify_rq.models import Entry
+from scrapy_apify_rq.entries.models import Entry
 
 
 @dataclass(slots=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import insort
 
-from scrapy_apify_rq.visits import Visit, entry_of
+from scrapy_apify_rq.frontier.visit import Visit, entry_of
 
 
 class Window:

@@ -13,8 +13,8 @@ from contextlib import suppress
 from typing import Any
 
 from scrapy_apify_rq.backends.base import Added, Backend, Updated
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.visits import Visit, entry_of
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.frontier.visit import Visit, entry_of
 
 
 class Outbox:

@@ -17,15 +17,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
 from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, Lock, State, Updated
 from scrapy_apify_rq.config import DEFAULTS
+from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import BackendError, ConfigError
-from scrapy_apify_rq.models import Entry
-from scrapy_apify_rq.platform_limits import ID_LENGTH
+from scrapy_apify_rq.limits import ID_LENGTH
 
 FILE_NAME: Final = "request_queues.sqlite"
 _OLDEST_SQLITE: Final = (3, 35)  # RETURNING
@@ -335,7 +335,7 @@ class SqliteBackend(File):
         if not rows:
             raise self._deleted()
         ((id, name, total, handled, modified_at),) = rows
-        modified = datetime.fromtimestamp(modified_at, timezone.utc)
+        modified = datetime.fromtimestamp(modified_at, UTC)
         return Info(id, name, total, handled, total - handled, modified)
 
     async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
@@ -552,7 +552,7 @@ class SqliteBackend(File):
         )
         values = (self._key, id, self._now())
         row = await self._patiently(lambda: self._db.execute(query, values).fetchone())
-        return row and Lock(row[0], datetime.fromtimestamp(row[1], timezone.utc))
+        return row and Lock(row[0], datetime.fromtimestamp(row[1], UTC))
 
     async def delete(self, ids: Collection[str]) -> None:
         await self._write(lambda counters: self._delete(ids, counters))

@@ -35,17 +35,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from scrapy_apify_rq.appetite import Appetite
 from scrapy_apify_rq.backends.base import Added, Backend, Claim, Claimed, Updated
 from scrapy_apify_rq.errors import BackendError
-from scrapy_apify_rq.outbox import Outbox
-from scrapy_apify_rq.visits import Visit, entry_of
-from scrapy_apify_rq.window import Window
+from scrapy_apify_rq.frontier.appetite import Appetite
+from scrapy_apify_rq.frontier.outbox import Outbox
+from scrapy_apify_rq.frontier.visit import Visit, entry_of
+from scrapy_apify_rq.frontier.window import Window
 
 if TYPE_CHECKING:
     from scrapy.statscollectors import StatsCollector
 
-    from scrapy_apify_rq.models import Entry
+    from scrapy_apify_rq.entries.models import Entry
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ class Frontier:
 
         try:
             await asyncio.wait_for(unlock(), _UNLOCK_PATIENCE)
-        except (BackendError, asyncio.TimeoutError) as error:
+        except (TimeoutError, BackendError) as error:
             logger.warning(
                 "The leases of this crawl could not be given back (%s); they end by themselves"
                 " within %s seconds (APIFY_RQ_LOCK_SECS)",

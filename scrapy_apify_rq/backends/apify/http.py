@@ -29,7 +29,7 @@ from typing import Any, Final, NamedTuple
 import aiohttp
 
 from scrapy_apify_rq.errors import BackendError
-from scrapy_apify_rq.platform_limits import BATCH_RATE, CRUD_RATE, OTHER_RATE
+from scrapy_apify_rq.limits import BATCH_RATE, CRUD_RATE, OTHER_RATE
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class Client:
             async with call as answer:
                 return answer, await answer.read()
         # aiohttp lets some errors of the system through as they are.
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
             connected = not isinstance(error, aiohttp.ClientConnectorError)
             problem = self._redacted(f"{type(error).__name__}: {error}")
             raise Passing(problem, maybe_done=connected) from None

@@ -1,0 +1,1 @@
+"""What an Actor run of the Apify platform provides to a crawl."""

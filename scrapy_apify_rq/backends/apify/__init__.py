@@ -1,0 +1,1 @@
+"""The queue of an Apify account, over HTTP."""

@@ -1,0 +1,1 @@
+"""What Scrapy calls: the scheduler, its two middlewares, and what belongs to one crawl."""

@@ -1,0 +1,1 @@
+"""Everything this process knows about the queue, between Scrapy and the backend."""

@@ -1,0 +1,1 @@
+"""The request-queue part of the Apify API over HTTP, served from the embedded file."""
