@@ -150,4 +150,6 @@ class Scheduler(BaseScheduler):
 
     def has_pending_requests(self) -> bool:
         self._life.settle()
-        return self._life.failure is not None or self._frontier.has_pending()
+        # A failing queue must not look like a finished one.
+        is_failing = self._life.failure is not None
+        return is_failing or len(self.inflight) > 0 or self._frontier.has_pending()
