@@ -6,7 +6,7 @@ The way of a request, for readers:
    for its entry.
 2. ``frontier.frontier`` puts the entry into the ``outbox``, which sends it to the backend.
 3. Once it is confirmed it waits in the ``window``, until ``scheduler.next_request`` hands it out.
-4. From then on it is ``inflight``. The ``middlewares`` report how its download and its callback end.
+4. From then on it is ``inflight``. The ``middlewares`` report how its download and callback end.
 5. When Scrapy has finished with it, ``inflight`` gives the verdict, and the outbox sends the ack,
    a PUT, or puts the entry back into the queue.
 

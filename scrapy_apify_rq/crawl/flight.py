@@ -45,7 +45,10 @@ class Flight:
     replacement: Request | None = None
     """What a downloader middleware has put in its place, for example to follow a redirect."""
     waiting: list[Visit] = field(default_factory=list)
-    """Visits of this same object, which was scheduled more than once and cannot be copied."""
+    """Visits of this very request object, which was scheduled more than once."""
+    children: set[Visit] = field(default_factory=set)
+    """What it led to and what lives in memory only: a crash must bring it back by repeating this
+    request, so the verdict waits for it."""
 
     @property
     def _status_text(self) -> str | None:

@@ -11,7 +11,8 @@ variable marks the iteration of ``start()``.
 
 **When is it finished?** When it is neither in the engine's slot nor in the scraper's. A callback
 may hand its own request to the engine again, which takes it out of the first; the second holds it
-until its item pipelines are done.
+until its item pipelines are done. The verdict then waits for the requests that it led to and that
+live in memory only.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ class InFlight:
         self._report = report
         self._flights: dict[Request, Flight] = {}
         self._visits: dict[str, Visit] = {}
+        self._parents: dict[Visit, Flight] = {}
+        """Of visits that live in memory only."""
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -172,36 +175,27 @@ class InFlight:
         Only ``get_retry_request()`` both counts ``retry_times`` up and sets ``dont_filter``: copies
         of meta carry the count, too.
         """
-        times = _retries(request)
-        if not (times and request.dont_filter):
+        if not (request.dont_filter and _retries(request)):
             return False
         flight = self._on_behalf()
-        if flight is None or not self._retried_by(flight, request):
-            flight = next((one for one in self._lost() if self._retried_by(one, request)), None)
-        if flight is None:
-            return False
-        flight.retry = request
-        return True
+        if flight is not None:
+            candidates = [flight]
+        else:  # an extension, say, schedules a retry by itself
+            candidates = [one for one in self._flights.values() if one.stage > Stage.DOWNLOADING]
+        for one in candidates:
+            if one.retry is None and self._is_same(one.request, request):
+                one.retry = request
+                return True
+        return False
 
-    def _lost(self) -> list[Flight]:
-        """Requests in flight that can be meant where the context does not tell.
-
-        That is so if an extension, say, schedules a retry by itself. Never one that is still
-        downloading.
-        """
-        if self._on_behalf() is not None:
-            return []
-        return [flight for flight in self._flights.values() if flight.stage > Stage.DOWNLOADING]
-
-    def _retried_by(self, flight: Flight, request: Request) -> bool:
-        original = flight.request
+    def _is_same(self, original: Request, retry: Request) -> bool:
+        """Whether a retry can be one of this request, by what it asks for."""
         return (
-            flight.retry is None
-            and _retries(original) + 1 == _retries(request)
-            and len(_redirects(original)) == len(_redirects(request))
+            _retries(original) + 1 == _retries(retry)
+            and len(_redirects(original)) == len(_redirects(retry))
             and (
-                _target(original) == _target(request)
-                or self._fingerprint(original) == self._fingerprint(request)
+                _target(original) == _target(retry)
+                or self._fingerprint(original) == self._fingerprint(retry)
             )
         )
 
@@ -231,6 +225,12 @@ class InFlight:
             return flight.outgoing.stored_successor(request)
         return flight.outgoing.stored_link(request)
 
+    def adopt(self, visit: Visit) -> None:
+        """A new request lives in memory only: let what led to it wait for it."""
+        if (flight := self._on_behalf()) is not None:
+            self._parents[visit] = flight
+            flight.children.add(visit)
+
     # The verdict.
 
     def settle(self) -> None:
@@ -241,14 +241,15 @@ class InFlight:
         for request, flight in list(self._flights.items()):
             if request not in unfinished and request not in scraping:
                 del self._flights[request]
-                if flight.visit.entry is not None:
-                    del self._visits[flight.visit.entry.id]
-                self._judge(flight)
+                for visit in flight.waiting:
+                    self._frontier.keep(visit)
+                if not flight.children:
+                    self._judge(flight)
 
     def _judge(self, flight: Flight) -> None:
         visit = flight.visit
-        for one in flight.waiting:
-            self._frontier.keep(one)
+        if visit.entry is not None:
+            del self._visits[visit.entry.id]
         if flight.retry is not None:
             self._requeue(flight, flight.retry, flight.retry_reason)
         elif flight.callback_error is not None and visit.spider_errors < self._most_spider_errors:
@@ -256,6 +257,15 @@ class InFlight:
             self._requeue(flight, flight.request, flight.callback_error)
         elif visit.entry is not None:
             self.ack(visit, visit.entry, flight.problem, flight.loaded_url)
+        else:
+            self._release_parent(visit)
+
+    def _release_parent(self, visit: Visit) -> None:
+        parent = self._parents.pop(visit, None)
+        if parent is not None:
+            parent.children.remove(visit)
+            if not parent.children and self._flights.get(parent.request) is not parent:
+                self._judge(parent)
 
     def ack(
         self, visit: Visit, entry: Entry, problem: str | None, loaded_url: str | None = None
@@ -282,6 +292,10 @@ class InFlight:
             lease=old.lease,
         )
         if old.entry is None:
+            if (parent := self._parents.pop(old, None)) is not None:
+                self._parents[again] = parent
+                parent.children.remove(old)
+                parent.children.add(again)
             self._frontier.keep(again)
             return
         again.entry = self._retried(flight, old.entry, request, reason)

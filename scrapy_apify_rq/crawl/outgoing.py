@@ -14,8 +14,6 @@ from scrapy.http import Headers
 
 # Scrapy's downloader and its handlers write these after the last middleware.
 _BY_DOWNLOADER: Final = frozenset(("download_latency", "download_slot"))
-# A link inherits these only by accident. Its other headers may be there on purpose.
-_PRIVATE_HEADERS: Final = (b"Cookie", b"Proxy-Authorization")
 
 
 class Stored(NamedTuple):
@@ -59,11 +57,10 @@ class Outgoing:
         return self._touched
 
     def stored_successor(self, request: Request) -> Stored:
-        """What to store of a retry or a redirect, which is made from all of the sent request."""
+        """What to store of a retry or a redirect, which is made from the request that was sent."""
         headers = Headers(request.headers)
-        live = self._request.headers
-        for name in {*headers, *live, *self._headers}:
-            if headers.getlist(name) == live.getlist(name):  # it was not changed on purpose
+        for name in {*headers, *self._request.headers, *self._headers}:
+            if self._is_inherited(request, name):
                 _set(headers, name, self._headers.get(name))
         same_cookies = request.cookies == self._request.cookies
         cookies = self._cookies if same_cookies else request.cookies
@@ -71,19 +68,18 @@ class Outgoing:
 
     def stored_link(self, request: Request) -> Stored | None:
         """What to store of a link; None if it has inherited nothing, as most links have not."""
-        live = self._request.headers
-        private = [
-            name
-            for name in _PRIVATE_HEADERS
-            if request.headers and name in request.headers and name not in self._headers
-            if request.headers.getlist(name) == live.getlist(name)
-        ]
-        if not private and self.touched().isdisjoint(request.meta):
+        inherited = [name for name in request.headers if self._is_inherited(request, name)]
+        if not inherited and self.touched().isdisjoint(request.meta):
             return None
         headers = Headers(request.headers)
-        for name in private:
-            del headers[name]
+        for name in inherited:
+            _set(headers, name, self._headers.get(name))
         return Stored(headers, self._stored_meta(request), request.cookies)
+
+    def _is_inherited(self, request: Request, name: bytes) -> bool:
+        """Whether a header has its value from the way to the downloader."""
+        values = request.headers.getlist(name)
+        return values != self._headers.get(name) and values == self._request.headers.getlist(name)
 
     def _stored_meta(self, request: Request) -> dict[str, Any]:
         """The request's meta, but for values that it has from the way to the downloader."""

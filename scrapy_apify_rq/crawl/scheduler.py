@@ -98,6 +98,7 @@ class Scheduler(BaseScheduler):
         except CodecError as error:
             self._frontier.remember(request_id(key))
             self._life.refused(visit, str(error))
+            self.inflight.adopt(visit)
             self._frontier.keep(visit)
         else:
             visit.entry = entry
