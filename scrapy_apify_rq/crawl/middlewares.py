@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from scrapy.crawler import Crawler
 
-    from scrapy_apify_rq.frontier.visit import Visit
+    from scrapy_apify_rq.crawl.flight import Flight
 
 MESSAGE_LIMIT = 1000
 TURN = 0.005
@@ -72,7 +72,7 @@ class DownloaderMiddleware:
     """
 
     def __init__(self) -> None:
-        self.running: Mapping[Request, Visit] = {}
+        self.running: Mapping[Request, Flight] = {}
 
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> Self:
@@ -100,7 +100,7 @@ class SpiderMiddleware:
     """
 
     def __init__(self) -> None:
-        self.running: Mapping[Request, Visit] = {}
+        self.running: Mapping[Request, Flight] = {}
         # Before the scheduler is open, and in commands that do without it, nothing is held back.
         self.is_full: Callable[[], bool] = lambda: False
         self.room: Callable[[Request], Awaitable[None]]
@@ -167,7 +167,7 @@ class SpiderMiddleware:
         if failure.value is not None and (visit := self._visit(response)) is not None:
             visit.callback_error = describe(failure.value)
 
-    def _visit(self, response: Response | Failure) -> Visit | None:
+    def _visit(self, response: Response | Failure) -> Flight | None:
         request = getattr(response, "request", None)
         if request is None:
             return None

@@ -28,20 +28,27 @@ from scrapy_apify_rq import scrapy_private
 from scrapy_apify_rq.actor.events import RunEvents
 from scrapy_apify_rq.backends import backend_for
 from scrapy_apify_rq.config import Config
+from scrapy_apify_rq.crawl.flight import Flight
 from scrapy_apify_rq.crawl.middlewares import DownloaderMiddleware, SpiderMiddleware
 from scrapy_apify_rq.crawl.progress import Progress
 from scrapy_apify_rq.entries.converter import (
     RequestConverter,
     apify_start_key,
     store_spider_errors,
-    stored_priority,
-    stored_spider_errors,
     target,
 )
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import Keys, request_id, start_key
 from scrapy_apify_rq.errors import BackendError, CodecError, ConfigError
 from scrapy_apify_rq.frontier.frontier import Frontier
+from scrapy_apify_rq.frontier.notices import (
+    Bug,
+    LeaseLost,
+    LeasesKept,
+    Notice,
+    OthersSeen,
+    RateReached,
+)
 from scrapy_apify_rq.frontier.visit import Visit
 
 if TYPE_CHECKING:
@@ -79,20 +86,19 @@ class Scheduler(BaseScheduler):
         self.crawler = crawler
         self.config = config
         self.stats = crawler.stats
-        self.running: dict[Request, Visit] = {}
+        self.running: dict[Request, Flight] = {}
         """What the engine has been given and has not finished."""
+        self.in_flight: dict[str, Visit] = {}
+        """Of these by entry id, those that have an entry."""
         self.backend = backend_for(config, crawler.stats.inc_value)
         self.frontier = Frontier(
             self.backend,
+            self,
             stats=crawler.stats,
             window=config.window,
             outbox=config.outbox,
             idle_before_close=config.idle_before_close,
-            urgency=self._urgency,
-            wake=lambda: scrapy_private.wake(crawler.engine),
-            dropped=self._dropped,
-            refused=self._refused,
-            failed=self._failed,
+            retries_first=config.retry_forefront,
         )
         self.progress = Progress(
             self.backend,
@@ -149,9 +155,9 @@ class Scheduler(BaseScheduler):
         await self.backend.open()
         if self.config.access == "shared" and self.config.client_key is not None:
             await self.backend.unlock()  # what a run before us held, with the same key
-        has_pending = await self._begin_or_resume()
+        has_pending, is_new = await self._begin_or_resume()
         await self._remember_foreign_starts()
-        self.frontier.open(has_pending=has_pending)
+        self.frontier.open(has_pending=has_pending, is_new=is_new)
         self._reaper = asyncio.create_task(self._reap_regularly())
         self.progress.start()
         self.run_events.open()
@@ -203,8 +209,8 @@ class Scheduler(BaseScheduler):
         if own is not None and (closed := own.close(self._reason)) is not None:
             await maybe_deferred_to_future(closed)
 
-    async def _begin_or_resume(self) -> bool:
-        """Whether the queue holds pending entries."""
+    async def _begin_or_resume(self) -> tuple[bool, bool]:
+        """Whether the queue holds pending entries, and whether it is new."""
         info = await self.backend.info()
         queue = f"Request queue {info.title!r} in {self.backend.location}"
         finished = info.total > 0 and not info.pending
@@ -232,7 +238,7 @@ class Scheduler(BaseScheduler):
             )
         else:
             self._log(logging.INFO, f"{queue}: new")
-        return bool(info.pending) and not purge
+        return bool(info.pending) and not purge, not info.total
 
     async def _remember_foreign_starts(self) -> None:
         """Know the start requests that ``apify.scrapy`` gave keys of which nothing can be told."""
@@ -266,8 +272,9 @@ class Scheduler(BaseScheduler):
         if self._open_error is not None:
             return "The request queue could not be opened, so nothing was crawled"
         if self.frontier.error is not None:
+            unsaved = self.frontier.unsaved_adds + self.frontier.unsaved_updates
             return (
-                f"The queue in {self.backend.location} failed; {self.frontier.unsaved} changes"
+                f"The queue in {self.backend.location} failed; {unsaved} changes"
                 " could not be saved. The requests they belong to are still pending: run the"
                 " spider again to go on"
             )
@@ -316,10 +323,10 @@ class Scheduler(BaseScheduler):
         if self._is_duplicate(request, key, repeatable):
             return False
         priority = request.priority
-        forefront = priority > 0 or (
-            self.config.order == "lifo" and request not in self.spider_middleware.started
+        is_lifo = self.config.order == "lifo" and request not in self.spider_middleware.started
+        visit = Visit(
+            None, request, priority, forefront=priority > 0 or is_lifo, newest_first=is_lifo
         )
-        visit = Visit(None, request, urgency=(False, priority))
         try:
             visit.entry = self.converter.encode(request, key)
         except CodecError as error:
@@ -327,12 +334,13 @@ class Scheduler(BaseScheduler):
             self.frontier.remember(request_id(key))
             self.stats.inc_value("scheduler/enqueued")
             self.stats.inc_value("scheduler/enqueued/memory")
-            self.frontier.keep(visit, forefront=forefront)
+            self.frontier.keep(visit)
         else:
-            self.frontier.add(visit, visit.entry, forefront=forefront)
+            visit.size = 2 * visit.entry.size
+            self.frontier.add(visit)
         return True
 
-    def _original(self, request: Request) -> Visit | None:
+    def _original(self, request: Request) -> Flight | None:
         """The visit that ``request`` is a retry of, made by ``get_retry_request()``."""
         times = _retries(request)
         # Copies of meta carry retry_times, too, but only a retry is not to be filtered.
@@ -348,7 +356,7 @@ class Scheduler(BaseScheduler):
             and (same(original) == same(request) or target(original) == target(request))
         ]
         # Two in flight may differ in nothing but what a custom fingerprinter looks at.
-        found.sort(key=lambda visit: same(cast("Request", visit.request)) != same(request))
+        found.sort(key=lambda visit: same(cast("Request", visit.visit.request)) != same(request))
         return found[0] if found else None
 
     def _note_replacement(self, request: Request) -> None:
@@ -385,7 +393,10 @@ class Scheduler(BaseScheduler):
             return True
         return False
 
-    def _dropped(self, visit: Visit) -> None:
+    def wake(self) -> None:
+        scrapy_private.wake(self.crawler.engine)
+
+    def dropped(self, visit: Visit) -> None:
         """The queue had the entry already, from an earlier run or from others."""
         request = cast("Request", visit.request)
         self._duplicates.log(request, self.spider)
@@ -393,7 +404,7 @@ class Scheduler(BaseScheduler):
             signals.request_dropped, request=request, spider=self.spider
         )
 
-    def _refused(self, visit: Visit, reason: str) -> None:
+    def refused(self, visit: Visit, reason: str) -> None:
         """The queue will not take the entry; the visit goes on in memory."""
         self._note_unserializable(cast("Request", visit.request), reason)
         self.stats.inc_value("scheduler/enqueued")
@@ -415,14 +426,16 @@ class Scheduler(BaseScheduler):
     def next_request(self) -> Request | None:
         if self._open_error is not None:
             if self._closer is None:
-                self._failed(self._open_error)
+                self.failed(self._open_error)
             return None
         self._reap()
         while (visit := self.frontier.next()) is not None:
             request = self._request(visit)
             if request is not None:
                 visit.request = request
-                self.running[request] = visit
+                self.running[request] = Flight(visit)
+                if visit.entry is not None:
+                    self.in_flight[visit.entry.id] = visit
                 self.stats.inc_value("scheduler/dequeued")
                 if visit.entry is None:
                     self.stats.inc_value("scheduler/dequeued/memory")
@@ -439,7 +452,6 @@ class Scheduler(BaseScheduler):
         except CodecError as error:
             self._refuse(visit, visit.entry, error)
             return None
-        visit.spider_errors = stored_spider_errors(visit.entry)
         return request
 
     def _refuse(self, visit: Visit, entry: Entry, error: CodecError) -> None:
@@ -449,14 +461,11 @@ class Scheduler(BaseScheduler):
             f"Entry {entry.id} ({entry.url or 'no URL'}) is no request: {error}. It is marked"
             " handled, with this message",
         )
-        self._ack(visit, entry, f"not crawled, since it cannot be decoded: {error}")
+        self._ack(Flight(visit), entry, f"not crawled, since it cannot be decoded: {error}")
 
     def has_pending_requests(self) -> bool:
         self._reap()
         return bool(self.running) or self.frontier.has_pending()
-
-    def _urgency(self, entry: Entry) -> tuple[bool, int]:
-        return self.config.retry_forefront and entry.retry_count > 0, stored_priority(entry)
 
     # When Scrapy has finished with a request.
 
@@ -473,25 +482,28 @@ class Scheduler(BaseScheduler):
         for request in [request for request in self.running if request not in unfinished]:
             self._settle(self.running.pop(request), request)
 
-    def _settle(self, visit: Visit, request: Request) -> None:
-        if visit.retry is not None:
-            self._requeue(visit, visit.retry, visit.retry_reason)
+    def _settle(self, flight: Flight, request: Request) -> None:
+        visit = flight.visit
+        if visit.entry is not None:
+            del self.in_flight[visit.entry.id]
+        if flight.retry is not None:
+            self._requeue(visit, flight.retry, flight.retry_reason)
         elif (
-            visit.callback_error is not None
+            flight.callback_error is not None
             and visit.spider_errors < self.config.retry_spider_errors
         ):
             visit.spider_errors += 1
-            self._requeue(visit, request, visit.callback_error)
+            self._requeue(visit, request, flight.callback_error)
         elif visit.entry is not None:
-            self._ack(visit, visit.entry, visit.problem)
+            self._ack(flight, visit.entry, flight.problem)
 
-    def _ack(self, visit: Visit, entry: Entry, problem: str | None) -> None:
+    def _ack(self, flight: Flight, entry: Entry, problem: str | None) -> None:
         entry.handled_at = datetime.now(UTC)
-        entry.loaded_url = visit.loaded_url
+        entry.loaded_url = flight.loaded_url
         if problem is not None:
             entry.error_messages.append(problem)
             self._count_problem(problem)
-        self.frontier.update(visit, entry)
+        self.frontier.update(flight.visit)
 
     def _count_problem(self, problem: str) -> None:
         """For the summary; messages that all differ must not fill the memory."""
@@ -503,10 +515,16 @@ class Scheduler(BaseScheduler):
         """Send the same entry back, as the request is now."""
         front = self.config.retry_forefront
         again = Visit(
-            None, request, urgency=(front, request.priority), spider_errors=visit.spider_errors
+            None,
+            request,
+            request.priority,
+            is_retry=True,
+            forefront=front,
+            spider_errors=visit.spider_errors,
+            lease=visit.lease,
         )
         if (old := visit.entry) is None:
-            self.frontier.keep(again, forefront=front)
+            self.frontier.keep(again)
             return
         try:
             entry = self.converter.encode(request, old.unique_key, replaced=old)
@@ -519,9 +537,43 @@ class Scheduler(BaseScheduler):
         entry.retry_count = old.retry_count + 1
         entry.error_messages = [*old.error_messages, reason]
         entry.loaded_url = None
-        self.frontier.update(again, entry, forefront=front)
+        again.entry = entry
+        again.size = 2 * entry.size
+        self.frontier.update(again)
 
-    def _failed(self, error: BackendError) -> None:
+    def notice(self, notice: Notice) -> None:
+        match notice:
+            case RateReached(rate):
+                logger.info(
+                    "The crawl is as fast as its request queue allows: %s. Requests are held back"
+                    " until it has taken the acks of those before",
+                    rate,
+                )
+            case LeaseLost(entry, when):
+                text = {
+                    "waiting": "before it was handed out: left to others",
+                    "in flight": "while it was crawled: another worker may crawl it, too",
+                    "retried": "before its retry was saved: left to others",
+                }
+                logger.info("The lease on entry %s (%s) ended %s", entry.id, entry.url, text[when])
+            case LeasesKept(lock_secs, error):
+                logger.warning(
+                    "The leases of this crawl could not be given back (%s); they end by themselves"
+                    " within %s seconds (APIFY_RQ_LOCK_SECS)",
+                    error or "no answer",
+                    lock_secs,
+                )
+            case OthersSeen(location):
+                logger.warning(
+                    "Another program uses the request queue %s, too. It may look, add and repair,"
+                    " but a second crawl of this queue in single access crawls pages twice: set"
+                    " APIFY_RQ_ACCESS = 'shared' for both, or run one at a time",
+                    location,
+                )
+            case Bug(bug):
+                logger.error("Bug in scrapy-apify-rq", exc_info=bug)
+
+    def failed(self, error: BackendError) -> None:
         self._log(logging.ERROR, f"{error} The spider is closed ({error.reason}).")
         # Kept, because the event loop itself holds its tasks weakly.
         self._closer = asyncio.create_task(
