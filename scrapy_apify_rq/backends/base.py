@@ -48,6 +48,8 @@ class Claim(NamedTuple):
     """Pending entries are leased, to others or to us."""
     others: bool = False
     """Another client has begun to use the queue since we opened it."""
+    alone: bool = False
+    """No other client has used the queue, as far as the backend can tell."""
 
 
 class Operations(NamedTuple):
@@ -101,6 +103,8 @@ class Backend(Protocol):
     """Seconds between two questions before the answer "nothing pending" is believed."""
     counts_reads: bool
     """Each entry that ``list`` and ``count`` look at is a read, which the platform bills."""
+    patience: float
+    """Seconds for which a failing call is tried again before it raises."""
     lock_secs: int | None
     """Seconds that a lease lasts; None in single access."""
 
@@ -128,9 +132,9 @@ class Backend(Protocol):
         the entries, all of them; when it returns, a crash of this process loses none.
         """
 
-    async def claim(self, limit: int, known: Collection[str]) -> Claim:
+    async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
         """Up to ``limit`` complete pending entries in the queue's order, those with the ids in
-        ``known`` aside.
+        ``known`` aside; at most about ``size`` bytes, but always one if there is one.
 
         In shared access each is leased to us, and leased entries are left out. What we know may
         come all the same, if it has no lease: ours has ended, or its add is not answered yet.

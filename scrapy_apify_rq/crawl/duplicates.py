@@ -7,9 +7,9 @@ https://docs.scrapy.org/en/latest/topics/settings.html#dupefilter-class
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from scrapy import Request
+from scrapy import Request, Spider
 from scrapy.dupefilters import BaseDupeFilter, RFPDupeFilter
 from scrapy.utils.defer import maybe_deferred_to_future
 from scrapy.utils.misc import build_from_crawler, load_object
@@ -28,7 +28,7 @@ class Duplicates:
     """Gives each request its unique key, and says which requests are not to be crawled."""
 
     def __init__(self, crawler: Crawler, config: Config, frontier: Frontier) -> None:
-        self._crawler = crawler
+        self._spider = cast("Spider", crawler.spider)
         self._frontier = frontier
         self._keys = Keys(crawler, config.unique_key)
         cls = load_object(crawler.settings["DUPEFILTER_CLASS"])
@@ -59,7 +59,7 @@ class Duplicates:
         if is_repeatable:
             key = self._keys.own(key, is_start=is_start())
         elif self._filter is not None and self._filter.request_seen(request):
-            self._filter.log(request, self._crawler.spider)
+            self._filter.log(request, self._spider)
             return None
         # An earlier run may have added this start request, and the queue given it to us by now.
         if self._frontier.knows(request_id(key)):
@@ -79,4 +79,4 @@ class Duplicates:
 
     def log(self, request: Request) -> None:
         """Log and count a duplicate as Scrapy does."""
-        self._stock.log(request, self._crawler.spider)
+        self._stock.log(request, self._spider)

@@ -122,7 +122,7 @@ class Report:
             case LeasesKept(lock_secs, error):
                 self.log(
                     logging.WARNING,
-                    f"The leases of this crawl could not be given back ({error}). They end by"
+                    f"The leases of this crawl could not be given back ({error or 'no answer'}). They end by"
                     f" themselves within {lock_secs} seconds (APIFY_RQ_LOCK_SECS)",
                 )
             case OthersSeen(location):

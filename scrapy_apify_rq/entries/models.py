@@ -66,6 +66,11 @@ class Entry(BaseModel):
         return self.handled_at is not None
 
     @property
+    def size(self) -> int:
+        """Bytes of its JSON, about."""
+        return 200 + 2 * len(self.url) + _size((self.payload, self.headers, self.user_data))
+
+    @property
     def failed(self) -> bool:
         """Apify's rule: the last error, the one that caused no retry, is counted nowhere.
 
@@ -109,6 +114,14 @@ class Entry(BaseModel):
         entry.user_data["unreadable"] = rest
         entry.broken = f"{where}: {problem['msg']}"
         return entry
+
+
+def _size(value: object) -> int:
+    if isinstance(value, str):
+        return len(value) + 3
+    if isinstance(value, dict):
+        return sum(len(key) + 4 + _size(each) for key, each in value.items())
+    return sum(map(_size, value)) if isinstance(value, list | tuple) else 6
 
 
 def _split(text: str | bytes, error: ValidationError) -> tuple[dict[str, Any], str]:

@@ -125,7 +125,8 @@ class Head:
         # An entry that cannot be read yet is pending all the same, but not one that is gone.
         now = time.monotonic()
         more = more or any(now - since < self._queue.lag for since in self._absent.values())
-        return Claim([Claimed(entry, None) for entry in entries], more, others=others)
+        claimed = [Claimed(entry, None) for entry in entries]
+        return Claim(claimed, more, others=others, alone=self._alone is True)
 
     def _forget_acked(self) -> None:
         oldest = time.monotonic() - self._queue.lag

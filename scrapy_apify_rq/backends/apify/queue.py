@@ -112,6 +112,7 @@ class ApifyBackend:
         patience: float = DEFAULTS["APIFY_RQ_UNAVAILABLE_TIMEOUT"],
         inc_stat: Callable[[str], None],
     ) -> None:
+        self.patience = patience
         self._client = Client(base_url, token, patience=patience, inc_stat=inc_stat)
         self._inc_stat = inc_stat
         self._id = id
@@ -313,7 +314,7 @@ class ApifyBackend:
 
     # Claiming.
 
-    async def claim(self, limit: int, known: Collection[str]) -> Claim:
+    async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
         self._fresh = False
         if self._head is not None:
             return await self._head.claim(limit, {*known, *self._refused})

@@ -312,6 +312,7 @@ class SqliteBackend(File):
         now: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(folder, patience, now)
+        self.patience = patience
         self._name = name
         self._id = id
         self.lock_secs = lock_secs
@@ -397,7 +398,7 @@ class SqliteBackend(File):
         counters.handled += handled - was_handled
         return Added(entry.id, was is not None, was_handled)
 
-    async def claim(self, limit: int, known: Collection[str]) -> Claim:
+    async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
         lease: float | None = None
         leased = False
         if self.lock_secs is None:
@@ -413,7 +414,7 @@ class SqliteBackend(File):
             entries = await self._entries_at(rows[start : start + _CHUNK])
             claimed += [Claimed(entry, lease) for entry in entries]
             await asyncio.sleep(0)
-        return Claim(claimed, more, leased)
+        return Claim(claimed, more, leased, alone=self.lock_secs is None)
 
     def _head(
         self, limit: int, known: Collection[str], free: str = ""
