@@ -109,10 +109,10 @@ async def time_calls(folder: Path, site: str, rounds: int) -> dict[str, float]:
     return {**medians, "longest": max(*times["add"], *times["ack"]) * 1000}
 
 
-def remember(count: int, who: str) -> dict[str, float]:
+def remember(count: int, scheduler: str) -> dict[str, float]:
     """The memory that ``count`` known requests take, in bytes."""
     fingerprinter = RequestFingerprinter()
-    if who == "stock":
+    if scheduler == "stock":
         seen: Callable[[Request], object] = RFPDupeFilter(fingerprinter=fingerprinter).request_seen
     else:
         frontier = _frontier()
@@ -243,8 +243,8 @@ def _measure(what: str, *arguments: str) -> dict[str, float]:
     if what == "calls":
         folder, site, rounds = arguments
         return asyncio.run(time_calls(Path(folder), site, int(rounds)))
-    count, who = arguments
-    return remember(int(count), who)
+    count, scheduler = arguments
+    return remember(int(count), scheduler)
 
 
 def main() -> None:
@@ -257,9 +257,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, track(Path(folder), pin=True) as place:
         rows = measure(place, Path(folder) / "scale", options)
     print_sizes(rows, markdown=options.markdown)
-    known = {who: _in_a_process("known", options.known, who) for who in ("stock", "ours")}
-    names = {"stock": "Scrapy's RFPDupeFilter", "ours": "scrapy-apify-rq"}
-    table = [(names[who], f"{each['memory'] / 1e6:.1f}") for who, each in known.items()]
+    known = {name: _in_a_process("known", options.known, name) for name in ("stock", "ours")}
+    titles = {"stock": "Scrapy's RFPDupeFilter", "ours": "scrapy-apify-rq"}
+    table = [(titles[name], f"{each['memory'] / 1e6:.1f}") for name, each in known.items()]
     title = f"{options.known:,} known requests"
     report.print_table(title, ("", "MB"), table, markdown=options.markdown)
     figures = {"machine": machine, "options": vars(options), "sizes": rows, "known": known}
