@@ -58,7 +58,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
     if not options.token and not is_loopback(options.host):
         raise UsageError(
             f"with --host {options.host}, anybody on the network could read and change the queues:"
-            " add --token, or leave out --host"
+            " add --token, or leave --host out"
         )
     if options.storage_dir:
         folder = Path(options.storage_dir).expanduser().absolute()
