@@ -28,9 +28,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scrapy import Request, Spider
 
+from scrapy_apify_rq.entries.item_classes import class_path, find_class
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
-from scrapy_apify_rq.entries.values import class_path, decode, encode, find_class
+from scrapy_apify_rq.entries.value_reader import decode
+from scrapy_apify_rq.entries.values import encode
 from scrapy_apify_rq.errors import CodecError, ConfigError
 from scrapy_apify_rq.limits import METHODS
 
