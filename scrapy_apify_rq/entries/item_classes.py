@@ -43,7 +43,7 @@ def class_path(cls: type) -> str:
         found = find_class(path)
     except CodecError:
         found = None
-    if found is not cls:
+    if found is not cls or not path.isprintable():
         raise CodecError(
             f"the class {short(path)} cannot be found again by this name: "
             "define it at the top level of a module"

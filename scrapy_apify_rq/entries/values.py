@@ -301,6 +301,9 @@ def _write_state(item: Any, place: _Place) -> JsonValue:
 
 
 def _field_pairs(fields: dict[str, Any], place: _Place, levels: int) -> list[JsonValue]:
+    for name in fields:
+        if not is_unicode(name):  # a field of an Item or an extra one of pydantic has any name
+            raise place.refusal(f"the name of field {name!r} cannot be written as JSON")
     return [[name, _part(value, place, name, levels)] for name, value in fields.items()]
 
 
