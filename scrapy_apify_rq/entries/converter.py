@@ -123,7 +123,7 @@ class RequestConverter:
                 request.cookies if cookies is None else cookies,
             )
             entry = self._write(parts, unique_key, replaced)
-            if not self._is_certain(parts, replaced):
+            if not (unique_key.isascii() and self._is_certain(parts, replaced)):
                 self._check(entry, type(request).__qualname__)
         except CodecError:
             raise
@@ -281,7 +281,7 @@ def target(request: Request) -> tuple[str, str, bytes]:
 
 
 def stored_priority(entry: Entry) -> int:
-    """``Request.priority`` of an entry, without decoding all of it."""
+    """Return the ``Request.priority`` of an entry without decoding all of it."""
     return _stored_number(entry, "priority")
 
 
@@ -290,7 +290,7 @@ def stored_spider_errors(entry: Entry) -> int:
 
 
 def store_spider_errors(entry: Entry, count: int) -> None:
-    """Add the count, which no request holds, to an entry that ``encode`` has made."""
+    """Add the count to an entry that ``encode`` made; a request does not hold it."""
     if count:
         entry.user_data["scrapy"]["spider_errors"] = count
 
@@ -298,7 +298,7 @@ def store_spider_errors(entry: Entry, count: int) -> None:
 def reset(entry: Entry, priority_adjust: int) -> None:
     """Make a handled entry pending again as if it had never been tried.
 
-    ``priority_adjust`` is what each retry added to its priority: Scrapy's RETRY_PRIORITY_ADJUST.
+    ``priority_adjust`` is Scrapy's RETRY_PRIORITY_ADJUST, which each retry added to its priority.
     """
     entry.handled_at = entry.loaded_url = None
     entry.retry_count = 0
@@ -313,12 +313,14 @@ def reset(entry: Entry, priority_adjust: int) -> None:
 
 
 def _forget_retries(stored: dict[str, Any]) -> int:
-    """Set ``retry_times``, by which RetryMiddleware gives up, to 0 in the meta of a stored request;
-    what it was."""
+    """Set ``retry_times`` to 0 in the meta of a stored request, and return what it was.
+
+    RetryMiddleware gives up when it reaches RETRY_TIMES.
+    """
     meta = stored.get("meta")
     pairs = meta.get("$dict") if isinstance(meta, dict) else None
     times: Any = 0
-    if isinstance(pairs, list):  # how codec writes a dict with keys that JSON lacks
+    if isinstance(pairs, list):  # how a dict with keys that JSON lacks is written
         for pair in pairs:
             if isinstance(pair, list) and len(pair) == 2 and pair[0] == "retry_times":
                 times, pair[1] = pair[1], 0
@@ -330,7 +332,7 @@ def _forget_retries(stored: dict[str, Any]) -> int:
 def _without_retries(scrapy_request: str) -> str:
     try:
         stored = json.loads(scrapy_request)
-    except ValueError:  # a pickle, say: decode() tells what is wrong with it
+    except ValueError:  # a pickle, perhaps: decode() says what is wrong with it
         return scrapy_request
     changed = isinstance(stored, dict) and _forget_retries(stored)
     return json.dumps(stored) if changed else scrapy_request

@@ -16,6 +16,7 @@ from w3lib.url import safe_url_string
 from scrapy_apify_rq.entries.converter import RequestConverter
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.request_classes import _PLAIN_URL, known_base
+from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.errors import CodecError
 
 URL = "https://example.com/page"
@@ -253,6 +254,13 @@ def test_foreign_user_data_that_cannot_be_written_is_refused() -> None:
     replaced = Entry(id="i", unique_key="k", url=URL, user_data={"shop": "\ud800"})
     with pytest.raises(CodecError, match="cannot be written as JSON"):
         converter().encode(Request(URL), KEY, replaced=replaced)
+
+
+def test_a_unique_key_that_cannot_be_written_is_refused() -> None:
+    # Of a request whose method cannot be written either, with APIFY_RQ_UNIQUE_KEY = "crawlee".
+    assert len(request_id("\ud800")) == 15
+    with pytest.raises(CodecError, match="cannot be written as JSON"):
+        converter().encode(Request(URL), "\ud800")
 
 
 # Classes: each instance is judged by itself
