@@ -115,12 +115,12 @@ class SlowBackend(SqliteBackend):
         answer = super().update(entries, forefront=forefront)
         return await self._call("update", [entry.id for entry in entries], answer)
 
-    async def claim(self, limit: int, known: Collection[str]) -> Claim:
-        return await self._call("claim", (), self._claim(limit, known))
+    async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
+        return await self._call("claim", (), self._claim(limit, known, size))
 
-    async def _claim(self, limit: int, known: Collection[str]) -> Claim:
+    async def _claim(self, limit: int, known: Collection[str], size: int) -> Claim:
         if not self.lag:
-            return await super().claim(limit, known)
+            return await super().claim(limit, known, size)
         seen = [past for at, past in self._past if at <= time.monotonic() - self.lag]
         found = [old for old in (seen[-1] if seen else []) if old.entry.id not in known]
         copies = [Claimed(old.entry.model_copy(deep=True), old.lease) for old in found[:limit]]
@@ -135,7 +135,7 @@ class SlowBackend(SqliteBackend):
                 raise self.fault
             answer = await work
         if self.lag and name != "claim":
-            self._past.append((time.monotonic(), (await super().claim(10_000, ())).entries))
+            self._past.append((time.monotonic(), (await super().claim(10_000, (), 2**24)).entries))
         await self._pass(f"after {name}")
         call.ended = time.monotonic()
         return answer

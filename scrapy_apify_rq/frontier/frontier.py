@@ -406,7 +406,7 @@ class Frontier:
         self._disturbed = False
         self._asked_at = asked_at = time.monotonic()
         here = self._window.stored.keys() | self._out.keys() | self._outbox.visits.keys()
-        claim = await self._backend.claim(self._wanted(), here)
+        claim = await self._backend.claim(self._wanted(), here, 16 * 2**20)
         if claim.others:
             self._warn_of_others()
         self._forget_settled(asked_at)
