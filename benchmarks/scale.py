@@ -44,6 +44,7 @@ from scrapy_apify_rq.frontier.frontier import Frontier
 _QUEUE = "scale"
 _BATCH = 25
 _WINDOW = 1000
+_MEMORY = 16 * 1024 * 1024
 _FILL = 1000
 _PAGES = 300
 
@@ -97,7 +98,7 @@ async def time_calls(folder: Path, site: str, rounds: int) -> dict[str, float]:
     total = (await backend.info()).total
     gc.freeze()  # so that garbage collection does not visit the imported modules during a call
     for n in range(rounds):
-        claim = await timed("claim", partial(backend.claim, _WINDOW, ()))
+        claim = await timed("claim", partial(backend.claim, _WINDOW, (), _MEMORY))
         new = list(entries(total + n * _BATCH, _BATCH, site))
         await timed("add", partial(backend.add, new, forefront=False))
         acked = [claimed.entry for claimed in claim.entries[:_BATCH]]

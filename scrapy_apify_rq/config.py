@@ -59,6 +59,8 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "APIFY_RQ_PURGE_ON_START": False,
         "APIFY_RQ_WINDOW": 1000,
         "APIFY_RQ_OUTBOX": 2000,
+        "APIFY_RQ_MEMORY_MB": 64,
+        "APIFY_RQ_GC_FREEZE": False,
         "APIFY_RQ_IDLE_BEFORE_CLOSE": 0,
         "APIFY_RQ_PROGRESS": False,
         "APIFY_RQ_UNAVAILABLE_TIMEOUT": 600,
@@ -119,6 +121,9 @@ class Config:
     purge_on_start: bool
     window: int
     outbox: int
+    memory: int
+    """Bytes that entries may take in memory."""
+    gc_freeze: bool
     idle_before_close: float
     progress: bool
     unavailable_timeout: float
@@ -160,6 +165,8 @@ class Config:
             purge_on_start=_boolean(settings, "APIFY_RQ_PURGE_ON_START"),
             window=_integer(settings, "APIFY_RQ_WINDOW", minimum=1),
             outbox=_integer(settings, "APIFY_RQ_OUTBOX", minimum=1),
+            memory=_integer(settings, "APIFY_RQ_MEMORY_MB", minimum=1) * 2**20,
+            gc_freeze=_boolean(settings, "APIFY_RQ_GC_FREEZE"),
             idle_before_close=_seconds(settings, "APIFY_RQ_IDLE_BEFORE_CLOSE", zero=True),
             progress=_boolean(settings, "APIFY_RQ_PROGRESS"),
             unavailable_timeout=_seconds(settings, "APIFY_RQ_UNAVAILABLE_TIMEOUT", zero=False),

@@ -270,7 +270,7 @@ class Project:
         async def read() -> list[Entry]:
             backend = SqliteBackend(folder or self._queues, name=name)
             await backend.open()
-            claim = await backend.claim(1000, (), 2**40)
+            claim = await backend.claim(1000, (), 2**24)
             await backend.close()
             return [claimed.entry for claimed in claim.entries]
 

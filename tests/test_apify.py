@@ -35,6 +35,7 @@ from tests.api import Api, Call, error, serving
 
 TOKEN = "apify_api_verySecretToken"
 MIB = 1024 * 1024
+PLENTY = 16 * MIB
 HANDLED_AT = datetime(2026, 1, 2, tzinfo=UTC)
 
 
@@ -105,9 +106,9 @@ async def fill(backend: ApifyBackend, entries: Sequence[Entry]) -> None:
 
 
 async def claimed(
-    backend: ApifyBackend, limit: int = 100, known: Sequence[Entry] = ()
+    backend: ApifyBackend, limit: int = 100, known: Sequence[Entry] = (), size: int = PLENTY
 ) -> list[Entry]:
-    claim = await backend.claim(limit, [entry.id for entry in known])
+    claim = await backend.claim(limit, [entry.id for entry in known], size)
     return [one.entry for one in claim.entries]
 
 
@@ -317,11 +318,11 @@ async def test_what_is_on_the_head_but_not_there_is_asked_for_again(tmp_path: Pa
         await other.add(entries, forefront=False)
         path = f"/requests/{entries[1].id}"
         q.api.before = first(1, lambda: error(404, "record-not-found"), "GET", path)
-        claim = await backend.claim(10, ())
+        claim = await backend.claim(10, (), PLENTY)
         assert [one.entry for one in claim.entries] == [entries[0], entries[2]]
         # So that a queue with nothing else is not taken for empty.
         assert claim.more
-        claim = await backend.claim(10, ())
+        claim = await backend.claim(10, (), PLENTY)
         assert [one.entry for one in claim.entries] == entries
         assert not claim.more
 
@@ -332,9 +333,9 @@ async def test_an_entry_that_is_gone_does_not_keep_the_crawl_up(tmp_path: Path) 
         await other.add(numbered(1), forefront=False)
         backend.lag = 0.05
         q.api.before = first(9, lambda: error(404), "GET", f"/requests/{numbered(1)[0].id}")
-        assert (await backend.claim(10, ())).more
+        assert (await backend.claim(10, (), PLENTY)).more
         await asyncio.sleep(0.1)
-        assert await backend.claim(10, ()) == Claim([], False)
+        assert await backend.claim(10, (), PLENTY) == Claim([], False, alone=True)
 
 
 @asynchronous
@@ -522,7 +523,7 @@ async def test_shared_access_keeps_nothing_of_entries(tmp_path: Path) -> None:
     async with queue(tmp_path) as q, q.open(lock_secs=60) as backend:
         entries = numbered(25)
         await backend.add(entries, forefront=False)
-        await backend.claim(10, ())
+        await backend.claim(10, (), PLENTY)
         entries[0].retry_count = 1
         entries[1].handled_at = HANDLED_AT
         await backend.update(entries[:2], forefront=False)
@@ -578,7 +579,7 @@ async def test_a_refused_update_is_reported_and_not_claimed_again(
         assert len(messages) == 2
         assert entries[0].id in "".join(messages)
         assert "no good" in "".join(messages)
-        assert await backend.claim(10, ()) == Claim([], False)
+        assert await backend.claim(10, (), PLENTY) == Claim([], False, alone=True)
         assert (await backend.info()).pending == 2
 
 
@@ -674,7 +675,7 @@ async def test_a_long_retry_after_does_not_outlast_our_patience(tmp_path: Path) 
         q.api.before = lambda call: error(429, **{"Retry-After": "3600"})
         begun = time.monotonic()
         with pytest.raises(BackendError, match="429"):
-            await backend.claim(1, ())
+            await backend.claim(1, (), PLENTY)
         assert 0.5 <= time.monotonic() - begun < 3
         assert q.stats["calls/head_get"] == 2
 
@@ -688,7 +689,7 @@ async def test_one_failing_operation_ends_our_patience_while_others_work(
 
         async def others() -> None:
             while True:
-                await backend.claim(1, ())
+                await backend.claim(1, (), PLENTY)
                 await asyncio.sleep(0.02)
 
         working = asyncio.create_task(others())
@@ -790,7 +791,7 @@ async def test_what_concerns_the_queue_is_final(
         await backend.add(numbered(2), forefront=False)
         calls: list[Callable[[], Awaitable[Any]]] = [
             lambda: backend.add([entry("a")], forefront=False),
-            lambda: backend.claim(10, ()),
+            lambda: backend.claim(10, (), PLENTY),
             lambda: backend.update([entry("a")], forefront=False),
             lambda: backend.delete([request_id("a")]),
             backend.open,
@@ -921,10 +922,10 @@ async def test_every_call_says_who_we_are_and_never_the_token(
 async def test_another_client_is_noted_when_it_comes(tmp_path: Path) -> None:
     async with queue(tmp_path) as q, q.open() as backend:
         for _ in range(2):
-            assert not (await backend.claim(1, ())).others
+            assert not (await backend.claim(1, (), PLENTY)).others
         async with q.open() as other:
-            assert not (await other.claim(1, ())).others  # who was there before may be gone
-        assert [(await backend.claim(1, ())).others for _ in range(2)] == [True, False]
+            assert not (await other.claim(1, (), PLENTY)).others  # who was there before may be gone
+        assert [(await backend.claim(1, (), PLENTY)).others for _ in range(2)] == [True, False]
 
 
 @asynchronous
@@ -959,7 +960,7 @@ async def test_close_in_the_middle_of_calls(tmp_path: Path) -> None:
         with pytest.raises(BackendError, match="closed"):
             await calls
         with pytest.raises(BackendError, match="closed"):
-            await backend.claim(1, ())
+            await backend.claim(1, (), PLENTY)
         await backend.close()
     gc.collect()  # what was left open would warn now, and warnings are errors
 

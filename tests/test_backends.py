@@ -57,6 +57,7 @@ LACKS["live"] = LACKS["server"]
 # All that tests here open.
 NAMES = ("queue", "one", "two")
 ROOT = Path(__file__).parents[1]
+PLENTY = 16 * 1024 * 1024
 HANDLED_AT = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 
 P = ParamSpec("P")
@@ -198,10 +199,12 @@ async def settle(backend: Backend) -> None:
         await asyncio.sleep(backend.lag)
 
 
-async def claim(backend: Backend, limit: int = 100, known: Sequence[str] = ()) -> Claim:
+async def claim(
+    backend: Backend, limit: int = 100, known: Sequence[str] = (), size: int = PLENTY
+) -> Claim:
     """Claim, when our own writes can be seen; ``known`` holds keys."""
     await settle(backend)
-    return await backend.claim(limit, [request_id(key) for key in known])
+    return await backend.claim(limit, [request_id(key) for key in known], size)
 
 
 async def keys(backend: Backend, limit: int = 100, known: Sequence[str] = ()) -> list[str]:
@@ -423,7 +426,7 @@ async def test_claim_tells_exactly_whether_there_is_more(
 @asynchronous
 async def test_an_empty_queue_has_nothing_to_claim(queues: Queues) -> None:
     async with queues.open() as backend:
-        assert await claim(backend) == Claim([], False)
+        assert await claim(backend) == Claim([], False, alone=True)
 
 
 @asynchronous
@@ -824,7 +827,7 @@ async def claim_half(queues: Queues) -> None:
         wait_for_start()
         ids: list[str] = []
         while len(ids) < CONTESTED / 2:
-            answer = await backend.claim(5, ())
+            answer = await backend.claim(5, (), PLENTY)
             ids += [claimed.entry.id for claimed in answer.entries]
     print(json.dumps(ids))
 

@@ -184,7 +184,7 @@ def lock(project: Project) -> None:
         options = {"lock_secs": 3600, "client_key": "somebody"}
         backend = SqliteBackend(project._queues, name=QUEUE, **options)  # type: ignore[arg-type]
         await backend.open()
-        await backend.claim(1, ())
+        await backend.claim(1, (), 2**24)
         await backend.close()
 
     asyncio.run(claim())

@@ -135,7 +135,7 @@ class SlowBackend(SqliteBackend):
                 raise self.fault
             answer = await work
         if self.lag and name != "claim":
-            self._past.append((time.monotonic(), (await super().claim(10_000, (), 2**40)).entries))
+            self._past.append((time.monotonic(), (await super().claim(10_000, (), 2**24)).entries))
         await self._pass(f"after {name}")
         call.ended = time.monotonic()
         return answer

@@ -865,7 +865,7 @@ def test_queues_outlive_the_server_and_are_those_of_crawls(tmp_path: Path) -> No
     async def crawl() -> None:
         backend = SqliteBackend(tmp_path, name="shared")
         await backend.open()
-        claim = await backend.claim(10, set())
+        claim = await backend.claim(10, set(), 2**24)
         assert [claimed.entry.unique_key for claimed in claim.entries] == ["a", "b"]
         entry = Entry(id=request_id("c"), unique_key="c", url="https://example.com/c")
         await backend.add([entry], forefront=True)

@@ -23,6 +23,7 @@ from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.errors import BackendError, ConfigError
 from tests.test_backends import asynchronous, entry, handled
 
+PLENTY = 16 * 1024 * 1024
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
 
@@ -50,7 +51,9 @@ async def test_the_file_is_reopened(tmp_path: Path) -> None:
     assert backend.location == str(folder / FILE_NAME)
     assert [file.name for file in folder.iterdir()] == [FILE_NAME]
     backend = await opened(folder)
-    assert [claimed.entry for claimed in (await backend.claim(9, ())).entries] == [entry("a")]
+    assert [claimed.entry for claimed in (await backend.claim(9, (), PLENTY)).entries] == [
+        entry("a")
+    ]
     await backend.close()
 
 
@@ -138,7 +141,7 @@ async def test_a_file_that_is_damaged_later(tmp_path: Path) -> None:
         file.write(b"\xa5" * (size - 8 * 4096))
     backend = await opened(tmp_path)
     with pytest.raises(BackendError, match=FILE_NAME):
-        await backend.claim(1000, ())
+        await backend.claim(1000, (), PLENTY)
     with pytest.raises(BackendError, match=FILE_NAME):
         [_ async for _ in backend.list()]
     await backend.close()
@@ -220,7 +223,9 @@ async def test_a_short_lock_is_waited_for_without_blocking_the_loop(tmp_path: Pa
         release(holder)
         (answer,) = await adding
     assert not answer.was_already_present
-    assert [claimed.entry for claimed in (await backend.claim(9, ())).entries] == [entry("a")]
+    assert [claimed.entry for claimed in (await backend.claim(9, (), PLENTY)).entries] == [
+        entry("a")
+    ]
     await backend.close()
 
 
@@ -271,8 +276,8 @@ async def test_no_statement_scans_or_sorts_the_entries(tmp_path: Path) -> None:
         db.set_trace_callback(statements.add)
     ids = [request_id("a"), request_id("b")]
     await backend.add([entry("a"), entry("b"), entry("c")], forefront=False)
-    await single.claim(2, ())
-    await backend.claim(2, ())
+    await single.claim(2, (), PLENTY)
+    await backend.claim(2, (), PLENTY)
     await backend.prolong(ids)
     await backend.get(ids[0])
     await backend.info()
@@ -305,7 +310,7 @@ async def test_a_claim_does_not_go_through_the_ids(tmp_path: Path, lock_secs: in
     await backend.add([entry("a"), entry("b")], forefront=False)
     statements: set[str] = set()
     backend._db.set_trace_callback(statements.add)
-    assert len((await backend.claim(9, ())).entries) == 2
+    assert len((await backend.claim(9, (), PLENTY)).entries) == 2
     await backend.close()
     asked = [text for text in statements if "requests" in text]
     assert asked
@@ -319,7 +324,7 @@ async def test_an_entry_that_goes_while_it_is_claimed(tmp_path: Path) -> None:
     backend, other = await opened(tmp_path), await opened(tmp_path)
     keys = [f"{n:03}" for n in range(150)]
     await backend.add([entry(key) for key in keys], forefront=False)
-    claiming = asyncio.create_task(backend.claim(150, ()))
+    claiming = asyncio.create_task(backend.claim(150, (), PLENTY))
     await asyncio.sleep(0)  # by now the order is read, and the first hundred entries
     await other.delete([request_id("149")])
     await other.add([entry("new")], forefront=False)  # SQLite gives it the rowid that is free
@@ -392,7 +397,7 @@ async def test_a_broken_row_is_claimed_and_acked_once(tmp_path: Path, name: str)
     backend = await opened(tmp_path)
     await backend.add([VALID, entry("b")], forefront=False)
     damage(tmp_path, text)
-    answer = await backend.claim(9, ())
+    answer = await backend.claim(9, (), PLENTY)
     assert [claimed.entry.id for claimed in answer.entries] == [VALID.id, request_id("b")]
     found = answer.entries[0].entry
     assert found.broken is not None
@@ -408,7 +413,9 @@ async def test_a_broken_row_is_claimed_and_acked_once(tmp_path: Path, name: str)
     assert again.broken is None
     assert again.failed
     assert again.user_data == found.user_data
-    assert [claimed.entry.unique_key for claimed in (await backend.claim(9, ())).entries] == ["b"]
+    assert [
+        claimed.entry.unique_key for claimed in (await backend.claim(9, (), PLENTY)).entries
+    ] == ["b"]
     assert (await backend.info()).handled == 1
     await backend.close()
 
@@ -420,7 +427,7 @@ async def test_a_broken_row_keeps_what_it_held(tmp_path: Path) -> None:
 
     async def read(text: str | bytes) -> Entry:
         damage(tmp_path, text)
-        ((found, _),) = (await backend.claim(9, ())).entries
+        ((found, _),) = (await backend.claim(9, (), PLENTY)).entries
         return found
 
     found = await read(edited(retryCount="many", loadedUrl=5, more="?"))
@@ -448,11 +455,11 @@ async def test_a_row_that_says_another_id_is_acked_under_its_own(tmp_path: Path)
     backend = await opened(tmp_path)
     await backend.add([VALID], forefront=False)
     damage(tmp_path, edited(id="another"))
-    ((found, _),) = (await backend.claim(9, ())).entries
+    ((found, _),) = (await backend.claim(9, (), PLENTY)).entries
     assert found.id == VALID.id
     found.handled_at = NOW
     await backend.update([found], forefront=False)
-    assert (await backend.claim(9, ())).entries == []
+    assert (await backend.claim(9, (), PLENTY)).entries == []
     assert (await backend.info()).total == 1
     await backend.close()
 
@@ -466,7 +473,7 @@ async def test_an_entry_as_deep_as_can_be_read_can_be_written(tmp_path: Path, de
         tmp_path,
         edited(userData={"x": "@"}).replace('"@"', "[" * depth + "]" * depth),
     )
-    ((found, _),) = (await backend.claim(9, ())).entries
+    ((found, _),) = (await backend.claim(9, (), PLENTY)).entries
     assert found.broken is None
     await backend.update([found], forefront=False)
     assert await backend.get(VALID.id) == found

@@ -1,4 +1,4 @@
-"""The places where a queue can live; ``backends.base.Backend`` is what they have in common."""
+"""Where a queue can be stored. Each place implements ``backends.base.Backend``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from scrapy_apify_rq.config import Config
 
 
 def backend_for(config: Config, inc_stat: Callable[[str], None] = lambda stat: None) -> Backend:
-    """The backend that the settings ask for, not open yet. ``inc_stat`` takes names of stats."""
+    """Make the backend that the settings ask for, not open yet. ``inc_stat`` counts a stat."""
     lock_secs = config.lock_secs if config.access == "shared" else None
     if config.backend == "apify":
-        # Imported late: aiohttp takes 0.07 s, which a crawl on the embedded queue need not spend.
+        # Imported late: a crawl on the embedded queue need not spend 0.07 s on importing aiohttp.
         from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 
         return ApifyBackend(
@@ -24,6 +24,7 @@ def backend_for(config: Config, inc_stat: Callable[[str], None] = lambda stat: N
             lock_secs=lock_secs,
             client_key=config.client_key,
             patience=config.unavailable_timeout,
+            memory=config.memory // 4,
             inc_stat=inc_stat,
         )
     return sqlite.SqliteBackend(
@@ -37,6 +38,6 @@ def backend_for(config: Config, inc_stat: Callable[[str], None] = lambda stat: N
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError now for what ``open`` would only find when the engine is up."""
+    """Raise the ConfigError that ``open`` would raise, but before the engine runs."""
     if config.backend == "sqlite":
         sqlite.check(config.storage_dir, config.queue_id)

@@ -1,7 +1,7 @@
-"""Where a queue lives, as the frontier sees it.
+"""What a place for queues can do, as the frontier sees it.
 
-A backend stores entries and knows nothing of Scrapy. All state that belongs to a running crawl
-(what was handed out, what is still unsent) is the frontier's.
+A backend stores entries and knows nothing about Scrapy. The state of a running crawl (what is in
+flight, what is unsent) belongs to the frontier.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ State = Literal["pending", "handled", "failed", "locked"]
 
 
 class Added(NamedTuple):
-    """What became of one entry in ``add``; both flags tell of the time before."""
+    """The answer of ``add`` for one entry. Both flags describe the queue before the call."""
 
     id: str
     was_already_present: bool
@@ -26,18 +26,18 @@ class Added(NamedTuple):
 
 
 class Updated(NamedTuple):
-    """What became of one entry in ``update``."""
+    """The answer of ``update`` for one entry."""
 
     was_handled: bool
-    """It was handled before, as far as can be told."""
+    """Whether it was handled before, as far as the backend can tell."""
     refused: bool = False
-    """The queue does not take it as it is now: there it is as it was, and no claim shows it."""
+    """The queue did not take the update. The old entry stays in it but is not claimed again."""
 
 
 class Claimed(NamedTuple):
     entry: Entry
     lease: float | None
-    """Unix time at which the lease ends; None in single access, where there are no leases."""
+    """Unix time at which the lease ends. None in single access, which has no leases."""
 
 
 class Claim(NamedTuple):
@@ -45,15 +45,15 @@ class Claim(NamedTuple):
     more: bool
     """More entries are pending than this answer holds."""
     leased: bool = False
-    """Pending entries are leased, to others or to us."""
+    """Some pending entries are leased, to others or to us."""
     others: bool = False
-    """Another client has begun to use the queue since we opened it."""
+    """Another client has started to use the queue since we opened it."""
     alone: bool = False
-    """No other client has used the queue, as far as the backend can tell."""
+    """No other client has ever used the queue, as far as the backend can tell."""
 
 
 class Operations(NamedTuple):
-    """What the platform bills, since the queue was made."""
+    """What the platform has billed for the queue since it was created."""
 
     reads: int
     writes: int
@@ -72,7 +72,7 @@ class Info(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What people know the queue by."""
+        """The queue's name for people."""
         return self.name or self.id
 
 
@@ -82,99 +82,102 @@ class Lock(NamedTuple):
 
 
 class Backend(Protocol):
-    """One queue. It has to be open, but for ``open``, ``find``, ``names`` and ``close``.
+    """One queue. Call ``open`` first, except for ``find``, ``names`` and ``close``.
 
-    Failures that a retry may cure are retried inside; a ``BackendError`` is final.
+    The backend retries what a retry may cure. A ``BackendError`` is final.
     """
 
     batch: int
-    """The most entries that ``add`` takes in one call."""
+    """The most entries that one call of ``add`` takes."""
     parallel: int
-    """How many calls of ``add`` may be under way at one time."""
+    """How many calls of ``add`` may run at the same time."""
     update_batch: int
-    """With how many entries to call ``update``: as many as it writes at once; it takes more."""
+    """How many entries to pass to one call of ``update``. It takes more, but gains nothing."""
     update_parallel: int
-    """How many such calls may be under way at one time."""
+    """How many calls of ``update`` may run at the same time."""
     linger: float
-    """Seconds for which an add may wait for company, since calls are what costs; 0 = none."""
+    """Seconds for which an add may wait to share a call with others. 0 where calls are cheap."""
     lag: float
-    """Seconds for which ``claim`` may show our own confirmed writes as not made; 0 = never."""
+    """Seconds after a write of ours for which ``claim`` may still show the queue without it."""
     consistency_delay: float
-    """Seconds between two questions before the answer "nothing pending" is believed."""
+    """Seconds between two answers "nothing pending" before they are believed."""
     counts_reads: bool
-    """Each entry that ``list`` and ``count`` look at is a read, which the platform bills."""
+    """The platform bills each entry that ``list`` and ``count`` look at."""
     patience: float
     """Seconds for which a failing call is tried again before it raises."""
     lock_secs: int | None
-    """Seconds that a lease lasts; None in single access."""
+    """Seconds that a lease lasts. None in single access."""
 
     @property
     def location(self) -> str:
-        """Where the queue is, for people: a file's path or a link. Never holds a token."""
+        """Where the queue is, for people: the path of a file or a link. Holds no token."""
 
     @property
     def rate_reached(self) -> str | None:
-        """The rate that updates are waiting for, for people; None while they wait for none."""
+        """The rate that updates are waiting for, for people. None if they do not wait."""
 
     async def open(self) -> None:
-        """Get or create the queue. Raises ConfigError if the settings point at nothing usable."""
+        """Get or create the queue. Raises ConfigError if the settings lead to nothing usable."""
 
     async def close(self) -> None:
-        """Release what ``open`` took. May be called twice, and after a failed ``open``."""
+        """Release what ``open`` took, in bounded time. May be called twice, or without ``open``."""
 
     async def info(self) -> Info:
-        """Counts, possibly ``lag`` seconds old."""
+        """Return the counts, which may be ``lag`` seconds old."""
 
     async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
-        """Store new entries durably, in this order, at the end or each at the very front.
+        """Store new entries durably and in this order: at the end, or each at the very front.
 
-        Entries whose id is there already are left as they are. The answers are in the order of
-        the entries, all of them; when it returns, a crash of this process loses none.
+        An entry whose id exists already is left as it is. There is one answer for each entry, in
+        the same order. Once ``add`` has returned, a crash of this process loses none of them.
         """
 
     async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
-        """Up to ``limit`` complete pending entries in the queue's order, those with the ids in
-        ``known`` aside; at most about ``size`` bytes, but always one if there is one.
+        """Return up to ``limit`` complete pending entries in the queue's order, except those whose
+        ids are in ``known``.
 
-        In shared access each is leased to us, and leased entries are left out. What we know may
-        come all the same, if it has no lease: ours has ended, or its add is not answered yet.
-        An empty ``known`` says that we hold no lease, so that leftovers in our name may be ended.
+        Together they have about ``size`` bytes of JSON at most. If there is an entry, the answer
+        holds at least one, whatever its size.
+
+        In shared access each returned entry is leased to us, and entries that are leased are left
+        out. There a known entry can be returned if it has no lease: because ours has ended, or
+        because its add is not answered yet. With an empty ``known`` we hold no leases, so the
+        backend may end those that an earlier run left in our name.
         """
 
     async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
-        """Replace whole entries. With ``handled_at`` an entry leaves the queue; without, it is
-        pending again, at the end or at the very front. Its lease ends either way.
+        """Replace whole entries. With ``handled_at`` an entry leaves the queue. Without it, the
+        entry is pending again, at the end or at the very front. Its lease ends in both cases.
 
-        The answers are in the order of the entries.
+        There is one answer for each entry, in the same order.
         """
 
     async def prolong(self, ids: Collection[str]) -> dict[str, float]:
-        """Start our leases on these entries anew; ids whose lease is ours no more are left out."""
+        """Restart our leases on these entries. Ids whose lease we have lost are left out."""
 
     async def unlock(self, ids: Collection[str] | None = None) -> None:
-        """End our leases on these entries, or all that our client key holds."""
+        """End our leases on these entries, or all leases of our client key."""
 
     # For the tools.
 
     async def find(self) -> bool:
-        """Open the queue if there is one; False, with nothing made, if there is none."""
+        """Open the queue if it exists. Return False, and create nothing, if it does not."""
 
     async def names(self) -> Sequence[str]:
-        """Names of queues that there are besides, the newest first: up to 50. For one that
-        ``find`` did not find."""
+        """Return up to 50 names of queues, the newest first. For when ``find`` found nothing."""
 
     async def purge(self) -> None:
-        """Delete all entries of the queue, handled ones included."""
+        """Delete all entries of the queue, including handled ones."""
 
     async def get(self, id: str) -> Entry | None: ...
 
     def list(self, state: State | None = None) -> AsyncIterator[Entry]:
-        """All entries, or those in one state; no promise about their order."""
+        """Yield all entries, or those in one state, in any order."""
 
     async def count(self, state: State) -> int: ...
 
     async def lock_of(self, id: str) -> Lock | None:
-        """Who holds a lock on this entry now."""
+        """Return the lock on this entry, if it is locked now."""
 
     async def delete(self, ids: Collection[str]) -> None:
-        """Delete these entries; unknown ids are ignored."""
+        """Delete these entries. Unknown ids are ignored."""

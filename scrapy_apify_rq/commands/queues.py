@@ -24,7 +24,7 @@ from scrapy.spiderloader import get_spider_loader
 from scrapy.utils.misc import build_from_crawler, load_object
 
 from scrapy_apify_rq.backends import backend_for
-from scrapy_apify_rq.backends.apify.parallel import together
+from scrapy_apify_rq.backends.apify.parallel import run_all
 from scrapy_apify_rq.backends.base import Added, Backend, Updated
 from scrapy_apify_rq.config import Config
 from scrapy_apify_rq.entries.converter import RequestConverter
@@ -101,13 +101,13 @@ class Queue:
         """Add entries in several calls at once, in no particular order."""
         parts = _parts(entries, self.backend.batch)
         calls = (self.backend.add(part, forefront=forefront) for part in parts)
-        return [answer for answers in await together(calls) for answer in answers]
+        return [answer for answers in await run_all(calls) for answer in answers]
 
     async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
         """Update entries in several calls at once, in no particular order."""
         parts = _parts(entries, self.backend.update_batch)
         calls = (self.backend.update(part, forefront=forefront) for part in parts)
-        return [answer for answers in await together(calls) for answer in answers]
+        return [answer for answers in await run_all(calls) for answer in answers]
 
     def converter(self) -> RequestConverter:
         """Make a converter for the spider's requests. Without a spider it knows no callbacks."""

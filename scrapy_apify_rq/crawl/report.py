@@ -120,9 +120,10 @@ class Report:
                 when = _WHEN_LOST[while_]
                 self.log(logging.INFO, f"The lease on entry {entry.id} ({entry.url}) ended {when}")
             case LeasesKept(lock_secs, error):
+                why = error or "no answer"
                 self.log(
                     logging.WARNING,
-                    f"The leases of this crawl could not be given back ({error or 'no answer'}). They end by"
+                    f"The leases of this crawl could not be given back ({why}). They end by"
                     f" themselves within {lock_secs} seconds (APIFY_RQ_LOCK_SECS)",
                 )
             case OthersSeen(location):

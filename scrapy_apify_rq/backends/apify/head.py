@@ -1,100 +1,70 @@
-"""The head of an API's queue, as its only consumer reads it: single access.
+"""Claims in single access: reads the head of the API's queue without taking leases.
 
-A head is a list of ids in the queue's order. It may lag behind what was written, and tells little
-of an entry, so here is remembered what each may be without a call: entries in full, for those that
-are pending, and what was acked, which the head may go on to show.
+The head lists ids in the queue's order. It may be seconds behind our writes and says little about
+an entry. So this module remembers pending entries in full, which saves a call for each, and which
+entries were acked lately, which the head may still show as pending.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, Final, Protocol
 
-from scrapy_apify_rq.backends.apify.parallel import together
+from scrapy_apify_rq.backends.apify.reader import MOST_COMPLETE, Reader
 from scrapy_apify_rq.backends.base import Claim, Claimed
 from scrapy_apify_rq.entries.models import Entry
 
 HEAD_LIMIT: Final = 1000
 
-# Complete entries kept so that they need not be fetched again: how many, and their bytes.
-_COMPLETE_LIMIT: Final = 10_000
-_COMPLETE_BYTES: Final = 32 * 1024 * 1024
-# Missing this many complete entries, a list of all pending ones is cheaper than a GET for each.
+# With this many entries to fetch, listing all pending ones is cheaper than a GET for each.
 _LIST_FROM: Final = 50
-# Fetched one by one at the very start, so that the first pages need not wait for a long list, and
-# so that it shows whether the head lags: a GET by id never does, but a list would like the head.
+# The most entries that the first claim fetches. The first pages then need not wait for a long list,
+# and we learn whether the head lags: a GET by id does not, and a list may lag like the head.
 _FIRST_FETCH: Final = 16
 
 
 class Queue(Protocol):
-    """What is asked of the backend."""
+    """What this module needs of the backend."""
 
     lag: float
     consistency_delay: float
 
     @property
     def pending_count(self) -> int:
-        """As the API has told it last."""
+        """How many entries the API last said are pending."""
 
     async def read_head(self, limit: int) -> Any:
-        """The API's answer: ``items`` with their ids, in the queue's order."""
-
-    async def get(self, id: str) -> Entry | None: ...
+        """Return the API's answer; its ``items`` have the ids, in the queue's order."""
 
     def stored(self, states: str) -> AsyncGenerator[tuple[str, bytes], None]:
-        """Ids and JSON of all entries in these states, as the API names them, in any order."""
-
-
-class _Complete:
-    """JSON of pending entries by id, within limits, so that claiming them takes no further call."""
-
-    def __init__(self) -> None:
-        self._texts: dict[str, bytes] = {}
-        self._size = 0
-
-    def __contains__(self, id: str) -> bool:
-        return id in self._texts
-
-    def keep(self, id: str, text: bytes) -> bool:
-        """False where there is no room: the oldest stay, since they are needed first."""
-        self.pop(id)
-        full = len(self._texts) >= _COMPLETE_LIMIT or self._size + len(text) > _COMPLETE_BYTES
-        if not full:
-            self._texts[id] = text
-            self._size += len(text)
-        return not full
-
-    def pop(self, id: str) -> bytes | None:
-        text = self._texts.pop(id, None)
-        self._size -= len(text or b"")
-        return text
+        """Yield id and JSON of all entries in these states of the API, in any order."""
 
 
 class Head:
-    """Claims without leases. The backend tells of each write that the API has confirmed."""
+    """Claims entries without leases. The backend reports every write that the API confirmed."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, reader: Reader) -> None:
         self._queue = queue
-        self._complete = _Complete()
+        self._reader = reader
+        self._complete = reader.complete
         self._listable = True
-        """All pending entries can be kept, as far as we know."""
+        """Whether all pending entries fit into memory, as far as we know."""
         self._is_fresh = False
-        """What was fetched last is pending, as the head has it."""
+        """Whether the entries fetched last were pending, as the head said."""
         self._acked: OrderedDict[str, float] = OrderedDict()
-        """When the acks of late were confirmed; a head that lags shows their entries as pending."""
+        """When recent acks were confirmed. A head that lags still lists these entries."""
         self._stale = 0
-        """How many of them the last head showed."""
+        """How many recently acked entries the last head listed."""
         self._absent: dict[str, float] = {}
-        """Since when ids on the head have had no entry."""
+        """Since when the head has listed ids that do not exist."""
         self._alone: bool | None = None
-        """Whether the API knows of no client but us; None before it has told."""
+        """Whether the API knows of no other client; None before the first answer."""
 
     def wrote(self, id: str, text: bytes) -> None:
-        """The entry is pending, and this is its JSON."""
+        """Note that the entry is pending with this JSON."""
         self._acked.pop(id, None)
         self._complete.keep(id, text)
 
@@ -102,14 +72,14 @@ class Head:
         self._complete.pop(id)
         self._acked[id] = time.monotonic()
         self._acked.move_to_end(id)
-        self._forget_acked()  # not only when it is claimed, which a small queue may not need again
+        self._forget_acked()  # here too: a small queue may never be claimed from again
 
     def deleted(self, ids: Iterable[str]) -> None:
         for id in ids:
             self._complete.pop(id)
 
-    async def claim(self, limit: int, unwanted: set[str]) -> Claim:
-        """As ``Backend.claim``, with these ids aside."""
+    async def claim(self, limit: int, unwanted: set[str], size: int) -> Claim:
+        """As ``Backend.claim``, but never entries with an ``unwanted`` id."""
         self._forget_acked()
         unwanted = unwanted - self._acked.keys()
         # One more than wanted, to know whether there are more.
@@ -121,68 +91,71 @@ class Head:
         wanted = [id for id in ids if id not in unwanted and id not in self._acked]
         first = self._first(wanted[:limit])
         more = len(ids) >= asked or len(first) < len(wanted)
-        entries = await self._hydrate(first) if first else await self._put_back(ids)
-        # An entry that cannot be read yet is pending all the same, but not one that is gone.
+        if first:
+            entries, is_cut = await self._read(first, size)
+        else:
+            entries, is_cut = await self._requeued_by_others(ids, size)
+        # An id that does not exist yet may be a new entry. One that stays away is a deleted one.
         now = time.monotonic()
-        more = more or any(now - since < self._queue.lag for since in self._absent.values())
-        claimed = [Claimed(entry, None) for entry in entries]
-        return Claim(claimed, more, others=others, alone=self._alone is True)
+        is_expected = any(now - since < self._queue.lag for since in self._absent.values())
+        return Claim(
+            [Claimed(entry, None) for entry in entries],
+            more or is_cut or is_expected,
+            others=others,
+            alone=self._alone is True,
+        )
 
     def _forget_acked(self) -> None:
+        """Drop ids whose ack is older than the lag."""
         oldest = time.monotonic() - self._queue.lag
         while self._acked and self._acked[id := next(iter(self._acked))] < oldest:
             del self._acked[id]
 
     def _note_clients(self, several: bool) -> bool:
-        """Whether somebody else has come; who was there before us may have left long ago."""
-        came = several and self._alone is True
+        """Return True if another client has come. One that was there before us may have left."""
+        has_come = several and self._alone is True
         self._alone = not several
-        return came
+        return has_come
 
-    async def _put_back(self, ids: Sequence[str]) -> list[Entry]:
-        """Those on the head that we have acked and others have made pending again since.
+    async def _requeued_by_others(self, ids: Sequence[str], size: int) -> tuple[list[Entry], bool]:
+        """Read entries that we acked and that others have made pending again.
 
-        For a while they look like those that the head shows only because it lags. Reading one by
-        its id tells, and is worth it before the crawl ends for want of anything else to do.
+        The head lists them like those that it lists only because it lags. A GET tells them apart.
+        It is worth its price when the crawl would end otherwise.
         """
         before = time.monotonic() - self._queue.consistency_delay
-        shown = [id for id in ids if self._acked.get(id, before) < before]
-        entries = still_pending(await together(map(self._queue.get, shown[:_FIRST_FETCH])))
-        for entry in entries:
+        listed = [id for id in ids if self._acked.get(id, before) < before]
+        read = await self._reader.read(listed[:_FIRST_FETCH], size)
+        for entry in read.entries:
             self._acked.pop(entry.id, None)
-        return entries
+        return read.entries, bool(read.rest)
 
     def _first(self, ids: Sequence[str]) -> Sequence[str]:
-        """Only so many that they can be fetched at once, at the start and while the head lags."""
+        """At the start and while the head lags: no more than can be fetched at once."""
         missing = [n for n, id in enumerate(ids) if id not in self._complete]
         if not self._is_fresh and len(missing) > _FIRST_FETCH:
             ids = ids[: missing[_FIRST_FETCH]]
         return ids
 
-    async def _hydrate(self, ids: Sequence[str]) -> list[Entry]:
-        """The complete entries, in this order; those not found yet, or handled, are left out."""
-        missing = [id for id in ids if id not in self._complete]
-        fits = self._listable and self._queue.pending_count <= _COMPLETE_LIMIT
-        if len(missing) >= _LIST_FROM and fits:
+    async def _read(self, ids: Sequence[str], size: int) -> tuple[list[Entry], bool]:
+        """Read the pending ones of these entries; True if there was no room for all of them."""
+        missing = sum(id not in self._complete for id in ids)
+        if missing >= _LIST_FROM and self._is_listable():
             await self._read_list()
-            missing = [id for id in ids if id not in self._complete]
-        fetched = dict(zip(missing, await together(map(self._queue.get, missing)), strict=True))
-        if missing:
-            self._is_fresh = len(still_pending(fetched.values())) == len(missing)
+        read = await self._reader.read(ids, size)
+        if read.fetched:
+            self._is_fresh = not read.outdated
         now = time.monotonic()
-        self._absent = {
-            id: self._absent.get(id, now) for id, entry in fetched.items() if entry is None
-        }
-        entries: list[Entry | None] = []
-        for n, id in enumerate(ids):
-            text = None if fetched.get(id) else self._complete.pop(id)
-            entries.append(fetched.get(id) if text is None else Entry.from_json(id, text))
-            if n % 100 == 99:
-                await asyncio.sleep(0)
-        return still_pending(entries)
+        self._absent = {id: self._absent.get(id, now) for id in read.absent}
+        return read.entries, bool(read.rest)
+
+    def _is_listable(self) -> bool:
+        """Whether all pending entries probably fit into memory."""
+        fitting = self._reader.fit(self._complete.memory, unknown=MOST_COMPLETE)
+        return self._listable and self._queue.pending_count <= min(fitting, MOST_COMPLETE)
 
     async def _read_list(self) -> None:
-        """Keep all pending entries, or as many as there is room for."""
+        """Keep all pending entries complete, as far as there is room."""
         async with aclosing(self._queue.stored("pending")) as stored:
             async for id, text in stored:
                 # The list may lag: what we have of an entry is newer.
@@ -191,8 +164,3 @@ class Head:
                 if not self._complete.keep(id, text):
                     self._listable = False
                     return
-
-
-def still_pending(entries: Iterable[Entry | None]) -> list[Entry]:
-    """Those that are there and not handled."""
-    return [entry for entry in entries if entry is not None and not entry.is_handled]

@@ -1,7 +1,7 @@
-"""The Apify API: the backend that keeps its queue on the platform, or on our own server.
+"""The backend over the Apify API: a request queue on the platform, or on our own server.
 
-Here is what the endpoints mean; how they are called is in ``http``, how the head is read without
-leases in ``head``. Source: https://docs.apify.com/api/v2/storage-request-queues
+This module knows what the endpoints mean. ``http`` calls them, ``head`` claims without leases, and
+``reader`` fetches entries. Source: https://docs.apify.com/api/v2/storage-request-queues
 """
 
 from __future__ import annotations
@@ -17,9 +17,17 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
 
-from scrapy_apify_rq.backends.apify.head import HEAD_LIMIT, Head, still_pending
-from scrapy_apify_rq.backends.apify.http import CONNECTIONS, Answer, Client, Passing, Refused
-from scrapy_apify_rq.backends.apify.parallel import together
+from scrapy_apify_rq.backends.apify.head import HEAD_LIMIT, Head
+from scrapy_apify_rq.backends.apify.http import (
+    CONNECTIONS,
+    Answer,
+    AnswerTooLong,
+    Client,
+    Refused,
+    TransientError,
+)
+from scrapy_apify_rq.backends.apify.parallel import run_all
+from scrapy_apify_rq.backends.apify.reader import Reader
 from scrapy_apify_rq.backends.base import (
     Added,
     Claim,
@@ -46,14 +54,14 @@ logger = logging.getLogger(__name__)
 # The rest is for brackets and commas.
 PAYLOAD_LIMIT: Final = MAX_BODY - 1024
 
-# Who lists entries may be content with the first ones, and each one listed is billed as a read.
-_FIRST_PAGE: Final = 100
-# The API would give 10,000 entries in one answer; reading that would hold up a crawl for seconds.
+# Entries in the first page of a list, while their size is unknown: each can have 9 MB.
+_FIRST_PAGE: Final = 10
+# The API would give 10,000 entries in one answer, which would block the event loop for seconds.
 _LONGEST_PAGE: Final = 1000
 _PAGE_BYTES: Final = 4 * 1024 * 1024
-# So many updates refused, and something other than these entries is wrong.
+# When this many updates are refused, the entries are not what is wrong.
 _REFUSED_LIMIT: Final = HEAD_LIMIT // 2
-# What is wrong with one entry, and not with the call as such.
+# Refusals that are about one entry. All others are about the queue.
 _ABOUT_ENTRIES: Final = frozenset(
     (
         HTTPStatus.BAD_REQUEST,
@@ -61,7 +69,7 @@ _ABOUT_ENTRIES: Final = frozenset(
         HTTPStatus.UNPROCESSABLE_ENTITY,
     )
 )
-# What concerns the whole queue: the closing reason and the cure.
+# Refusals that are about the queue: the closing reason and the cure.
 _CURES: Final[dict[int, tuple[str, str]]] = {
     HTTPStatus.UNAUTHORIZED: (
         "apify_rq_unauthorized",
@@ -74,25 +82,26 @@ _CURES: Final[dict[int, tuple[str, str]]] = {
     ),
     HTTPStatus.NOT_FOUND: (
         "apify_rq_gone",
-        "The queue does not exist (any more): check APIFY_RQ_ID and APIFY_API_BASE_URL, or set"
-        " APIFY_RQ_NAME to have one made.",
+        "The queue does not exist or was deleted: check APIFY_RQ_ID and APIFY_API_BASE_URL, or set"
+        " APIFY_RQ_NAME to create one.",
     ),
 }
 _OTHER_CURE: Final = (
     "apify_rq_unavailable",
-    "Check APIFY_API_BASE_URL, and what names the queue: APIFY_RQ_NAME or APIFY_RQ_ID.",
+    "Check APIFY_API_BASE_URL, and APIFY_RQ_NAME or APIFY_RQ_ID.",
 )
 
 
 class ApifyBackend:
-    """One request queue of the platform; see ``Backend`` for the promises.
+    """One request queue of the platform. ``Backend`` says what each method promises.
 
-    ``inc_stat`` is called with the name of a stat at each event.
+    ``memory`` is how many bytes of complete entries may be kept, so that claiming them takes no
+    call. ``inc_stat`` is called with the name of a stat at each event.
     """
 
     batch = MAX_BATCH
     parallel = 16
-    # No endpoint takes several. More than there are connections would only wait for one.
+    # The API has no batch update. More calls than connections would only wait for one.
     update_batch = 1
     update_parallel = CONNECTIONS
     lag = 30.0
@@ -110,6 +119,7 @@ class ApifyBackend:
         lock_secs: int | None = None,
         client_key: str | None = None,
         patience: float = DEFAULTS["APIFY_RQ_UNAVAILABLE_TIMEOUT"],
+        memory: int = 16 * 1024 * 1024,
         inc_stat: Callable[[str], None],
     ) -> None:
         self.patience = patience
@@ -121,16 +131,19 @@ class ApifyBackend:
         self._client_key = client_key or secrets.token_hex(16)
         self._queue: dict[str, Any] = {}
         self._fresh = False
-        """``_queue`` is what the API has told just now."""
-        self._forget()
+        """Whether ``_queue`` was answered after our last call that may have changed it."""
+        self._memory = memory
+        self._reset()
 
-    def _forget(self) -> None:
-        """What is known of single entries."""
-        self._head = Head(self) if self.lock_secs is None else None
+    def _reset(self) -> None:
+        """Forget all that we know about single entries."""
+        is_single = self.lock_secs is None
+        self._reader = Reader(self._text, self._memory if is_single else 0)
+        self._head = Head(self, self._reader) if is_single else None
         self._refused: set[str] = set()
-        """Ids of entries that the API would not let us update; never claimed again."""
+        """Ids of entries whose update the API refused; they are not claimed again."""
         self._stray_leases = False
-        """An answer was lost, so that we may hold leases that we do not know of."""
+        """Whether an answer was lost, so that we may hold leases that we do not know about."""
 
     @property
     def location(self) -> str:
@@ -163,7 +176,7 @@ class ApifyBackend:
         await self._client.close()
 
     async def _call(self, name: str, method: str, path: str, **options: Any) -> Any:
-        """The data that a call gives; its refusal concerns the whole queue."""
+        """Return the data of an answer. A refusal is final for the whole queue."""
         return (await self._answer(name, method, path, **options)).data
 
     async def _answer(self, name: str, method: str, path: str, **options: Any) -> Answer:
@@ -181,7 +194,7 @@ class ApifyBackend:
         none_at: Collection[int] = (HTTPStatus.NOT_FOUND,),
         **options: Any,
     ) -> Answer | None:
-        """None if the refusal says that what is called is not there."""
+        """Return None if the API says that the thing does not exist."""
         try:
             return await self._client.call(name, method, path, **options)
         except Refused as error:
@@ -202,12 +215,12 @@ class ApifyBackend:
         return int(self._queue["pendingRequestCount"])
 
     async def info(self) -> Info:
-        if not self._fresh:  # opening has told it just now
+        if not self._fresh:  # fresh: ``open`` has just asked
             self._queue = await self._call_queue("queue_get", "GET", rate=OTHER_RATE)
         self._fresh = False
         queue = self._queue
         total, handled = queue["totalRequestCount"], queue["handledRequestCount"]
-        # The platform's counters lag, each by its own time, and may even be negative.
+        # The platform's counters lag, each by its own time. This one can even be negative.
         pending = max(queue["pendingRequestCount"], 0)
         stats = queue.get("stats") or {}
         return Info(
@@ -240,21 +253,23 @@ class ApifyBackend:
             if new and not first[id].is_handled and self._head is not None:
                 self._head.wrote(id, _with_id(id, texts[id]))
         return [
-            answers[entry.id] if entry is first[entry.id] else _second(entry, answers[entry.id])
+            answers[entry.id]
+            if entry is first[entry.id]
+            else _repeated_answer(entry, answers[entry.id])
             for entry in entries
         ]
 
     async def _add_batch(
         self, batch: Sequence[Entry], texts: dict[str, bytes], forefront: bool
     ) -> dict[str, Added]:
-        """Send until each entry is answered; what is unprocessed goes again, all in their order."""
+        """Send the batch, and the unprocessed entries again until each one is answered."""
         answers: dict[str, Added] = {}
         attempt = 0
         since = time.monotonic()
         while left := [entry for entry in batch if entry.id not in answers]:
             if attempt:
                 self._inc_stat("apify_rq/api/unprocessed")
-                problem = Passing(f"{len(left)} entries unprocessed", maybe_done=True)
+                problem = TransientError(f"{len(left)} entries unprocessed", maybe_done=True)
                 await self._client.back_off("requests_batch_add", problem, attempt - 1, since)
             try:
                 data, maybe_repeated = await self._post_batch(left, texts, forefront)
@@ -262,7 +277,7 @@ class ApifyBackend:
                 return answers | await self._add_halves(left, texts, forefront, error)
             pairs = _added(data["processedRequests"], left)
             if attempt or maybe_repeated:
-                added = await together(self._recognized(*pair) for pair in pairs)
+                added = await run_all(self._recognized(*pair) for pair in pairs)
             else:
                 added = [answer for _, answer in pairs]
             answers |= {answer.id: answer for answer in added}
@@ -270,10 +285,10 @@ class ApifyBackend:
         return answers
 
     async def _recognized(self, entry: Entry, answer: Added) -> Added:
-        """What an entry was before we first sent it, now that it was sent more than once.
+        """Find out whether an entry that we sent more than once was there before.
 
-        If it is there exactly as sent, then a call stored it whose answer was lost. (Or an earlier
-        run stored the same; then nothing is lost by taking it for new.)
+        If the stored entry is exactly the one we sent, then a call stored it whose answer was lost.
+        (Or an earlier run stored the same entry. Taking that one for new loses nothing.)
         """
         if not answer.was_already_present or answer.was_already_handled:
             return answer
@@ -303,7 +318,7 @@ class ApifyBackend:
         forefront: bool,
         error: Refused,
     ) -> dict[str, Added]:
-        """One entry that the API objects to refuses its whole batch: find it."""
+        """Find the entry for which the API refuses the whole batch, and add the others."""
         if error.status not in _ABOUT_ENTRIES:
             raise self._fatal(error) from None
         if len(batch) == 1:
@@ -317,37 +332,39 @@ class ApifyBackend:
     async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
         self._fresh = False
         if self._head is not None:
-            return await self._head.claim(limit, {*known, *self._refused})
-        assert self.lock_secs is not None  # else there is a Head
+            return await self._head.claim(limit, {*known, *self._refused}, size)
+        assert self.lock_secs is not None  # shared access has no Head
         if self._stray_leases and not known:
             await self.unlock()
             self._stray_leases = False
-        return await self._claim_leased(limit, self.lock_secs)
+        # Claim fewer than asked for if only these fit.
+        limit = min(limit, max(self._reader.fit(size, unknown=limit), 1))
+        return await self._claim_leased(limit, size, self.lock_secs)
 
-    async def _claim_leased(self, limit: int, lock_secs: int) -> Claim:
-        # By our own clock, and from before the call: never later than the API has it.
+    async def _claim_leased(self, limit: int, size: int, lock_secs: int) -> Claim:
+        # By our own clock, taken before the call: not later than the API's.
         asked_at = time.time()
-        heads = await together(
+        heads = await run_all(
             self._lock_head(min(MAX_BATCH, limit - start), lock_secs)
             for start in range(0, limit, MAX_BATCH)
         )
         found = [item["id"] for head in heads for item in head["items"]]
         ids = [id for id in found if id not in self._refused]
-        if len(ids) < len(found):
-            await self.unlock(self._refused.intersection(found))
-        # A head may lag, and another client's change be newer than what we have; a GET is exact.
-        entries = await together(map(self.get, ids))
+        # A head may lag, and another client may have changed an entry since. A GET is exact.
+        read = await self._reader.read(ids, size)
+        if unwanted := [*self._refused.intersection(found), *read.rest]:
+            await self.unlock(unwanted)
         lease = asked_at + min(lock_secs, *(head["lockSecs"] for head in heads))
         return Claim(
-            [Claimed(entry, lease) for entry in still_pending(entries)],
-            more=len(ids) >= limit,
-            # Locks on nothing but what we may not update are no reason to wait.
+            [Claimed(entry, lease) for entry in read.entries],
+            more=len(ids) >= limit or bool(read.rest),
+            # A lock on an entry that we may not update is not worth waiting for.
             leased=bool(ids) or (not found and await self._is_any_leased(heads[0])),
         )
 
     async def _is_any_leased(self, empty_head: dict[str, Any]) -> bool:
-        told: bool | None = empty_head.get("queueHasLockedRequests")  # optional in the description
-        return (await self.info()).pending > 0 if told is None else told
+        answer: bool | None = empty_head.get("queueHasLockedRequests")  # optional in the API
+        return (await self.info()).pending > 0 if answer is None else answer
 
     async def _lock_head(self, limit: int, lock_secs: int) -> Any:
         query = {"limit": limit, "lockSecs": lock_secs, "clientKey": self._client_key}
@@ -366,14 +383,14 @@ class ApifyBackend:
 
     async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
         self._fresh = False
-        if len(entries) == 1:  # as the frontier has it; a task costs more than the rest
+        if len(entries) == 1:  # as the frontier calls it; a task would cost more than the rest
             return [await self._put(entries[0], forefront)]
-        return await together(self._put(entry, forefront) for entry in entries)
+        return await run_all(self._put(entry, forefront) for entry in entries)
 
     async def _put(self, entry: Entry, forefront: bool) -> Updated:
         text = _wire(entry)
         try:
-            if len(text) > PAYLOAD_LIMIT:  # a server may cut the connection instead of saying so
+            if len(text) > PAYLOAD_LIMIT:  # a server may cut the connection instead of answering
                 raise Refused(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     f"its {len(text):,} bytes are more than the API takes",
@@ -401,28 +418,28 @@ class ApifyBackend:
         return Updated(answer.data["wasAlreadyHandled"] and not answer.maybe_repeated)
 
     def _note_refused(self, entry: Entry, error: Refused) -> None:
-        """The entry stays in the queue as it was, and this crawl goes on without it."""
+        """Log that an entry stays in the queue as it was. This crawl goes on without it."""
         if error.status not in _ABOUT_ENTRIES:
             raise self._fatal(error) from None
         self._refused.add(entry.id)
         self._inc_stat("apify_rq/api/refused")
         logger.error(
-            "The API refuses the update of entry %s (%s): %s. It stays pending and is crawled again"
-            " by the next run",
+            "The API refuses the update of entry %s (%s): %s. It stays pending, and the next run"
+            " crawls it again",
             entry.id,
             entry.url[:500],
             error,
         )
         if len(self._refused) > _REFUSED_LIMIT:
             raise BackendError(
-                f"The API has refused {len(self._refused)} updates, last: {error}. The log names"
-                " the entries."
+                f"The API has refused {len(self._refused)} updates. The last error was: {error}."
+                " The log names the entries."
             )
 
     # Leases.
 
     async def prolong(self, ids: Collection[str]) -> dict[str, float]:
-        leases = await together(map(self._prolong, ids))
+        leases = await run_all(map(self._prolong, ids))
         return {id: lease for id, lease in zip(ids, leases, strict=True) if lease is not None}
 
     async def _prolong(self, id: str) -> float | None:
@@ -431,7 +448,7 @@ class ApifyBackend:
         return asked_at + secs if await self._call_lock("PUT", id, lockSecs=secs) else None
 
     async def _call_lock(self, method: str, id: str, **query: int) -> bool:
-        """False if the lock is not ours (any more)."""
+        """Return False if we do not hold the lock."""
         answer = await self._answer_if_any(
             f"lock_{method.lower()}",
             method,
@@ -448,7 +465,7 @@ class ApifyBackend:
             path = "/requests/unlock"
             await self._call_queue("unlock", "POST", path, rate=OTHER_RATE, query=query)
         else:
-            await together(self._call_lock("DELETE", id) for id in ids)
+            await run_all(self._call_lock("DELETE", id) for id in ids)
 
     # For the tools.
 
@@ -467,18 +484,23 @@ class ApifyBackend:
         return [queue["name"] for queue in data["items"] if queue.get("name")]
 
     async def purge(self) -> None:
-        """The API cannot empty a queue: one that we go to by its name is deleted and made anew."""
+        """Delete a named queue and create it again, since the API cannot empty one."""
         if self._name is None or self._id is not None:
             await self.delete([entry.id async for entry in self.list()])
         else:
-            # It may be gone by a call whose answer was lost.
+            # A call whose answer was lost may have deleted it.
             await self._answer_if_any("queue_delete", "DELETE", self._path, rate=OTHER_RATE)
             await self._open_by_name(self._name)
-        self._forget()
+        self._reset()
 
     async def get(self, id: str) -> Entry | None:
+        text = await self._text(id)
+        return None if text is None else Entry.from_json(id, text)
+
+    async def _text(self, id: str) -> bytes | None:
+        """The JSON of an entry."""
         data = await self._get(id)
-        return None if data is None else Entry.from_json(id, json.dumps(data))
+        return None if data is None else json.dumps(data).encode()
 
     async def _get(self, id: str) -> Any:
         path = f"{self._path}/requests/{quote(id, safe='')}"
@@ -486,7 +508,7 @@ class ApifyBackend:
         return None if answer is None else answer.data
 
     async def list(self, state: State | None = None) -> AsyncIterator[Entry]:
-        # The platform's "pending" leaves out what is locked, ours does not.
+        # The platform's "pending" leaves out locked entries, ours does not.
         states = {"pending": "pending,locked", "locked": "locked"}.get(state or "")
         async for id, text in self.stored(states):
             entry = Entry.from_json(id, text)
@@ -494,14 +516,14 @@ class ApifyBackend:
                 yield entry
 
     async def stored(self, states: str | None) -> AsyncGenerator[tuple[str, bytes], None]:
-        """Ids and JSON of all entries in these states, as the API names them, page by page."""
-        query: dict[str, Any] = {"limit": _FIRST_PAGE, "clientKey": self._client_key}
+        """Yield id and JSON of all entries in these states of the API, page by page."""
+        limit = self._reader.fit(_PAGE_BYTES, unknown=_FIRST_PAGE)
+        query: dict[str, Any] = {"clientKey": self._client_key}
         if states is not None:
             query["filter"] = states
         while True:
-            page = await self._call_queue(
-                "requests_list", "GET", "/requests", rate=OTHER_RATE, query=query
-            )
+            query["limit"] = max(1, min(limit, _LONGEST_PAGE))
+            page = await self._list_page(query)
             size = 0
             for n, item in enumerate(page["items"]):
                 text = json.dumps(item).encode()
@@ -511,8 +533,24 @@ class ApifyBackend:
                     await asyncio.sleep(0)
             if not page.get("nextCursor"):
                 return
-            fit = _PAGE_BYTES * len(page["items"]) // max(size, 1)
-            query |= {"cursor": page["nextCursor"], "limit": max(1, min(fit, _LONGEST_PAGE))}
+            query["cursor"] = page["nextCursor"]
+            limit = _PAGE_BYTES * len(page["items"]) // max(size, 1)
+
+    async def _list_page(self, query: dict[str, Any]) -> Any:
+        """Return a page of the list. Sets a shorter limit if the answer would be too long."""
+        while True:
+            try:
+                answer = await self._client.call(
+                    "requests_list", "GET", f"{self._path}/requests", rate=OTHER_RATE, query=query
+                )
+            except AnswerTooLong as error:
+                if query["limit"] == 1:
+                    raise self._fatal(error) from None
+                query["limit"] = max(1, query["limit"] // 8)
+            except Refused as error:
+                raise self._fatal(error) from None
+            else:
+                return answer.data
 
     async def count(self, state: State) -> int:
         number = 0
@@ -553,18 +591,18 @@ class ApifyBackend:
             batch = [id for id in batch if id in unprocessed]
             if not batch:
                 return
-            problem = Passing(f"{len(batch)} entries unprocessed", maybe_done=True)
+            problem = TransientError(f"{len(batch)} entries unprocessed", maybe_done=True)
             await self._client.back_off("requests_batch_delete", problem, attempt, since)
             attempt += 1
 
 
 def _wire(entry: Entry) -> bytes:
-    """As sent: without the id, which the API derives and refuses to be told."""
+    """The JSON that we send. Without the id, which the API makes itself and refuses to take."""
     return entry.to_json(with_id=False).encode()
 
 
 def _with_id(id: str, text: bytes) -> bytes:
-    """As stored, from what was sent."""
+    """The JSON as it is stored, from what was sent."""
     return b'{"id":"%s",%s' % (id.encode(), text[1:])
 
 
@@ -576,15 +614,15 @@ def _refusal(id: str, why: str) -> Added:
     return Added(id, False, False, refused=why)
 
 
-def _second(entry: Entry, answer: Added) -> Added:
-    """What an entry finds that comes twice in one call."""
+def _repeated_answer(entry: Entry, answer: Added) -> Added:
+    """The answer for an entry whose id came before in the same call."""
     if answer.refused:
         return answer
     return Added(entry.id, True, answer.was_already_handled or entry.is_handled)
 
 
 def _added(items: Sequence[Any], sent: Sequence[Entry]) -> list[tuple[Entry, Added]]:
-    """What the API says of the entries sent, each with its own."""
+    """Pair the entries that were processed with the API's answers."""
     by_id = {item["requestId"]: item for item in items}
     return [
         (
@@ -601,7 +639,7 @@ def _added(items: Sequence[Any], sent: Sequence[Entry]) -> list[tuple[Entry, Add
 
 
 def _by_size(entries: Sequence[Entry], texts: dict[str, bytes]) -> Iterator[Sequence[Entry]]:
-    """Cut into batches that the API takes, by the bytes that are sent."""
+    """Cut the entries into batches of no more bytes than the API takes."""
     batch: list[Entry] = []
     size = 0
     for entry in entries:

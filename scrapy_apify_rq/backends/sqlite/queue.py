@@ -1,10 +1,10 @@
-"""The embedded queue: the backend that keeps its entries in one SQLite file.
+"""The embedded queue: a backend that keeps its entries in one SQLite file.
 
-The calls run on the event loop, not in a thread: a batch of 25 adds takes about 0.3 ms and an ack
-less than 0.1 ms, a hop to a thread and back about as much. WAL with ``synchronous=NORMAL``: a
-killed process loses nothing, a power cut may lose the last moments but never the file
-(https://sqlite.org/pragma.html#pragma_synchronous). Several processes may use one file; who finds
-it locked waits without blocking the loop.
+Calls run on the event loop and not in a thread: a batch of 25 adds takes about 0.3 ms and an ack
+less than 0.1 ms, and the way to a thread and back takes as long. With WAL and
+``synchronous=NORMAL`` a killed process loses nothing. A power cut may lose the last moments, but
+never the file (https://sqlite.org/pragma.html#pragma_synchronous). Several processes may use one
+file; one that finds it locked waits without blocking the loop.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -67,7 +68,7 @@ CREATE UNIQUE INDEX requests_by_id ON requests (queue, id);
 CREATE INDEX requests_pending ON requests (queue, position, id) WHERE position IS NOT NULL;
 CREATE INDEX requests_failed ON requests (queue) WHERE failed;
 """
-# SQLite, if it may choose the index, may choose one whose rows it must sort anew for each page.
+# Left to choose an index, SQLite may take one that makes it sort the rows again for each page.
 _ROWS: Final[dict[State | None, str]] = {
     None: "NOT INDEXED WHERE queue = :queue",
     "pending": "NOT INDEXED WHERE queue = :queue AND position IS NOT NULL",
@@ -76,22 +77,24 @@ _ROWS: Final[dict[State | None, str]] = {
     "locked": "NOT INDEXED WHERE queue = :queue AND position IS NOT NULL"
     " AND lock_expires_at > :now",
 }
-# As bytes: what somebody has made of it need not be text.
+# As bytes, since another program may have written something that is not UTF-8.
 _JSON: Final = "CAST(json AS BLOB)"
-# Rows that are read between two chances for the event loop to do something else.
+# The event loop gets a turn after this many rows were read.
 _CHUNK: Final = 100
-# How long SQLite itself may wait for another process's write, blocking the loop, in seconds.
+# One transaction leases no more entries than this.
+_MOST_LEASED: Final = 1000
+# Seconds for which SQLite may wait for another process's write. It blocks the loop meanwhile.
 _BLOCKING_WAIT: Final = 0.005
-# The same while the file is being opened, when nothing runs yet that this could hold up.
+# The same while the file is opened. Nothing else runs yet that could be held up.
 _OPENING_WAIT: Final = 10
 
 _T = TypeVar("_T")
 
 
 def connect(folder: Path) -> sqlite3.Connection:
-    """Open the file of embedded queues in ``folder``, made if missing.
+    """Open the file of embedded queues in ``folder``, and create it if it is missing.
 
-    Raises ConfigError, naming the file, where it cannot be used.
+    Raises ConfigError, naming the file, if it cannot be used.
     """
     file = folder / FILE_NAME
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
@@ -109,7 +112,7 @@ def connect(folder: Path) -> sqlite3.Connection:
         try:
             _prepare(db, file)
         except sqlite3.Error as error:
-            # SQLite does not wait by itself where two processes turn WAL on at the same time.
+            # SQLite does not wait when two processes turn WAL on at the same time.
             if "locked" in str(error) and time.monotonic() < give_up_at:
                 time.sleep(0.01)
                 continue
@@ -122,7 +125,7 @@ def connect(folder: Path) -> sqlite3.Connection:
 
 
 def check(folder: Path, id: str | None) -> None:
-    """Raise ConfigError if ``open`` would."""
+    """Raise the ConfigError that ``open`` would raise."""
     db = connect(folder)
     try:
         _find(db, id, None, folder / FILE_NAME)
@@ -133,28 +136,28 @@ def check(folder: Path, id: str | None) -> None:
 def _find(
     db: sqlite3.Connection, id: str | None, name: str | None, file: Path, *, must_exist: bool = True
 ) -> int | None:
-    """The key of the queue; raises ConfigError if there is none of this id and there must be."""
+    """Return the key of the queue. Raises ConfigError if no queue has this id and one must."""
     if id and "~" in id:  # `username~name` on the platform; here there is one user
         name = id.partition("~")[2]
     row = db.execute("SELECT key FROM queues WHERE id = ? OR name = ?", (id, name)).fetchone()
     if row is None and id and must_exist:
         raise ConfigError(
-            f"APIFY_RQ_ID is {id!r}, but {file} holds no such queue. Set APIFY_RQ_NAME to create"
-            " one by name."
+            f"APIFY_RQ_ID is {id!r}, but {file} has no queue of that id. Set APIFY_RQ_NAME to"
+            " create one by name."
         )
     return None if row is None else row[0]
 
 
 def _unusable(file: Path, error: Exception) -> str:
     return (
-        f"The embedded queue {file} cannot be used ({error}). Set APIFY_RQ_STORAGE_DIR to a folder "
-        "that can be written to and holds no other file of that name."
+        f"The embedded queue {file} cannot be used ({error}). Set APIFY_RQ_STORAGE_DIR to a "
+        "writable folder without another file of that name."
     )
 
 
 def _prepare(db: sqlite3.Connection, file: Path) -> None:
     db.execute("PRAGMA busy_timeout = 1000")
-    _is_empty(db, file)  # the next line changes the file, and it may be another program's
+    _is_empty(db, file)  # raises for another program's file, before the next line changes it
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
     db.execute("BEGIN IMMEDIATE")
@@ -168,7 +171,7 @@ def _prepare(db: sqlite3.Connection, file: Path) -> None:
 
 
 def _is_empty(db: sqlite3.Connection, file: Path) -> bool:
-    """False for a file of queues that we can use; raises ConfigError for any other database."""
+    """Return whether the database is empty. Raises ConfigError if it is not one of our format."""
     (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     (application_id,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -176,12 +179,12 @@ def _is_empty(db: sqlite3.Connection, file: Path) -> bool:
         return True
     if application_id != _APPLICATION_ID:
         raise ConfigError(
-            f"{file} is a SQLite database of another program. Set APIFY_RQ_STORAGE_DIR to "
+            f"{file} is the SQLite database of another program. Set APIFY_RQ_STORAGE_DIR to "
             "another folder."
         )
     if version != _SCHEMA_VERSION:
         raise ConfigError(
-            f"{file} was made by a newer version of scrapy-apify-rq (format {version}, this "
+            f"{file} was written by a newer version of scrapy-apify-rq (format {version}, this "
             f"one reads {_SCHEMA_VERSION}). Upgrade scrapy-apify-rq, or set "
             "APIFY_RQ_STORAGE_DIR to another folder."
         )
@@ -190,7 +193,7 @@ def _is_empty(db: sqlite3.Connection, file: Path) -> bool:
 
 @dataclass(slots=True)
 class Counters:
-    """The counters of a queue while one transaction changes it."""
+    """A queue's counters, while a transaction changes them."""
 
     total: int
     handled: int
@@ -213,13 +216,13 @@ class Counters:
 
 
 class File:
-    """The open file, and transactions on it; ``patience`` as in ``SqliteBackend``."""
+    """The open file, and transactions on it. ``patience`` is that of ``SqliteBackend``."""
 
     _connection: sqlite3.Connection | None = None
 
     def __init__(self, folder: Path, patience: float, now: Callable[[], float]) -> None:
         self._folder = folder
-        self._patience = patience
+        self.patience = patience
         self._now = now
 
     @property
@@ -241,7 +244,7 @@ class File:
             self._connection.close()
 
     def _create(self, name: str | None) -> int:
-        """Make a new queue, within a transaction; its key."""
+        """Create a queue within a transaction, and return its key."""
         alphabet = string.ascii_letters + string.digits
         id = "".join(secrets.choice(alphabet) for _ in range(ID_LENGTH))
         now = self._now()
@@ -253,13 +256,13 @@ class File:
         return int(cursor.fetchone()[0])
 
     async def _transaction(self, work: Callable[[], _T]) -> _T:
-        """Run ``work`` in one transaction; all of it is stored, or nothing."""
+        """Run ``work`` in one transaction: all of it is stored, or none."""
         await self._patiently(lambda: self._db.execute("BEGIN IMMEDIATE"))
         try:
             result = work()
             self._db.execute("COMMIT")
         except BaseException as error:
-            with suppress(sqlite3.Error):  # SQLite has rolled back by itself on a full disk
+            with suppress(sqlite3.Error):  # on a full disk SQLite has already rolled back
                 self._db.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):
                 raise self._failed(error) from error
@@ -267,8 +270,8 @@ class File:
         return result
 
     async def _patiently(self, statement: Callable[[], _T]) -> _T:
-        """Run it, again and again as long as other processes keep the file locked."""
-        give_up_at = time.monotonic() + self._patience
+        """Run the statement. Retry while other processes lock the file, up to ``patience``."""
+        give_up_at = time.monotonic() + self.patience
         while True:
             try:
                 return statement()
@@ -280,15 +283,15 @@ class File:
     def _failed(self, error: sqlite3.Error) -> BackendError:
         return BackendError(
             f"The embedded queue {self.location} failed: {error}. Nothing that was stored is lost:"
-            " cure the cause and run the spider again."
+            " fix the cause and run the spider again."
         )
 
 
 class SqliteBackend(File):
-    """One queue of the file; see ``Backend`` for what each method promises.
+    """One queue of the file. ``Backend`` says what each method promises.
 
-    ``lock_secs`` turns leases on (shared access); ``patience`` is how long, in seconds, to wait
-    for other processes that keep the file locked.
+    ``lock_secs`` turns on leases (shared access). ``patience`` is how many seconds to wait while
+    other processes lock the file.
     """
 
     batch = 25
@@ -312,7 +315,6 @@ class SqliteBackend(File):
         now: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(folder, patience, now)
-        self.patience = patience
         self._name = name
         self._id = id
         self.lock_secs = lock_secs
@@ -399,46 +401,96 @@ class SqliteBackend(File):
         return Added(entry.id, was is not None, was_handled)
 
     async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
-        lease: float | None = None
-        leased = False
         if self.lock_secs is None:
-            rows, more = await self._patiently(lambda: self._head(limit, known))
-        else:
-            lease = self._now() + self.lock_secs
-            rows, more = await self._write(
-                lambda counters: self._lock(limit, known, lease, counters)
-            )
-            leased = bool(rows) or await self._patiently(self._any_leased)
-        claimed: list[Claimed] = []
+            return await self._claim_free(limit, known, size)
+        return await self._claim_leased(limit, known, size, self.lock_secs)
+
+    async def _claim_free(self, limit: int, known: Collection[str], size: int) -> Claim:
+        rows, more = await self._patiently(lambda: self._head(limit, known))
+        entries: list[Entry] = []
         for start in range(0, len(rows), _CHUNK):
-            entries = await self._entries_at(rows[start : start + _CHUNK])
-            claimed += [Claimed(entry, lease) for entry in entries]
+            chunk = rows[start : start + _CHUNK]
+            read = partial(self._read, chunk, size, even_if_large=not entries)
+            texts, is_cut = await self._patiently(read)
+            entries += [Entry.from_json(id, text) for id, text in texts]
+            if is_cut:
+                more = True
+                break
+            size -= sum(len(text) for _, text in texts)
             await asyncio.sleep(0)
-        return Claim(claimed, more, leased, alone=self.lock_secs is None)
+        return Claim([Claimed(entry, None) for entry in entries], more, alone=True)
+
+    async def _claim_leased(
+        self, limit: int, known: Collection[str], size: int, lock_secs: int
+    ) -> Claim:
+        lease = self._now() + lock_secs
+        limit = min(limit, _MOST_LEASED)
+
+        def work(counters: Counters) -> tuple[list[tuple[str, bytes]], bool]:
+            rows, more = self._head(limit, known, self._unleased())
+            texts, is_cut = self._read(rows, size, even_if_large=True)
+            self._lock(rows[: len(texts)], lease, counters)
+            return texts, more or is_cut
+
+        texts, more = await self._write(work)
+        leased = bool(texts) or await self._patiently(self._any_leased)
+        entries = [Entry.from_json(id, text) for id, text in texts]
+        return Claim([Claimed(entry, lease) for entry in entries], more, leased)
 
     def _head(
-        self, limit: int, known: Collection[str], free: str = ""
+        self, limit: int, known: Collection[str], condition: str = ""
     ) -> tuple[list[tuple[int, str]], bool]:
-        """Rowids and ids: to find a row by its id costs a large queue a read of the file."""
+        """The first rowids and ids, and whether there are more.
+
+        With rowids, since finding a row by its id costs a read of the file in a large queue.
+        """
         found = self._db.execute(
-            f"SELECT rowid, id FROM requests WHERE queue = ? AND position IS NOT NULL {free}"
+            f"SELECT rowid, id FROM requests WHERE queue = ? AND position IS NOT NULL {condition}"
             " ORDER BY position LIMIT ?",
             (self._key, limit + len(known) + 1),
         )
         rows = [row for row in found if row[1] not in known]
         return rows[:limit], len(rows) > limit
 
+    def _read(
+        self, rows: Sequence[tuple[int, str]], size: int, *, even_if_large: bool
+    ) -> tuple[list[tuple[str, bytes]], bool]:
+        """Read id and JSON of these rows up to ``size`` bytes, and whether that left some out.
+
+        ``even_if_large`` reads the first row whatever its size. A row that no longer holds the
+        entry of this id is skipped.
+        """
+        # A join in this order yields the rows in theirs, one by one: the rows that do not fit are
+        # never read.
+        query = (
+            f"WITH wanted (row) AS (VALUES {', '.join(['(?)'] * len(rows))})"
+            f" SELECT id, {_JSON} FROM wanted CROSS JOIN requests"
+            " ON requests.rowid = wanted.row AND +queue = ?"
+        )
+        ids = {id for _, id in rows}
+        texts: list[tuple[str, bytes]] = []
+        if rows:
+            for id, text in self._db.execute(query, (*(rowid for rowid, _ in rows), self._key)):
+                if id not in ids:
+                    continue
+                size -= len(text)
+                if size < 0 and (texts or not even_if_large):
+                    return texts, True
+                texts.append((id, text))
+        return texts, False
+
+    def _unleased(self) -> str:
+        """The condition for entries that nobody has leased."""
+        return f"AND (lock_expires_at IS NULL OR lock_expires_at <= {self._now()!r})"
+
     def _lock(
-        self, limit: int, known: Collection[str], until: float | None, counters: Counters
-    ) -> tuple[list[tuple[int, str]], bool]:
-        free = f"AND (lock_expires_at IS NULL OR lock_expires_at <= {self._now()!r})"
-        rows, more = self._head(limit, known, free)
+        self, rows: Sequence[tuple[int, str]], until: float | None, counters: Counters
+    ) -> None:
         self._db.executemany(
             "UPDATE requests SET lock_by = ?, lock_expires_at = ? WHERE rowid = ?",
             [(self._client_key, until, rowid) for rowid, _ in rows],
         )
         counters.writes += len(rows)
-        return rows, more
 
     def _any_leased(self) -> bool:
         rows = self._db.execute(
@@ -448,25 +500,17 @@ class SqliteBackend(File):
         )
         return rows.fetchone() is not None
 
-    async def _entries_at(self, rows: Sequence[tuple[int, str]]) -> list[Entry]:
-        """Those of these rows that still hold the entry of this id."""
-        marks = ", ".join("?" * len(rows))
-        query = f"SELECT id, {_JSON} FROM requests WHERE rowid IN ({marks}) AND +queue = ?"
-        values = (*(rowid for rowid, _ in rows), self._key)
-        found = await self._patiently(lambda: dict(self._db.execute(query, values)))
-        return [Entry.from_json(id, found[id]) for _, id in rows if id in found]
-
     async def prolong(self, ids: Collection[str]) -> dict[str, float]:
         until = self._now() + (self.lock_secs or 0)
 
         def work(counters: Counters) -> dict[str, float]:
-            # One that has just ended is ours all the same, as long as nobody else has taken it.
+            # A lease that has just ended is still ours if nobody else has taken the entry.
             return {id: until for id in ids if self._prolong(id, until, counters, since=0)}
 
         return await self._write(work)
 
     def _prolong(self, id: str, until: float, counters: Counters, *, since: float) -> bool:
-        """False unless the lease is ours and had not ended at ``since``."""
+        """Return False if the lease is not ours or ended before ``since``."""
         changed = self._db.execute(
             "UPDATE requests SET lock_expires_at = ? WHERE queue = ? AND id = ?"
             " AND lock_by = ? AND lock_expires_at > ?",
@@ -560,8 +604,8 @@ class SqliteBackend(File):
 
     def _delete(self, ids: Collection[str], counters: Counters) -> None:
         for id in ids:
-            # Not "RETURNING position IS NULL": SQLite 3.40.1 answers 0 where position is NULL, as
-            # long as the column queue is NOT NULL.
+            # Not "RETURNING position IS NULL": SQLite 3.40.1 returns 0 for a position that is
+            # NULL, if the column queue is NOT NULL.
             gone = self._db.execute(
                 "DELETE FROM requests WHERE queue = ? AND id = ? RETURNING position",
                 (self._key, id),
@@ -575,7 +619,7 @@ class SqliteBackend(File):
         return BackendError(f"The queue was deleted from {self.location}", "apify_rq_gone")
 
     async def _write(self, work: Callable[[Counters], _T]) -> _T:
-        """Run ``work`` in a transaction that also keeps the counters of the queue."""
+        """Run ``work`` in a transaction that also updates the queue's counters."""
 
         def counted() -> _T:
             row: tuple[int, ...] | None = self._db.execute(
@@ -595,3 +639,7 @@ class SqliteBackend(File):
             return result
 
         return await self._transaction(counted)
+
+
+def _free(entries: Sequence[Entry], more: bool) -> Claim:
+    return Claim([Claimed(entry, None) for entry in entries], more, alone=True)

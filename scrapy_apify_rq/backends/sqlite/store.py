@@ -1,5 +1,6 @@
-"""All queues of one SQLite file, as the server needs them: with leases of many clients, statistics
-and pages. ``sqlite`` has the format of the file and what a crawl needs of its one queue.
+"""All queues of one SQLite file, for the server: leases of many clients, statistics, and pages.
+
+``queue`` has the format of the file, and what a crawl needs of its one queue.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from scrapy_apify_rq.entries.models import Entry
 
 
 class QueueRecord(NamedTuple):
-    """What the file knows of a queue. Dates are Unix times."""
+    """A row of the table of queues. Dates are Unix times."""
 
     key: int
     id: str
@@ -53,13 +54,13 @@ class Locked(NamedTuple):
     rows: list[Row]
     expires_at: float
     any_locked: bool
-    """Some entry of the queue is locked, by whomever."""
+    """Whether any client has locked an entry of the queue."""
 
 
 _RECORD = f"SELECT {', '.join(QueueRecord._fields)} FROM queues"
 _ROW = f"SELECT {', '.join(Row._fields)} FROM requests WHERE queue = :queue"
 _FREE = "coalesce(lock_expires_at, 0) <= :now"
-# The plus keeps the planner from collecting all pending entries to sort them by id.
+# Without the plus, SQLite would collect all pending entries and sort them by id.
 _FILTERS = {
     frozenset[str](): "TRUE",
     frozenset({"locked"}): "+position IS NOT NULL AND lock_expires_at > :now",
@@ -69,7 +70,7 @@ _FILTERS = {
 
 
 class Store(File):
-    """The file. Reads and accesses are counted in memory and stored when somebody asks."""
+    """The file. Reads and accesses are counted in memory, and stored when they are asked for."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -86,7 +87,7 @@ class Store(File):
         return None if row is None else QueueRecord(*row)
 
     async def get(self, key: int) -> QueueRecord | None:
-        """A record with its statistics up to this moment."""
+        """Return a record with up-to-date statistics."""
         await self._store_uses()
         row = self._db.execute(f"{_RECORD} WHERE key = ?", (key,)).fetchone()
         return None if row is None else QueueRecord(*row)
@@ -94,7 +95,7 @@ class Store(File):
     async def page(
         self, *, offset: int, limit: int, newest_first: bool, unnamed: bool
     ) -> tuple[list[QueueRecord], int]:
-        """Queues by time of creation, and how many there are."""
+        """Return a page of queues in order of their creation, and how many queues there are."""
         await self._store_uses()
         which = "TRUE" if unnamed else "name IS NOT NULL"
         order = "DESC" if newest_first else "ASC"
@@ -106,7 +107,7 @@ class Store(File):
         return [QueueRecord(*row) for row in rows], total
 
     async def get_or_create(self, name: str | None) -> tuple[QueueRecord, bool]:
-        """The queue of this name, and whether it is new; without a name it always is."""
+        """Return the queue of this name, and whether it is new. Without a name it always is."""
 
         def work() -> tuple[int, bool]:
             found = self._db.execute("SELECT key FROM queues WHERE name = ?", (name,)).fetchone()
@@ -118,7 +119,7 @@ class Store(File):
         return record, created
 
     async def change(self, key: int, values: dict[str, str | None]) -> bool:
-        """Set name, title or general_access; False if the name is another queue's."""
+        """Set name, title or general_access. Return False if another queue has the name."""
 
         def work() -> bool:
             name = values.get("name")
@@ -139,9 +140,9 @@ class Store(File):
         await self._transaction(work)
 
     async def note_client(self, record: QueueRecord, client_key: str | None) -> bool:
-        """Remember who called; whether the queue had several clients by now.
+        """Note which client called. Return whether the queue has had several clients.
 
-        A call without a key is one of a new client.
+        A call without a key counts as a new client.
         """
         if record.had_multiple_clients or (client_key and client_key == record.client_key):
             return bool(record.had_multiple_clients)
@@ -159,7 +160,7 @@ class Store(File):
         return await self._transaction(work)
 
     def count(self, key: int, *, reads: int = 0, head_items_read: int = 0) -> None:
-        """Note that somebody used the queue, and how much was read."""
+        """Note that the queue was used, and how much was read."""
         self._uses[key].update(reads=reads, head_items_read=head_items_read)
         self._accessed_at[key] = self._now()
 
@@ -182,16 +183,16 @@ class Store(File):
 
 
 class StoredQueue(SqliteBackend):
-    """A queue of an open ``Store``, as one client sees it. Only that client's locks are its own.
+    """A queue of an open ``Store``, as one client sees it.
 
-    Like the API, and unlike the backend of a crawl, it answers what was before a change.
+    Like the API, and unlike the backend of a crawl, it answers how an entry was before a change.
     """
 
     def __init__(self, store: Store, key: int, client_key: str) -> None:
         super().__init__(
-            store._folder, client_key=client_key, patience=store._patience, now=store._now
+            store._folder, client_key=client_key, patience=store.patience, now=store._now
         )
-        self._client_key = client_key  # "" is a key here: callers without one share it
+        self._client_key = client_key  # callers without a key share the key ""
         self._connection = store._db
         self._key = key
 
@@ -203,7 +204,7 @@ class StoredQueue(SqliteBackend):
         return next(iter(self._rows("AND id = :id", id=id)), None)
 
     def head(self, limit: int, *, locked: bool, without: Collection[str]) -> list[Row]:
-        """The first entries in the queue's order, some ids aside, locked ones too if asked."""
+        """Return the first entries in the queue's order, locked ones only if ``locked``."""
         free = "" if locked else f"AND {_FREE}"
         rows = self._rows(
             f"AND position IS NOT NULL {free} ORDER BY position LIMIT :limit",
@@ -214,7 +215,7 @@ class StoredQueue(SqliteBackend):
     def requests(
         self, limit: int, *, after: str, states: frozenset[str], without: Collection[str]
     ) -> list[Row]:
-        """Entries in these states, or all of them, in the order of their ids."""
+        """Return entries in these states, or all entries, in the order of their ids."""
         rows = self._rows(
             f"AND id > :after AND {_FILTERS[states]} ORDER BY id LIMIT :limit",
             after=after,
@@ -227,18 +228,19 @@ class StoredQueue(SqliteBackend):
         return [Row(*row) for row in self._db.execute(f"{_ROW} {more}", values)]
 
     async def lock(self, limit: int, secs: float, *, without: Collection[str]) -> Locked:
-        """Lock the first entries that nobody holds, not even this client."""
+        """Lock the first entries that no client holds, not even this one."""
 
         def work(counters: Counters) -> Locked:
             until = self._now() + secs
-            locked, _ = self._lock(limit, without, until, counters)
+            locked, _ = self._head(limit, without, self._unleased())
+            self._lock(locked, until, counters)
             rows = [row for _, id in locked for row in self._rows("AND id = :id", id=id)]
             return Locked(rows, until, bool(rows) or self._any_leased())
 
         return await self._write(work)
 
     async def prolong_lock(self, id: str, secs: float, *, forefront: bool) -> float | None:
-        """When our lock on the entry ends from now on; None if we have none."""
+        """Prolong our lock and return when it ends, or None if we do not hold it."""
 
         def work(counters: Counters) -> float | None:
             now = self._now()
@@ -251,7 +253,7 @@ class StoredQueue(SqliteBackend):
         return await self._write(work)
 
     async def end_lock(self, id: str, *, forefront: bool) -> bool:
-        """Give the entry back to its old place, or to the very front; False if it is not ours."""
+        """Unlock the entry, at its old place or at the very front. False if we do not hold it."""
 
         def work(counters: Counters) -> bool:
             now = self._now()
@@ -270,5 +272,5 @@ class StoredQueue(SqliteBackend):
             )
 
     async def unlock_all(self) -> int:
-        """End all locks that this client holds; how many there were."""
+        """End all locks of this client and return how many there were."""
         return await self._write(self._unlock)

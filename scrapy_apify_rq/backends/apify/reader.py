@@ -1,0 +1,148 @@
+"""Reads complete entries by id, in order, until a number of bytes is used up.
+
+An entry can have 9 MB, and a claim asks for up to 1,000 of them. So the reader learns how large the
+entries of this queue are, and fetches only as many at a time as probably fit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from scrapy_apify_rq.backends.apify.parallel import run_ahead
+from scrapy_apify_rq.entries.models import Entry
+
+# Entries that are fetched at a time: at most, and while their size is unknown.
+_PARALLEL: Final = 64
+_PARALLEL_AT_FIRST: Final = 4
+# How much one entry counts in the average size.
+_WEIGHT: Final = 1 / 8
+# How many entries are kept complete, at most.
+MOST_COMPLETE: Final = 10_000
+# The event loop gets a turn after this many bytes were parsed. Parsing an entry takes as long as
+# some more bytes would.
+_BYTES_PER_TURN: Final = 256 * 1024
+_PARSING_COST: Final = 2048
+
+
+class Complete:
+    """The JSON of pending entries by id, within ``memory`` bytes."""
+
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+        self._texts: dict[str, bytes] = {}
+        self._size = 0
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._texts
+
+    def keep(self, id: str, text: bytes) -> bool:
+        """Keep an entry if there is room. The oldest stay, since they are needed first."""
+        self.pop(id)
+        fits = len(self._texts) < MOST_COMPLETE and self._size + len(text) <= self.memory
+        if fits:
+            self._texts[id] = text
+            self._size += len(text)
+        return fits
+
+    def pop(self, id: str) -> bytes | None:
+        text = self._texts.pop(id, None)
+        self._size -= len(text or b"")
+        return text
+
+
+@dataclass(slots=True)
+class Read:
+    """What ``Reader.read`` found, and how many bytes are ``left`` for more."""
+
+    left: int
+    entries: list[Entry] = field(default_factory=list)
+    """The pending ones, in order."""
+    rest: Sequence[str] = ()
+    """Ids that were not read because no more bytes fit."""
+    absent: list[str] = field(default_factory=list)
+    """Ids that were fetched and do not exist."""
+    fetched: int = 0
+    outdated: int = 0
+    """How many of the fetched ones are absent or handled."""
+
+    def note_fetched(self, id: str, entry: Entry | None) -> None:
+        self.fetched += 1
+        if entry is None:
+            self.absent.append(id)
+        self.outdated += entry is None or entry.is_handled
+
+    def add(self, entry: Entry, size: int) -> bool:
+        """Add a pending entry if it fits. The first one always does."""
+        fits = not self.entries or size <= self.left
+        if fits:
+            self.entries.append(entry)
+            self.left -= size
+        return fits
+
+
+class Reader:
+    """Reads entries that it has kept complete, and fetches the others with ``fetch``."""
+
+    def __init__(
+        self, fetch: Callable[[str], Coroutine[Any, Any, bytes | None]], memory: int
+    ) -> None:
+        self._fetch = fetch
+        self.complete = Complete(memory)
+        self._average: float | None = None
+        """The average size of the entries fetched lately, None before the first."""
+        self._parsed = 0
+
+    def fit(self, size: int, *, unknown: int) -> int:
+        """Guess how many entries fit into ``size`` bytes; ``unknown`` if there is no way to."""
+        return unknown if self._average is None else int(size / max(self._average, 1))
+
+    async def read(self, ids: Sequence[str], size: int) -> Read:
+        """Read the first of these entries, up to ``size`` bytes.
+
+        At least one pending entry is read, if there is one.
+        """
+        ids = list(dict.fromkeys(ids))
+        missing = {id for id in ids if id not in self.complete}
+        calls = (self._fetch_one(id) for id in ids if id in missing)
+        read = Read(size)
+        async with aclosing(run_ahead(calls, lambda: self._width(read.left))) as fetched:
+            for n, id in enumerate(ids):
+                if id not in missing:
+                    text = self.complete.pop(id)
+                elif read.entries and self.fit(read.left, unknown=1) < 1:
+                    read.rest = ids[n:]
+                    break
+                else:
+                    text = await anext(fetched)
+                    text = self.complete.pop(id) or text  # written meanwhile, so newer
+                entry = None if text is None else Entry.from_json(id, text)
+                if id in missing:
+                    read.note_fetched(id, entry)
+                if text is None or entry is None or entry.is_handled:
+                    continue
+                if not read.add(entry, len(text)):
+                    self.complete.keep(id, text)
+                    read.rest = ids[n:]
+                    break
+                await self._pause_after(len(text))
+        return read
+
+    async def _fetch_one(self, id: str) -> bytes | None:
+        text = await self._fetch(id)
+        if text is not None:
+            before = len(text) if self._average is None else self._average
+            self._average = before + (len(text) - before) * _WEIGHT
+        return text
+
+    def _width(self, left: int) -> int:
+        return max(1, min(self.fit(left, unknown=_PARALLEL_AT_FIRST), _PARALLEL))
+
+    async def _pause_after(self, size: int) -> None:
+        self._parsed += size + _PARSING_COST
+        if self._parsed > _BYTES_PER_TURN:
+            self._parsed = 0
+            await asyncio.sleep(0)
