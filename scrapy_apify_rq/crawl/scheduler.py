@@ -62,12 +62,12 @@ class Scheduler(BaseScheduler):
         self._life = Lifecycle(crawler, config)
         self._converter = self._life.converter
         self._duplicates = self._life.duplicates
-        self._frontier = self._life.frontier
+        self.frontier = self._life.frontier
         self.inflight = self._life.inflight
 
     def __len__(self) -> int:
         """Requests waiting in this process; the queue may hold many more."""
-        return self._frontier.ready
+        return self.frontier.ready
 
     def open(self, spider: Spider) -> Deferred[None]:
         return deferred_from_coro(self._life.open())
@@ -96,24 +96,24 @@ class Scheduler(BaseScheduler):
         try:
             entry = self._converter.encode(request, key, **(stored._asdict() if stored else {}))
         except CodecError as error:
-            self._frontier.remember(request_id(key))
+            self.frontier.remember(request_id(key))
             self._life.refused(visit, str(error))
             self.inflight.adopt(visit)
-            self._frontier.keep(visit)
+            self.frontier.keep(visit)
         else:
             visit.entry = entry
             visit.size = live_size(entry)
-            self._frontier.add(visit)
+            self.frontier.add(visit)
         return True
 
     def is_full(self) -> bool:
         """The spider is to wait for ``room`` before it yields another request."""
-        return self._frontier.is_full()
+        return self.frontier.is_full()
 
     async def room(self, request: Request) -> None:
         """Wait until the queue can take this request, which it need not do with a duplicate."""
         if self._duplicates.needs_room(request):
-            await self._frontier.room()
+            await self.frontier.room()
 
     # From the queue to Scrapy.
 
@@ -122,7 +122,7 @@ class Scheduler(BaseScheduler):
             self._life.close_spider(self._life.failure)
             return None
         self._life.settle()
-        while (visit := self._frontier.next()) is not None:
+        while (visit := self.frontier.next()) is not None:
             if (request := self._request(visit)) is not None:
                 self.inflight.take(visit, request)
                 self._stats.inc_value("scheduler/dequeued")
@@ -153,4 +153,4 @@ class Scheduler(BaseScheduler):
         self._life.settle()
         # A failing queue must not look like a finished one.
         is_failing = self._life.failure is not None
-        return is_failing or len(self.inflight) > 0 or self._frontier.has_pending()
+        return is_failing or len(self.inflight) > 0 or self.frontier.has_pending()
