@@ -1,4 +1,4 @@
-"""One-line installation: ``ADDONS = {"scrapy_apify_rq.Addon": 500}``.
+"""Installation in one line: ``ADDONS = {"scrapy_apify_rq.Addon": 500}``.
 
 https://docs.scrapy.org/en/latest/topics/addons.html
 """

@@ -119,8 +119,7 @@ class Config:
 
 
 _DECLARED: Final[Mapping[str, Setting | Derived]] = {
-    name: hint.__metadata__[0]
-    for name, hint in get_type_hints(Config, include_extras=True).items()
+    name: hint.__metadata__[0] for name, hint in get_type_hints(Config, include_extras=True).items()
 }
 DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
     {item.name: item.default for item in _DECLARED.values() if isinstance(item, Setting)}
