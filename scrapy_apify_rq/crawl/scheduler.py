@@ -118,8 +118,7 @@ class Scheduler(BaseScheduler):
     # From the queue to Scrapy.
 
     def next_request(self) -> Request | None:
-        if self._life.failure is not None:
-            self._life.close_spider(self._life.failure)
+        if self._life.has_to_end():
             return None
         self._life.settle()
         while (visit := self.frontier.next()) is not None:
