@@ -26,14 +26,16 @@ PATIENCE = 5.0
 class Remote(SqliteBackend):
     """The embedded queue with the API's delays, which records its calls.
 
-    ``head_lag``: claims do not show entries written less than so many seconds ago. Clients of one
-    queue share ``written``, the times of these writes by id.
+    Claims do not show entries written less than ``head_lag`` seconds ago. Clients of one queue
+    share ``written``, the times of these writes by id.
     """
 
     lag = 30.0
     consistency_delay = 3.0
     alone = True
     head_lag = 0.0
+    entry_size = 1
+    """How many bytes a claim takes each entry for."""
 
     def __init__(
         self, folder: Path, *, written: dict[str, float] | None = None, **options: Any
@@ -61,6 +63,7 @@ class Remote(SqliteBackend):
         await self._record("claim", (), False, self.on_claim())
         since = time.monotonic() - self.head_lag
         hidden = [id for id, at in self.written.items() if at > since]
+        limit = min(limit, max(size // self.entry_size, 1))
         claim = await super().claim(limit, {*known, *hidden}, size)
         return claim._replace(alone=self.alone and claim.alone)
 
@@ -86,6 +89,7 @@ class Driver:
 
     def __init__(self, backend: Backend, **options: Any) -> None:
         self.backend = backend
+        self.patience = PATIENCE
         self.stats = Stats()
         self.in_flight: dict[str, Visit] = {}
         self.woken = asyncio.Event()
@@ -142,7 +146,7 @@ class Driver:
                 return visit
             if not self.frontier.has_pending():
                 return None
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(self.patience):
                 await self.woken.wait()
 
     async def crawl(self) -> list[str]:
@@ -180,6 +184,7 @@ def path_of(visit: Visit | None) -> str:
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not is_so():
-            await asyncio.sleep(0.001)
+    give_up_at = time.monotonic() + PATIENCE
+    while not is_so():
+        assert time.monotonic() < give_up_at
+        await asyncio.sleep(0.001)
