@@ -480,7 +480,7 @@ class SqliteBackend(File):
         return texts, False
 
     def _unleased(self) -> str:
-        """The condition for entries that nobody has leased."""
+        """The SQL condition for entries without a lease."""
         return f"AND (lock_expires_at IS NULL OR lock_expires_at <= {self._now()!r})"
 
     def _lock(
@@ -504,7 +504,7 @@ class SqliteBackend(File):
         until = self._now() + (self.lock_secs or 0)
 
         def work(counters: Counters) -> dict[str, float]:
-            # A lease that has just ended is still ours if nobody else has taken the entry.
+            # A lease that has just ended is still ours if no other client has taken the entry.
             return {id: until for id in ids if self._prolong(id, until, counters, since=0)}
 
         return await self._write(work)
