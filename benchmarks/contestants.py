@@ -1,6 +1,6 @@
-"""Who takes part: the schedulers that are compared, and what each needs to be set.
+"""The schedulers that are compared, and the settings that each of them needs.
 
-A contestant's name may end in ``@`` and a number: the round trip to its queue in milliseconds.
+A contestant's name may end in ``@`` and the round trip to its queue in milliseconds.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ TOKEN = "benchmark-token"
 
 @dataclass(frozen=True)
 class Place:
-    """Where the requests of one crawl are kept; no other crawl has been there."""
+    """Where one crawl stores its requests. No other crawl has used it."""
 
     folder: Path
     queue: str
-    """The name of an API's queue, which exists."""
+    """The name of a queue of the API; it exists."""
     queue_id: str
     api: str
     redis: str
@@ -33,14 +33,14 @@ class Kind:
     settings: Callable[[Place], dict[str, Any]]
     environ: Callable[[Place], dict[str, str]] = lambda _: {}
     remote: bool = False
-    """Its queue is at the end of a round trip."""
+    """Each call to its queue takes a round trip."""
     blocks: bool = False
-    """It waits for its queue so often that it is given fewer pages to crawl."""
+    """It waits for its queue in Scrapy's thread, so it gets fewer pages to crawl."""
     package: str | None = None
     program: str | None = None
 
     def missing(self) -> str | None:
-        """What it needs and this machine lacks."""
+        """Why it cannot run on this machine, or None if it can."""
         if self.program and shutil.which(self.program) is None:
             return f"{self.program} is not in PATH"
         try:
@@ -65,7 +65,7 @@ def _api(place: Place) -> dict[str, Any]:
 def _apify(scheduler: str) -> dict[str, Any]:
     return {
         "SCHEDULER": f"benchmarks.rivals.{scheduler}",
-        "LOG_LEVEL": "ERROR",  # not that it runs outside of the platform
+        "LOG_LEVEL": "ERROR",  # hides the warning that it does not run on the platform
     }
 
 
@@ -80,7 +80,7 @@ def _apify_environ(place: Place) -> dict[str, str]:
 def _redis(place: Place) -> dict[str, Any]:
     return {
         "SCHEDULER": "scrapy_redis.scheduler.Scheduler",
-        "LOG_LEVEL": "ERROR",  # not what Scrapy deprecates
+        "LOG_LEVEL": "ERROR",  # hides Scrapy's deprecation warnings
         "DUPEFILTER_CLASS": "scrapy_redis.dupefilter.RFPDupeFilter",
         "SCHEDULER_FLUSH_ON_START": True,
         "REDIS_URL": place.redis,
@@ -133,11 +133,11 @@ class Contestant:
     name: str
     kind: Kind
     latency: float
-    """Seconds."""
+    """The round trip to its queue, in seconds."""
 
     @property
     def is_slow(self) -> bool:
-        """A crawl of some thousand pages would take it very long."""
+        """Whether a crawl of a few thousand pages would take very long."""
         return self.kind.blocks and (self.latency > 0 or self.kind.package == "apify")
 
     @property
@@ -147,8 +147,8 @@ class Contestant:
 
 
 def contestant(name: str) -> Contestant:
-    """Raises ValueError for one that does not exist."""
+    """Look up a contestant by name. Raises ValueError if there is none."""
     kind, _, latency = name.partition("@")
     if kind not in KINDS:
-        raise ValueError(f"{name}: no such contestant; there are {', '.join(KINDS)}")
+        raise ValueError(f"{name}: no such contestant; use one of {', '.join(KINDS)}")
     return Contestant(name, KINDS[kind], float(latency or 0) / 1000)

@@ -1,6 +1,6 @@
-"""Crawls a site once and prints what it cost as JSON.
+"""Crawl a site once, and print the measurements as JSON.
 
-A program of its own so that each crawl has a process of its own; the others run it.
+The other benchmarks run this program, so that each crawl has its own process.
 """
 
 from __future__ import annotations
@@ -40,10 +40,12 @@ SETTINGS: dict[str, Any] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("url", help="where to start")
+    parser.add_argument("url", help="the page to start from")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON")
-    parser.add_argument("--cpu", type=int, help="the one core to run on")
-    parser.add_argument("--started-at", type=float, default=time.time(), help="Unix time")
+    parser.add_argument("--cpu", type=int, help="the only core to run on")
+    parser.add_argument(
+        "--started-at", type=float, default=time.time(), help="when this process was started"
+    )
     parser.add_argument("--profile", help="write a profile of the crawl to this file")
     options = parser.parse_args()
     if options.cpu is not None:

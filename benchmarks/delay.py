@@ -1,6 +1,6 @@
-"""A TCP proxy that hands on what a server answers with a delay: a round trip for any protocol.
+"""A TCP proxy that delays a server's answers, to simulate a round trip for any protocol.
 
-Prints its address (host:port) on a line and serves until it is killed.
+It prints its address (host:port) on one line and runs until it is killed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ _READ = 1 << 16
 
 
 async def _relay(
-    target: tuple[str, int], delay: float, questions: StreamReader, replies: StreamWriter
+    target: tuple[str, int], delay: float, from_client: StreamReader, to_client: StreamWriter
 ) -> None:
-    answers, server = await asyncio.open_connection(*target)
+    from_server, to_server = await asyncio.open_connection(*target)
     await asyncio.gather(
-        _forward(questions, server, 0), _forward(answers, replies, delay), return_exceptions=True
+        _forward(from_client, to_server, 0),
+        _forward(from_server, to_client, delay),
+        return_exceptions=True,
     )
 
 
@@ -39,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("host")
     parser.add_argument("port", type=int)
-    parser.add_argument("--delay", type=float, default=0.05, help="in seconds")
+    parser.add_argument("--delay", type=float, default=0.05, help="seconds")
     options = parser.parse_args()
     asyncio.run(_serve((options.host, options.port), options.delay))
 

@@ -1,4 +1,4 @@
-"""Stock Scrapy with ``gc.freeze()`` at the start, as ours does it: what that alone brings."""
+"""Stock Scrapy with ``gc.freeze()``, to show what APIFY_RQ_GC_FREEZE alone contributes."""
 
 from __future__ import annotations
 

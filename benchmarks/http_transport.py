@@ -1,7 +1,7 @@
-"""What a PUT costs in CPU: httpx, httpx over aiohttp, and aiohttp itself, on loopback.
+"""The CPU time of a PUT with httpx, with httpx over aiohttp, and with aiohttp, on loopback.
 
-The server is a process of its own that answers with as little work as possible; the time is the
-CPU time of the client's process alone. This is why backends/http.py uses aiohttp's client.
+The server runs in another process and does as little work as possible. Only the CPU time of the
+client's process counts. The result is why backends/apify/http.py uses aiohttp's client.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Put = Callable[[str], Awaitable[bytes]]
 
 
 class _Connection(asyncio.Protocol):
-    """Answers every call whose head and body have come."""
+    """Answers each call once its head and body have arrived."""
 
     def __init__(self) -> None:
         self._received = b""
@@ -72,12 +72,12 @@ Sender = tuple[AbstractAsyncContextManager[Any], Put]
 
 
 def _sender(kind: str, connections: int) -> Sender:
-    """How to make a PUT, and what to close after it."""
+    """Return what to close in the end, and a function that makes a PUT."""
     return _aiohttp(connections) if kind == "aiohttp" else _httpx(kind, connections)
 
 
 def _aiohttp(connections: int) -> Sender:
-    """As the backend does."""
+    """The same way in which the backend does it."""
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=connections), headers=_HEADERS
     )
@@ -129,7 +129,7 @@ async def _measure(kind: str, url: str, connections: int, calls: int) -> float:
 
 
 def _link(n: int) -> dict[str, object]:
-    """A new entry with a fingerprint for its key."""
+    """A new entry whose key looks like a fingerprint."""
     scrapy = {"v": 1, "callback": "parse_product", "meta": {"depth": n % 5}}
     return {
         "uniqueKey": hashlib.sha1(str(n).encode()).hexdigest(),
@@ -141,7 +141,7 @@ def _link(n: int) -> dict[str, object]:
 
 
 def _print_compression() -> None:
-    """What gzip at level 1 costs and saves for bodies as crawls send them."""
+    """Show what gzip at level 1 costs and saves for typical request bodies."""
     print("gzip level 1: bytes, compressed to, CPU ms")
     for entries in (1, 8, 25):
         body = json.dumps([_link(n) for n in range(entries)], separators=(",", ":")).encode()
@@ -156,13 +156,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=3000, help="PUTs per measurement")
     parser.add_argument(
-        "--connections", type=int, nargs="+", default=[4, 16, 64], help="how many at one time"
+        "--connections", type=int, nargs="+", default=[4, 16, 64], help="concurrent connections"
     )
     options = parser.parse_args()
-    ours, theirs = multiprocessing.Pipe()
-    server = multiprocessing.Process(target=_serve, args=(theirs,), daemon=True)
+    port, port_to = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=_serve, args=(port_to,), daemon=True)
     server.start()
-    url = f"http://127.0.0.1:{ours.recv()}/v2/request-queues/q/requests/0123456789abcde"
+    url = f"http://127.0.0.1:{port.recv()}/v2/request-queues/q/requests/0123456789abcde"
     print("CPU ms of the client per PUT")
     for kind in KINDS:
         for connections in options.connections:

@@ -1,4 +1,4 @@
-"""Measures a crawl from within its process: a Scrapy extension."""
+"""A Scrapy extension that measures a crawl from inside its process."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 
 from scrapy import signals
 
-# Seconds between two beats of the event loop's heart. A loop that is seldom blocked has more of
-# them, so they must cost next to nothing, or it would look the more expensive one.
+# Seconds between two beats of a task on the event loop. The less a loop is blocked, the more beats
+# it has, so beats must be cheap. Otherwise a loop that is never blocked would look expensive.
 BEAT = 0.002
 _SCHEDSTAT = Path("/proc/thread-self/schedstat")
 _STATUS = Path("/proc/self/status")
 
 
 class Meter:
-    """From the first response to the last: pages, seconds, CPU, stalls of the event loop.
+    """Measures pages, seconds, CPU time and stalls from the first response to the last.
 
-    So neither the start nor the wait for a queue that is surely empty is counted as crawling. They
-    are ``first_page``, since the process was started; ``opening``, since Scrapy had loaded settings
-    and add-ons; and ``closing``, until Scrapy had ended the crawl.
+    Starting and ending the crawl are measured separately: ``first_page`` is the time from the start
+    of the process to the first response, ``opening`` the time from when Scrapy has loaded settings
+    and add-ons, and ``closing`` the time from the last response to the end of the crawl.
     """
 
     def __init__(self, crawler: Any) -> None:
@@ -47,7 +47,7 @@ class Meter:
         self._last, self._last_cpu = time.time(), time.process_time()
         if not self._pages:
             self._first, self._first_cpu = self._last, self._last_cpu
-        elif self._beats is None:  # the first response pays for what is made but once
+        elif self._beats is None:  # not earlier, because the first response has one-off costs
             self._beats = asyncio.create_task(self._stall.watch())
         self._pages += 1
 
@@ -76,12 +76,13 @@ class Meter:
 class Stall:
     """The longest time between two beats, in seconds, by several clocks.
 
-    ``wall`` holds whatever kept the loop from its next beat. ``own`` leaves out what is no
-    scheduler's doing: the time for which the thread was ready and waited for a core, as Linux
-    counts it, because other programs kept it busy; and Python's garbage collection, which comes
-    now or then and takes its time by all that the process has in memory, Scrapy for the most part.
-    Blocking calls are in it. ``collection`` is the longest time that garbage collection took
-    between two beats, and ``cpu`` is the longest by the thread's CPU time alone.
+    ``wall``        includes everything
+    ``own``         leaves out what a scheduler is not responsible for: the time in which the thread
+                    was ready but other programs used the cores, as Linux counts it; and Python's
+                    garbage collection, which comes at random and takes longer the more objects the
+                    process has, most of which are Scrapy's. Blocking calls are included
+    ``collection``  only garbage collection
+    ``cpu``         only the CPU time of the thread
     """
 
     def __init__(self) -> None:
@@ -112,21 +113,21 @@ class Stall:
         self.collection = max(self.collection, collected)
 
     def _note_collection(self, phase: str, _: object) -> None:
-        # By CPU time, so that nothing is subtracted twice.
+        # CPU time, because time spent waiting for a core is subtracted already.
         if phase == "start":
             self._collecting_since = time.thread_time()
         else:
             self._collected += time.thread_time() - self._collecting_since
 
     def _time_queued(self) -> float:
-        """Seconds for which this thread was ready and had no core to run on; 0 if unknown."""
+        """Seconds in which this thread was ready but had no core to run on; 0 if unknown."""
         if self._schedstat is None:
             return 0.0
         return int(os.pread(self._schedstat, 100, 0).split()[1]) / 1e9
 
 
 def peak_memory() -> int:
-    """Of this program alone: ``ru_maxrss`` starts with what the program that started it had."""
+    """Bytes of memory. Not ``ru_maxrss``, which starts at the value of the parent process."""
     try:
         (line,) = (li for li in _STATUS.read_text().splitlines() if li.startswith("VmHWM"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The pictures, drawn with matplotlib, which is in the extra ``bench``."""
+"""Draw the figures with matplotlib, which is in the extra ``bench``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _figure(columns: int, height: float) -> tuple[Any, Sequence[Any]]:
 def bars(
     file: Path, panels: Sequence[tuple[str, Mapping[str, float], Mapping[str, str]]], label: str
 ) -> None:
-    """Horizontal bars: for each panel its title, the values by name, and a text for each."""
+    """Draw horizontal bars. A panel has a title, values by name, and a text for each value."""
     figure, axes = _figure(len(panels), 1 + 0.32 * max(len(values) for _, values, _ in panels))
     for axis, (title, values, texts) in zip(axes, panels, strict=True):
         drawn = axis.barh(list(values), list(values.values()))
@@ -39,7 +39,7 @@ def bars(
 def curves(
     file: Path, panels: Sequence[tuple[str, str, Mapping[str, Sequence[tuple[float, float]]]]]
 ) -> None:
-    """For each panel its title, the label of its y axis, and points (x, y) by name."""
+    """Draw curves. A panel has a title, a label for its y axis, and points (x, y) by name."""
     figure, axes = _figure(len(panels), 3.6)
     for axis, (title, label, lines) in zip(axes, panels, strict=True):
         for name, points in lines.items():

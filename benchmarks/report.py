@@ -1,4 +1,4 @@
-"""How the programs report: tables, JSON, and the machine on which all was measured."""
+"""Report results: tables, JSON, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ _PACKAGES = ("scrapy", "scrapy-apify-rq", "apify", "scrapy-redis", "httpx", "aio
 def add_options(parser: argparse.ArgumentParser, *, plot: bool = True) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     if plot:
-        parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them; PNG or SVG")
+        parser.add_argument(
+            "--plot", type=Path, metavar="FILE", help="draw the figures to this PNG or SVG file"
+        )
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
-    parser.add_argument("--quick", action="store_true", help="few and small runs, as a smoke test")
+    parser.add_argument("--quick", action="store_true", help="a smoke test with few, small runs")
 
 
 def machine() -> dict[str, Any]:
@@ -59,7 +61,7 @@ def print_machine(machine: dict[str, Any]) -> None:
 def print_table(
     title: str, header: Sequence[str], rows: Sequence[Sequence[object]], *, markdown: bool
 ) -> None:
-    """The first column is text, the others are numbers."""
+    """Print a table whose first column is text and whose other columns are numbers."""
     cells = [list(map(str, header)), *(list(map(str, row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [

@@ -1,6 +1,6 @@
-"""``apify.scrapy.ApifyScheduler`` on the queue that the environment names, in both its modes.
+"""``apify.scrapy.ApifyScheduler`` in both access modes, on the queue that the environment names.
 
-Outside of an Actor's run it would use a queue on this machine; inside, always single access.
+Without these classes it would use a local queue outside an Actor run, and single access inside one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A million pending entries in the embedded queue, and a million known ids.
 
-A file for each size is filled, and a crawl of some hundred pages resumes it. Then claim, add and
-ack are timed, in another process, on one size after the other and all over again, so that a machine
-that is slower for a minute is so for all sizes; what this takes away is made up for each time.
+The benchmark fills a file for each size, and a crawl of a few hundred pages resumes it. Then
+another process times claim, add and ack on one size after the other, several times, so that a
+machine that is slow for a minute is slow for all sizes. Before each time, the file is filled up
+again.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class _Links(Spider):
 
 
 def entries(first: int, count: int, site: str) -> Iterator[Entry]:
-    """As the scheduler would write them."""
+    """Make entries as the scheduler would write them."""
     spider = _Links()
     converter = RequestConverter(spider)
     for n in range(first, first + count):
@@ -64,7 +65,7 @@ def entries(first: int, count: int, site: str) -> Iterator[Entry]:
 
 
 async def fill(folder: Path, site: str, size: int) -> None:
-    """Have so many entries pending."""
+    """Add entries until ``size`` are pending."""
     backend = SqliteBackend(folder, name=_QUEUE)
     await backend.open()
     try:
@@ -77,11 +78,11 @@ async def fill(folder: Path, site: str, size: int) -> None:
         await backend.close()
 
 
-# What is measured in a process of its own
+# Measured in a separate process
 
 
 async def time_calls(folder: Path, site: str, rounds: int) -> dict[str, float]:
-    """Milliseconds of one call each: medians, and the longest of the writes."""
+    """Milliseconds per call: the median of each kind of call, and the longest write."""
     backend = SqliteBackend(folder, name=_QUEUE)
     opening = time.perf_counter()
     await backend.open()
@@ -95,7 +96,7 @@ async def time_calls(folder: Path, site: str, rounds: int) -> dict[str, float]:
         return result
 
     total = (await backend.info()).total
-    gc.freeze()  # as a crawl does: what was imported is not looked through again and again
+    gc.freeze()  # so that garbage collection does not visit the imported modules during a call
     for n in range(rounds):
         claim = await timed("claim", partial(backend.claim, _WINDOW, (), _MEMORY))
         new = list(entries(total + n * _BATCH, _BATCH, site))
@@ -109,10 +110,10 @@ async def time_calls(folder: Path, site: str, rounds: int) -> dict[str, float]:
     return {**medians, "longest": max(*times["add"], *times["ack"]) * 1000}
 
 
-def remember(count: int, who: str) -> dict[str, float]:
-    """The memory that so many known requests take, in bytes."""
+def remember(count: int, scheduler: str) -> dict[str, float]:
+    """The memory that ``count`` known requests take, in bytes."""
     fingerprinter = RequestFingerprinter()
-    if who == "stock":
+    if scheduler == "stock":
         seen: Callable[[Request], object] = RFPDupeFilter(fingerprinter=fingerprinter).request_seen
     else:
         frontier = _frontier()
@@ -151,11 +152,11 @@ def _in_a_process(*arguments: object) -> dict[str, float]:
     return result
 
 
-# The programme
+# The benchmark
 
 
 def resume(place: Track, folder: Path, queue: str) -> dict[str, float]:
-    """What it takes to open the queue and crawl some pages of it."""
+    """Open the queue and crawl some of its pages: the time to the first page, and the memory."""
     embedded = contestant("embedded")
     where = Place(folder, queue, "", "", "")
     settings = {"CLOSESPIDER_PAGECOUNT": _PAGES}
@@ -229,8 +230,8 @@ def _options() -> argparse.Namespace:
         "--sizes", type=int, nargs="+", default=[10_000, 30_000, 100_000, 300_000, 1_000_000]
     )
     parser.add_argument("--known", type=int, default=1_000_000, help="how many known requests")
-    parser.add_argument("--rounds", type=int, default=100, help="calls that are timed in a row")
-    parser.add_argument("--repeat", type=int, default=5, help="how often that is done")
+    parser.add_argument("--rounds", type=int, default=100, help="timed calls in a row")
+    parser.add_argument("--repeat", type=int, default=5, help="how often to repeat the rounds")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     report.add_options(parser)
     options = parser.parse_args()
@@ -243,8 +244,8 @@ def _measure(what: str, *arguments: str) -> dict[str, float]:
     if what == "calls":
         folder, site, rounds = arguments
         return asyncio.run(time_calls(Path(folder), site, int(rounds)))
-    count, who = arguments
-    return remember(int(count), who)
+    count, scheduler = arguments
+    return remember(int(count), scheduler)
 
 
 def main() -> None:
@@ -257,9 +258,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, track(Path(folder), pin=True) as place:
         rows = measure(place, Path(folder) / "scale", options)
     print_sizes(rows, markdown=options.markdown)
-    known = {who: _in_a_process("known", options.known, who) for who in ("stock", "ours")}
-    names = {"stock": "Scrapy's RFPDupeFilter", "ours": "scrapy-apify-rq"}
-    table = [(names[who], f"{each['memory'] / 1e6:.1f}") for who, each in known.items()]
+    known = {name: _in_a_process("known", options.known, name) for name in ("stock", "ours")}
+    titles = {"stock": "Scrapy's RFPDupeFilter", "ours": "scrapy-apify-rq"}
+    table = [(titles[name], f"{each['memory'] / 1e6:.1f}") for name, each in known.items()]
     title = f"{options.known:,} known requests"
     report.print_table(title, ("", "MB"), table, markdown=options.markdown)
     figures = {"machine": machine, "options": vars(options), "sizes": rows, "known": known}

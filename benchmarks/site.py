@@ -1,14 +1,14 @@
-"""A site of many small pages that costs its visitor's machine next to nothing.
+"""A site of many small pages that takes very little CPU time.
 
-Prints its address on a line and serves until it is killed. Paths:
+It prints its address on one line and runs until it is killed. Paths:
 
-    /p/N       page N of --pages, with --links links to others; all are reached from /p/0
-    /t/N       the same as a tree: no page is linked to twice
+    /p/N       page N of --pages, with --links links to others; all can be reached from /p/0
+    /t/N       the same as a tree: each page is linked only once
     /to/PATH   a page with one link, to /PATH
     /many/N    a page with N links, to /leaf/0, /leaf/1, ...
     /leaf/N    a page without links
-    /_hits     JSON: how often each path was fetched, and when the first and the last one was
-    /_site     with a query such as ?pages=200&delay=0.1: be such a site from now on, without hits
+    /_hits     JSON: how often each path was fetched, and the times of the first and last hit
+    /_site     changes the site and forgets the hits; takes a query such as ?pages=200&delay=0.1
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from urllib.parse import parse_qsl
 
 class Site:
     def __init__(self, pages: int, links: int, delay: float) -> None:
-        self._become(pages, links, delay)
+        self._reset(pages, links, delay)
 
-    def _become(self, pages: int, links: int, delay: float) -> None:
+    def _reset(self, pages: int, links: int, delay: float) -> None:
         self._pages = pages
         self._links = links
         self._delay = delay
@@ -48,7 +48,7 @@ class Site:
     def control(self, path: str, query: str) -> str:
         if path == "/_site":
             values = dict(parse_qsl(query))
-            self._become(
+            self._reset(
                 int(values.get("pages", self._pages)),
                 int(values.get("links", self._links)),
                 float(values.get("delay", self._delay)),
@@ -77,7 +77,7 @@ class Site:
 
 
 class _Connection(asyncio.Protocol):
-    """HTTP/1.1 for callers that send GET, without a body and one at a time."""
+    """HTTP/1.1 for clients that send only GET requests without a body, one at a time."""
 
     def __init__(self, site: Site) -> None:
         self._site = site

@@ -1,8 +1,9 @@
-"""What the queue costs a crawl, compared with Scrapy without one and with other queues.
+"""What the queue costs a crawl, compared with plain Scrapy and with other queues.
 
-Each contestant crawls the same site, in a process and with a queue of its own, in rounds: all of
-them once, then all once more in the opposite order. The table has the medians over the rounds of
-figures and of ratios to stock Scrapy in the same round. See README.md in this folder.
+Each contestant crawls the same site, in a new process and with a new queue. In each round every
+contestant runs once; the next round has the opposite order. The table shows medians over the
+rounds, of the figures and of their ratios to stock Scrapy in the same round. See README.md in this
+folder.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _FEW_PAGES = 30
 
 @dataclass
 class Results:
-    """The runs of each contestant, one a round, on one kind of site."""
+    """The runs of each contestant on one kind of site, one run per round."""
 
     title: str
     runs: dict[str, list[Run]]
@@ -36,7 +37,7 @@ class Results:
         return {name: median(map(figure, runs)) for name, runs in self.runs.items()}
 
     def ratios(self, figure: Callable[[Run], float]) -> dict[str, float]:
-        """To stock Scrapy of the same round."""
+        """Ratios to stock Scrapy in the same round."""
         stock = list(map(figure, self.runs[_STOCK]))
         return {
             name: median(figure(run) / base for run, base in zip(runs, stock, strict=True))
@@ -64,7 +65,7 @@ def rounds(contestants: Sequence[Contestant], count: int) -> Iterator[Contestant
 def crawl(
     place: Track, contestants: Sequence[Contestant], delay: float, options: argparse.Namespace
 ) -> Results:
-    """Crawl a site that takes ``delay`` seconds for each answer."""
+    """Crawl a site that answers after ``delay`` seconds."""
     runs: dict[str, list[Run]] = {each.name: [] for each in contestants}
     for each in rounds(contestants, options.rounds):
         pages = options.slow_pages if each.is_slow else options.pages
@@ -77,7 +78,7 @@ def crawl(
 def stalls(
     place: Track, contestants: Sequence[Contestant], links: int, options: argparse.Namespace
 ) -> Results:
-    """The pages behind the links are empty, so the one with the links makes the longest stall."""
+    """Crawl one page with many links. The linked pages are empty, so that page stalls longest."""
     runs: dict[str, list[Run]] = {each.name: [] for each in contestants}
     place.set_site(delay=0)
     for each in rounds(contestants, options.rounds):
@@ -113,7 +114,7 @@ def print_results(results: Results, titles: dict[str, str], *, markdown: bool) -
 
 
 def print_calls(results: Results, titles: dict[str, str], *, markdown: bool) -> None:
-    """API calls a page by endpoint, of the contestants that make any."""
+    """Print API calls per page by endpoint, for the contestants that make any."""
     calls = {name: runs for name, runs in results.runs.items() if runs[0]["calls"]}
     endpoints = sorted({name for runs in calls.values() for run in runs for name in run["calls"]})
     rows = []
@@ -126,7 +127,7 @@ def print_calls(results: Results, titles: dict[str, str], *, markdown: bool) -> 
         rows.append([*row, f"{share * 100:.1f} %"])
     if rows:
         header = ("", "all", *endpoints, "429s")
-        title = f"API calls a page; {results.title}"
+        title = f"API calls per page; {results.title}"
         report.print_table(title, header, rows, markdown=markdown)
 
 
@@ -158,7 +159,7 @@ def draw(file: Path, crawls: Sequence[Results], titles: dict[str, str]) -> None:
 
 
 def _contestants(names: Sequence[str]) -> list[Contestant]:
-    """Those that can take part, stock Scrapy first."""
+    """The contestants that can run here, stock Scrapy first."""
     able = []
     for each in map(contestant, dict.fromkeys((_STOCK, *names))):
         if reason := each.kind.missing():
@@ -176,20 +177,27 @@ def _options() -> argparse.Namespace:
         "--contestants",
         nargs="+",
         metavar="NAME[@MS]",
-        help=f"of {', '.join(KINDS)}; MS is the round trip to the queue"
+        help=f"some of {', '.join(KINDS)}; MS is the round trip to the queue"
         f" (default: {' '.join(DEFAULT)})",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pages", type=int, default=2000)
     parser.add_argument("--links", type=int, default=10, help="on each page")
     parser.add_argument(
-        "--delay", type=float, nargs="+", default=[0, 0.05], help="of the site, in seconds"
+        "--delay", type=float, nargs="+", default=[0, 0.05], help="the site's delay in seconds"
     )
     parser.add_argument(
-        "--slow-pages", type=int, default=40, help="pages for those that wait for their queue"
+        "--slow-pages",
+        type=int,
+        default=40,
+        help="pages for contestants that wait for their queue",
     )
     parser.add_argument(
-        "--many", type=int, nargs="*", default=[200, 5000], help="links of the page that stalls"
+        "--many",
+        type=int,
+        nargs="*",
+        default=[200, 5000],
+        help="links on the page whose stall is measured",
     )
     parser.add_argument(
         "--no-pin", action="store_true", help="let crawls and servers share all cores"

@@ -1,7 +1,7 @@
-"""Where crawls are run: the site, the API's server and Redis, each a process, and two cores.
+"""Run crawls: with the site, the API server and Redis, each in its own process, and two cores.
 
-The crawls have one core for themselves and all servers together another, so that what a server
-costs is not taken from the crawler, whose own server would be on another machine.
+The crawl has one core for itself and all servers share the other, so that they do not slow down the
+crawl. In a real crawl they run on other machines.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ROOT = Path(__file__).parents[1]
 
 @contextmanager
 def running(*command: str) -> Iterator[str]:
-    """Run one of our programs; the line that it prints."""
+    """Run one of the benchmark programs, and yield the line that it prints."""
     words = [sys.executable, "-m", *command]
     with subprocess.Popen(words, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -40,7 +40,7 @@ def running(*command: str) -> Iterator[str]:
 
 @contextmanager
 def _redis(folder: Path) -> Iterator[int]:
-    """The port of a redis-server of our own, which writes nothing to the disk."""
+    """Run a redis-server that writes nothing to the disk, and yield its port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -57,13 +57,13 @@ def _redis(folder: Path) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Cores:
-    """The core of the crawls; None where they share all cores with the servers."""
+    """The core of the crawls. None means that they share all cores with the servers."""
 
     crawls: int | None
 
     @classmethod
     def divide(cls, wanted: bool) -> Cores:
-        """Keep this process and all that it starts to one core, and another free for crawls."""
+        """Keep this process and the servers on one core, and reserve another one for crawls."""
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         if not wanted or len(cores) < 2:
             return cls(None)
@@ -72,7 +72,7 @@ class Cores:
 
 
 class Track:
-    """Runs crawls one after the other, each with a queue of its own."""
+    """Runs crawls, each with its own queue."""
 
     def __init__(self, folder: Path, cores: Cores, *, site: str, server: Server) -> None:
         self._folder = folder
@@ -85,7 +85,7 @@ class Track:
         self._crawls = 0
 
     def set_site(self, **values: float) -> None:
-        """What the site is like from now on, see site.py; its hits are forgotten."""
+        """Change the site and forget its hits; see site.py."""
         query = "&".join(f"{name}={value}" for name, value in values.items())
         _get(f"{self.site}/_site?{query}")
 
@@ -93,7 +93,7 @@ class Track:
         return json.loads(_get(f"{self.site}/_hits"))
 
     def new_place(self, latency: float) -> Place:
-        """A place for one crawl, the round trip to its queue being ``latency`` seconds."""
+        """Make a place for one crawl. The round trip to its queue takes ``latency`` seconds."""
         self._crawls += 1
         queue = f"crawl-{self._crawls}"
         self.server.faults()
@@ -114,7 +114,7 @@ class Track:
                 self._start_redis(each.latency)
 
     def _start_redis(self, latency: float) -> None:
-        """Have a Redis at the end of such a round trip."""
+        """Make Redis reachable at an address where a round trip takes ``latency`` seconds."""
         if not self._redis_port:
             self._redis_port = self._services.enter_context(_redis(self._folder))
         address = f"127.0.0.1:{self._redis_port}"
@@ -127,7 +127,7 @@ class Track:
         self._services.close()
 
     def run(self, contestant: Contestant, path: str, **settings: Any) -> dict[str, Any]:
-        """The report of meter.py, and the API's calls and outcomes."""
+        """Run a crawl; return the report of meter.py with the API's calls and outcomes."""
         place = self.new_place(contestant.latency)
         crawl = self.start(contestant, place, path, settings)
         report = finish(crawl)
@@ -143,7 +143,8 @@ class Track:
         for name, value in {**contestant.kind.settings(place), **settings}.items():
             words += ["--set", f"{name}={json.dumps(value)}"]
         environ = {**os.environ, **contestant.kind.environ(place)}
-        # An editable package would be compiled anew for each crawl, and no other contestant is one.
+        # Otherwise Python would compile this package for each crawl, because it is an editable
+        # install. The other contestants' packages were compiled when they were installed.
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
         return subprocess.Popen(
             [sys.executable, *words],
@@ -155,7 +156,7 @@ class Track:
 
 
 def finish(crawl: subprocess.Popen[str]) -> dict[str, Any]:
-    """What a crawl reports, once it has ended."""
+    """Wait for a crawl to end, and return its report."""
     with crawl:
         text = crawl.communicate()[0]
     if crawl.returncode:

@@ -1,8 +1,8 @@
-"""Several workers on one queue against one alone, on a site that is what limits them.
+"""Several workers on one queue in shared access, compared with one worker.
 
-Each worker is a process with few connections to a slow site, so that the machine's cores are not
-what they share. Timed from the first page that the site is asked for to the last. Needs shared
-access.
+Each worker is a process with few connections to a slow site, so that the site is the limit and not
+the machine's CPU. The time is measured from the first page that the site receives a request for to
+the last.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.track import Track, finish, track
 
 
 def run(place: Track, queue: Contestant, workers: int, options: argparse.Namespace) -> Any:
-    """What a crawl by so many workers took, in seconds, and what it wrote, as the queue counts."""
+    """Crawl with so many workers, and return what that took: seconds, writes, calls, ..."""
     place.set_site(pages=options.pages, links=options.links, delay=options.delay)
     where = place.new_place(queue.latency)
     settings = {
@@ -30,7 +30,7 @@ def run(place: Track, queue: Contestant, workers: int, options: argparse.Namespa
         "CONCURRENT_REQUESTS": options.connections,
         "CONCURRENT_REQUESTS_PER_DOMAIN": options.connections,
     }
-    # What Scrapy starts with is not filtered, so no page may link to it.
+    # A start request is not filtered, so a link to its page would have it crawled twice.
     start_path = "/to/p/0" if options.dense else "/t/0"
     start = time.time()
     crawls = [place.start(queue, where, start_path, settings) for _ in range(workers)]
@@ -82,7 +82,7 @@ def print_runs(runs: dict[int, list[Any]], options: argparse.Namespace) -> None:
             )
         )
     header = ("workers", "pages/s", "times as fast", "writes/page", "calls/page", "pages repeated")
-    site = "each linked to from many" if options.dense else "a tree"
+    site = "each linked from many others" if options.dense else "a tree"
     title = (
         f"{options.queue}, {options.pages:,} pages, {site}, {options.connections} connections each,"
         f" the site answers after {options.delay * 1000:g} ms"
@@ -96,16 +96,18 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workers", type=int, nargs="+", default=[4], help="besides one alone")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[4], help="numbers of workers to compare with one"
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--queue", default="api@50", help="embedded, or api@ and the round trip")
+    parser.add_argument(
+        "--queue", default="api@50", help="embedded, or api@ and the round trip in milliseconds"
+    )
     parser.add_argument("--pages", type=int, default=1000)
     parser.add_argument("--links", type=int, default=10, help="on each page")
-    parser.add_argument("--delay", type=float, default=0.2, help="of the site, in seconds")
+    parser.add_argument("--delay", type=float, default=0.2, help="the site's delay in seconds")
     parser.add_argument("--connections", type=int, default=4, help="of each worker")
-    parser.add_argument(
-        "--dense", action="store_true", help="each page is linked to from many others"
-    )
+    parser.add_argument("--dense", action="store_true", help="link each page from many others")
     report.add_options(parser, plot=False)
     options = parser.parse_args()
     if options.quick:

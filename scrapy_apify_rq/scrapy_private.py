@@ -1,12 +1,11 @@
 """All that a crawl uses of Scrapy's private names: a new version of Scrapy can break one file only.
 
-There is no public signal for "Scrapy has finished with this request" and no public call that makes
-the engine ask the scheduler again, hence ``engine._slot.inprogress`` and
-``engine._slot.nextcall.schedule`` (scrapy/core/engine.py, the same from 2.13 to 2.19). Nor can a
-spider be closed without waiting for its downloads, hence ``closing`` of the slots of engine and
-scraper, without which only a stop in haste is slower. The rest is undocumented rather than private,
-and nothing is lost where it changes: the list of spider middlewares, which matters before 2.16, and
-the module names of Scrapy's commands.
+There is no public signal for "Scrapy has finished with this request", and no public call that
+makes the engine ask the scheduler again. Hence ``engine._slot`` with its ``inprogress``,
+``nextcall`` and ``scheduler``, and the scraper's ``slot.active`` (scrapy/core/engine.py and
+scraper.py, the same from 2.16 to 2.19). Nor can a spider be closed without waiting for its
+downloads, hence ``closing`` of both slots. ``verify`` refuses a Scrapy that lacks one of them. The
+module names of Scrapy's commands are undocumented rather than private.
 
 ``scrapy rq import-jobdir`` depends on more, and no crawl on it: ``jobdir`` reads the files that
 Scrapy's scheduler wrote, and the command shows its queues an idle ``engine.downloader.slots``.
@@ -15,7 +14,6 @@ Scrapy's scheduler wrote, and the command shows its queues an idle ``engine.down
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
-from inspect import isasyncgenfunction
 from typing import TYPE_CHECKING, Any
 
 from scrapy import Request, __version__
@@ -25,24 +23,59 @@ if TYPE_CHECKING:
     from scrapy.core.engine import ExecutionEngine
     from scrapy.crawler import Crawler
 
+_NOTHING: AbstractSet[Request] = frozenset()
+
 
 def verify(engine: ExecutionEngine) -> None:
-    """Raise RuntimeError unless the private names that we rely on are there."""
+    """Raise RuntimeError unless the private names that we rely on are there.
+
+    Call it while the scheduler opens: the engine has its slot by then, the scraper not yet.
+    """
     slot = getattr(engine, "_slot", None)
-    inprogress = getattr(slot, "inprogress", None)
-    schedule = getattr(getattr(slot, "nextcall", None), "schedule", None)
-    if not isinstance(inprogress, set) or not callable(schedule):
+    scraper = getattr(engine, "scraper", None)
+    known = {
+        "_slot.inprogress": isinstance(getattr(slot, "inprogress", None), set),
+        "_slot.nextcall.schedule": callable(
+            getattr(getattr(slot, "nextcall", None), "schedule", None)
+        ),
+        "_slot.scheduler": hasattr(slot, "scheduler"),
+        "_slot.closing": hasattr(slot, "closing"),
+        "scraper.slot": hasattr(scraper, "slot"),
+        "scraper.slot.active": _scraper_slot_has_active(),
+    }
+    if missing := [name for name, is_there in known.items() if not is_there]:
         raise RuntimeError(
             f"scrapy-apify-rq does not know the engine of Scrapy {__version__}: it lacks"
-            " _slot.inprogress or _slot.nextcall.schedule. Install a version of scrapy-apify-rq"
-            " that supports it."
+            f" {', '.join(missing)}. Install a version of scrapy-apify-rq that supports it."
         )
 
 
-def running(engine: ExecutionEngine) -> AbstractSet[Request]:
-    """The requests handed out whose callback and item pipelines have not ended yet."""
-    slot = engine._slot
-    return slot.inprogress if slot is not None else frozenset()
+def _scraper_slot_has_active() -> bool:
+    # The scraper makes its slot only after the scheduler is open.
+    from scrapy.core import scraper
+
+    slot_class = getattr(scraper, "Slot", None)
+    return slot_class is not None and isinstance(getattr(slot_class(), "active", None), set)
+
+
+def scheduler(crawler: Crawler) -> object:
+    """The scheduler in use; None before the spider is opened and after it is closed."""
+    engine = crawler.engine
+    slot = None if engine is None else engine._slot
+    return None if slot is None else slot.scheduler
+
+
+def unfinished(engine: ExecutionEngine) -> tuple[AbstractSet[Request], AbstractSet[Request]]:
+    """The requests in the engine's slot, and those in the scraper's.
+
+    A request is in the first from its hand-out to the end of its item pipelines, unless its
+    callback downloads it again; it is in the second from its response to that end.
+    """
+    slot, scraper = engine._slot, engine.scraper.slot
+    return (
+        _NOTHING if slot is None else slot.inprogress,
+        _NOTHING if scraper is None else scraper.active,
+    )
 
 
 def wake(engine: ExecutionEngine) -> None:
@@ -66,18 +99,12 @@ def abandon(engine: ExecutionEngine) -> None:
             closing.callback(None)
 
 
-def has_sync_only_middleware(engine: ExecutionEngine) -> bool:
-    """True if a spider middleware takes no asynchronous output; Scrapy 2.16 and later refuse it."""
-    methods = engine.scraper.spidermw.methods["process_spider_output"]
-    return any(callable(method) and not isasyncgenfunction(method) for method in methods)
-
-
 def is_crawl(crawler: Crawler) -> bool:
     """False in ``scrapy shell``, ``fetch``, ``view``, ``parse`` and ``check``.
 
-    They run a spider of the project on requests of their own, which are none of the queue's
-    business. The shell drives the engine itself, without ``Crawler.crawl()``; the others put a
-    ``start`` of their own in the place of the spider's (scrapy/commands/).
+    They run a spider of the project on requests of their own, which do not belong in the queue. The
+    shell drives the engine itself, without ``Crawler.crawl()``; the others put a ``start`` of their
+    own in the place of the spider's (scrapy/commands/).
     """
     start = getattr(crawler.spidercls, "start", None)
     return crawler.crawling and not getattr(start, "__module__", "").startswith("scrapy.commands.")

@@ -27,7 +27,9 @@ import scrapy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scrapy_apify_rq.entries.values import class_path, decode, encode, find_class
+from scrapy_apify_rq.entries.item_classes import class_path, find_class
+from scrapy_apify_rq.entries.value_reader import decode
+from scrapy_apify_rq.entries.values import encode
 from scrapy_apify_rq.errors import CodecError
 
 HERE = __name__

@@ -1,7 +1,7 @@
-"""``scrapy rq``: looking into a queue, repairing and moving it, with both backends.
+"""``scrapy rq`` on both backends: inspect a queue, repair it, move it.
 
-One crawl's queue is looked at by all tests; those that change something change a copy. Subcommands
-run in this process, by Scrapy's own command line, where a process of their own adds nothing.
+All tests read the queue of one crawl. Tests that change something change a copy of it. Subcommands
+run in this process, through Scrapy's command line, unless a test needs a separate process.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import pytest
 import scrapy
 from scrapy.cmdline import execute
 from scrapy.settings import Settings
+from scrapy.spiderloader import SpiderLoader
 
 from scrapy_apify_rq.backends.base import Info
 from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
@@ -56,14 +57,14 @@ class Spider(scrapy.Spider):
         if "boom" in response.url:
             raise ValueError("no price")
 """
-# These have tests of their own, test_server.py and test_jobdir.py.
-ELSEWHERE = ("serve", "import-jobdir")
-COMMANDS = [one for one in subcommands() if one.NAME not in ELSEWHERE]
+# Tested in test_server.py and test_jobdir.py.
+TESTED_ELSEWHERE = ("serve", "import-jobdir")
+COMMANDS = [one for one in subcommands() if one.NAME not in TESTED_ELSEWHERE]
 SETTINGS: dict[str, Any] = {"RETRY_TIMES": 1, "LOG_LEVEL": "INFO"}
 
 
 class Spider(scrapy.Spider):
-    """The project's, as far as commands in this process look at it."""
+    """Stands for the project's spider in commands that run in this process."""
 
     name = "spider"
 
@@ -72,7 +73,7 @@ class Spider(scrapy.Spider):
 
 @dataclass
 class Done:
-    """A command that has ended."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -80,7 +81,7 @@ class Done:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """The output, which is JSON Lines."""
+        """The output, parsed as JSON Lines."""
         return [json.loads(line) for line in self.out.splitlines()]
 
     @property
@@ -91,13 +92,13 @@ class Done:
 
 @dataclass
 class Queue:
-    """The queue of a crawl, on the local site."""
+    """The queue of a crawl of the local site."""
 
     project: Project
     site: Site
 
     def rq(self, *words: str, stdin: bytes = b"", **settings: Any) -> Done:
-        """Run ``scrapy rq`` with these words, in this process and outside any project."""
+        """Run ``scrapy rq`` with these arguments, in this process and outside any project."""
         values = {"SPIDER_MODULES": [__name__], **self.settings, **settings}
         out, err = io.TextIOWrapper(io.BytesIO()), io.TextIOWrapper(io.BytesIO())
         given = io.TextIOWrapper(io.BytesIO(stdin))
@@ -117,7 +118,7 @@ class Queue:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Which queue: the crawl's."""
+        """The settings that select the crawl's queue."""
         if self.project.server is None:
             where = {"APIFY_RQ_BACKEND": "sqlite", "APIFY_RQ_STORAGE_DIR": self.project._queues}
         else:
@@ -130,16 +131,16 @@ class Queue:
         return done
 
     def copy(self, name: str) -> str:
-        """Copy all entries into a new queue; its name."""
+        """Copy all entries into a new queue, and return its name."""
         done = self.ok("import", "-", "-q", name, stdin=self.ok("export", "-").out.encode())
-        assert done.out == "8 added, 0 were there already\n"
+        assert done.out == "8 added, 0 already in the queue\n"
         return name
 
     def entry(self, path: str, name: str = QUEUE) -> Entry:
         return self.project.entry(f"{self.site.url}{path}", name)
 
     def start(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
-        """``scrapy rq`` as a process of its own, in the project."""
+        """Start ``scrapy rq`` as a separate process in the project."""
         others = ("APIFY_", "ACTOR_", "CRAWLEE_", "COLUMNS")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(others)}
         return subprocess.Popen(
@@ -155,11 +156,11 @@ def make(folder: Path, site: Site, **settings: Any) -> Queue:
 
 @pytest.fixture(scope="module")
 def queue(tmp_path_factory: Folders, backend: str) -> Iterator[Queue]:
-    """Five pages crawled, three of them with failure; two still to crawl, one more locked."""
+    """Eight entries: five handled, three of which failed, two pending and one locked."""
     pages: dict[str, Any] = {
         "/": links("/a", "/b", "/boom", "/gone"),
         "/a": "a",
-        "/b": [500, 500, 500, "better now"],  # with RETRY_TIMES = 1, so the first two fail it
+        "/b": [500, 500, 500, "better now"],  # with RETRY_TIMES = 1 it fails at the second error
         "/boom": "boom",
         "/late": "late",
         "/later": "later",
@@ -177,7 +178,7 @@ def queue(tmp_path_factory: Folders, backend: str) -> Iterator[Queue]:
 
 
 def lock(project: Project) -> None:
-    """Lock the first pending entry, as another consumer."""
+    """Lock the first pending entry, as another consumer would."""
 
     async def claim() -> None:
         options = {"lock_secs": 3600, "client_key": "somebody"}
@@ -189,7 +190,7 @@ def lock(project: Project) -> None:
     asyncio.run(claim())
 
 
-# Looking
+# Inspecting
 
 
 def test_status_counts(queue: Queue) -> None:
@@ -203,7 +204,8 @@ def test_status_counts(queue: Queue) -> None:
         assert "estimatedCostUsd" not in seen
     else:
         done = seen["operations"]
-        # Five adds, five acks and a retry by the crawl; three more adds and a lock.
+        # The crawl adds five entries, acks five and retries one. The fixture adds three and locks
+        # one.
         assert done["writes"] == 5 + 5 + 1 + 3 + 1
         cost = (done["reads"] * 0.004 + done["writes"] * 0.02) / 1000
         assert seen["estimatedCostUsd"] == round(cost, 4)
@@ -278,7 +280,7 @@ def test_show(queue: Queue, by: str) -> None:
     assert "  callback: parse_page\n" in text
 
 
-def test_show_tells_of_the_lock(queue: Queue) -> None:
+def test_show_reports_the_lock(queue: Queue) -> None:
     shown = queue.ok("show", f"{queue.site.url}/locked", "--json").json
     assert shown["state"] == "locked"
     assert shown["lock"]["clientKey"] == "somebody"
@@ -304,7 +306,7 @@ def test_errors(queue: Queue) -> None:
 
 
 def test_errors_of_an_entry_without_a_message(queue: Queue) -> None:
-    """Any client may write a ``retryCount`` below 0, and then the entry has failed by the rule."""
+    """By Apify's rule an entry also failed if a client wrote a negative ``retryCount``."""
     odd = Entry(id=request_id("odd"), unique_key="odd", url="http://odd/", retry_count=-1)
     odd.handled_at = datetime.now(UTC)
     odd.headers, odd.no_retry = {}, False
@@ -326,7 +328,7 @@ def test_control_characters_do_not_reach_the_terminal(queue: Queue) -> None:
 # Which queue
 
 
-def test_the_tools_of_the_embedded_queue_need_no_http(queue: Queue) -> None:
+def test_commands_on_the_embedded_queue_do_not_import_aiohttp(queue: Queue) -> None:
     if queue.project.server is not None:
         pytest.skip("the API is HTTP")
     words = [sys.executable, "-X", "importtime", "-m", "scrapy", "rq", "status"]
@@ -337,22 +339,22 @@ def test_the_tools_of_the_embedded_queue_need_no_http(queue: Queue) -> None:
     assert "aiohttp" not in loaded
 
 
-def test_a_queue_that_is_not_there_is_not_made(queue: Queue) -> None:
+def test_a_missing_queue_is_not_created(queue: Queue) -> None:
     words = ["list", "show x", "status", "errors", "retry --failed", "export -", "purge --yes"]
     for command in words:
         for name in ("nowhere", "A1B2C3D4E5F6G7H8I", "~nowhere"):
             done = queue.rq(*command.split(), "-q", name)
             assert done.code == 1
             assert f"there is no request queue '{name}' in " in done.err
-            assert QUEUE in done.err.partition("There are: ")[2]
-    assert "nowhere" not in queue.rq("status", "-q", "x").err.partition("There are: ")[2]
+            assert QUEUE in done.err.partition("These exist: ")[2]
+    assert "nowhere" not in queue.rq("status", "-q", "x").err.partition("These exist: ")[2]
 
 
-def test_a_file_that_is_not_there_is_not_made(tmp_path: Path, queue: Queue) -> None:
+def test_a_missing_file_is_not_created(tmp_path: Path, queue: Queue) -> None:
     folder = tmp_path / "storage"
     done = queue.rq("status", APIFY_RQ_BACKEND="sqlite", APIFY_RQ_STORAGE_DIR=folder)
     assert done.code == 1
-    assert "There is none with a name" in done.err
+    assert "No named queue exists there" in done.err
     assert not folder.exists()
 
 
@@ -370,7 +372,7 @@ def test_a_name_that_looks_like_an_id_is_found(queue: Queue) -> None:
     assert queue.ok("add", "http://a/", "-q", name, "--json").json["alreadyPresent"] == 1
 
 
-def test_outside_a_project_a_queue_and_a_token_are_enough(tmp_path: Path, queue: Queue) -> None:
+def test_outside_a_project_the_name_of_the_queue_is_enough(tmp_path: Path, queue: Queue) -> None:
     where = f"APIFY_RQ_STORAGE_DIR={queue.project._queues}"
     done = queue.start(
         *("status", "-q", QUEUE, "--json", "-s", where), cwd=tmp_path, stdout=subprocess.PIPE
@@ -389,7 +391,7 @@ def test_without_a_spider_or_a_queue_it_asks_which(queue: Queue) -> None:
     assert "there is no spider 'other' here. Spiders: spider" in done.err
 
 
-def test_of_several_spiders_one_is_chosen(
+def test_the_option_spider_selects_a_spider(
     tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spider = "class {0}(scrapy.Spider):\n    name = '{0}'\n"
@@ -404,6 +406,25 @@ def test_of_several_spiders_one_is_chosen(
     assert queue.ok("status", "--spider", "two", "--json", **settings).json["total"] == 1
     assert queue.rq("status", "--spider", "one", **settings).code == 1
     assert queue.ok("status", "-q", QUEUE, "--json", **settings).json["total"] == 8
+
+
+class Loader(SpiderLoader):
+    """Knows a spider whose class has no name."""
+
+    class Nameless(scrapy.Spider):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__("named-later", **kwargs)
+
+    def list(self) -> list[str]:
+        return ["named-later"]
+
+    def load(self, name: str) -> type[scrapy.Spider]:
+        return self.Nameless
+
+
+def test_a_spider_may_get_its_name_in_its_constructor(queue: Queue) -> None:
+    shown = queue.ok("show", queue.entry("/b").id, "--json", SPIDER_LOADER_CLASS=Loader).json
+    assert shown["undecodable"] == "spider 'named-later' has no method 'parse_page'"
 
 
 @pytest.mark.parametrize(
@@ -481,7 +502,7 @@ def test_a_retried_page_is_tried_the_full_number_of_times(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("access", ["single", "shared"])
-def test_a_running_crawl_takes_up_what_is_put_back_and_added(
+def test_a_running_crawl_picks_up_retried_and_added_entries(
     tmp_path: Path, backend: str, access: str
 ) -> None:
     release = threading.Event()
@@ -505,11 +526,11 @@ def test_a_running_crawl_takes_up_what_is_put_back_and_added(
             wait_until(lambda: any(entry.failed for entry in failed(queue.project)))
             assert queue.ok("retry", "--failed", **tool).out == "1 entry went back to the queue\n"
             urls = (f"{site.url}/new", f"{site.url}/slow")
-            assert queue.ok("add", *urls, **tool).out == "1 added, 1 were there already\n"
+            assert queue.ok("add", *urls, **tool).out == "1 added, 1 already in the queue\n"
             release.set()
             _, log = crawl.communicate(timeout=60)
         assert crawl.returncode == 0, log
-        assert "Another program uses" not in log  # with one client key there is none
+        assert "Another program uses" not in log  # both have the same client key
         assert sorted(site.paths) == ["/", "/gone", "/gone", "/new", "/slow"]
         seen = queue.ok("status", "--json").json
     assert (seen["handled"], seen["pending"], seen["failed"]) == (4, 0, 0)
@@ -532,7 +553,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 def test_add_takes_a_file_of_urls_and_objects(queue: Queue) -> None:
     site = queue.site.url
     lines = [
-        f"{site}/a",  # crawled already: with the key of the crawl
+        f"{site}/a",  # the crawl has added it, under the same key
         "",
         f'{{"url": "{site}/post", "method": "POST", "payload": "x=1", "headers": {{"X-Y": "z"}},'
         ' "userData": {"label": "DETAIL"}}',
@@ -546,7 +567,7 @@ def test_add_takes_a_file_of_urls_and_objects(queue: Queue) -> None:
     text = "\n".join(lines).encode()
     done = queue.rq("add", "--file", "-", "--forefront", "-q", name, stdin=text)
     assert done.code == 1
-    assert done.out == "2 added, 1 were there already\n"
+    assert done.out == "2 added, 1 already in the queue\n"
     assert [line.partition(":")[0] for line in done.err.splitlines()[:4]] == [
         f"line {number}" for number in (5, 6, 7, 8)
     ]
@@ -576,19 +597,19 @@ def counts(info: Info) -> tuple[int, int, int]:
     return info.total, info.handled, info.pending
 
 
-def test_import_names_the_lines_that_are_wrong(queue: Queue) -> None:
+def test_import_names_the_invalid_lines(queue: Queue) -> None:
     good = {"uniqueKey": "k", "url": "http://a/"}
     lines = [good, {"url": "http://a/"}, [], {**good, "id": "wrong"}, {**good, "handledAt": "?"}]
     text = "".join(json.dumps(line) + "\n" for line in lines).encode() + b"\xff\n"
     done = queue.rq("import", "-", "-q", "wrong", stdin=text)
-    assert (done.code, done.out) == (1, "1 added, 0 were there already\n")
+    assert (done.code, done.out) == (1, "1 added, 0 already in the queue\n")
     wrong = [line.partition(":")[0] for line in done.err.splitlines()]
     assert wrong == [*(f"line {number}" for number in range(2, 7)), "scrapy rq import"]
     assert "uniqueKey: Field required" in done.err
     assert "'wrong' does not belong to this uniqueKey" in done.err
 
 
-def test_files_that_cannot_be_used_are_named(tmp_path: Path, queue: Queue) -> None:
+def test_errors_name_the_file_that_cannot_be_used(tmp_path: Path, queue: Queue) -> None:
     for words in (
         ["import", f"{tmp_path}/none", "-q", "x"],
         ["add", "--file", f"{tmp_path}/none", "-q", "x"],
@@ -605,12 +626,12 @@ def test_purge_empties_the_queue(queue: Queue) -> None:
     assert queue.ok("status", "-q", name, "--json").json["total"] == 0
 
 
-def test_what_the_api_refuses_is_told(queue: Queue) -> None:
+def test_add_reports_what_the_api_refuses(queue: Queue) -> None:
     if queue.project.server is None:
         pytest.skip("the embedded queue refuses nothing")
     huge = json.dumps({"url": f"{queue.site.url}/huge", "payload": "x" * 9_500_000}).encode()
     done = queue.rq("add", "--file", "-", "-q", "huge", stdin=huge)
-    assert (done.code, done.out) == (1, "0 added, 0 were there already\n")
+    assert (done.code, done.out) == (1, "0 added, 0 already in the queue\n")
     assert re.match(r"line 1: its [\d,]+ bytes are more than the API takes", done.err)
 
 
@@ -633,7 +654,7 @@ def test_import_and_add_keep_the_order_of_the_file(tmp_path: Path, queue: Queue)
         assert [entry.url for entry in queue.project.pending(name, tmp_path)] == urls
 
 
-def test_updates_that_the_api_refuses_are_told(tmp_path: Path, queue: Queue) -> None:
+def test_retry_reports_updates_that_the_api_refuses(tmp_path: Path, queue: Queue) -> None:
     with serving_in_thread(tmp_path, TOKEN) as api:
 
         def refuse(call: Call) -> Any:
@@ -653,7 +674,7 @@ def test_updates_that_the_api_refuses_are_told(tmp_path: Path, queue: Queue) -> 
         ] == [refused]
 
 
-def test_an_api_that_is_not_there_is_told_soon(queue: Queue) -> None:
+def test_an_unreachable_api_is_reported_soon(queue: Queue) -> None:
     settings = {"APIFY_RQ_BACKEND": "apify", "APIFY_TOKEN": TOKEN}
     settings |= {"APIFY_API_BASE_URL": "http://127.0.0.1:9", "APIFY_RQ_UNAVAILABLE_TIMEOUT": 1}
     done = queue.rq("status", **settings)
@@ -662,12 +683,12 @@ def test_an_api_that_is_not_there_is_told_soon(queue: Queue) -> None:
     assert "Traceback" not in done.err
 
 
-# As a program: terminals and Ctrl-C
+# Terminals and Ctrl-C
 
 
 @pytest.fixture
 def interrupted(tmp_path: Path, queue: Queue) -> tuple[bytes, Crawl]:
-    """An import that was ended by Ctrl-C while it waited for more, and the lines before that."""
+    """Interrupt an import while it waits for more lines; return the lines it had read."""
     lines = b"".join(
         b'{"uniqueKey": "k%d", "url": "http://a/%d"}\n' % (number, number) for number in range(150)
     )
@@ -690,14 +711,14 @@ def test_an_interrupted_import_can_be_repeated(
     lines, ended = interrupted
     assert ended.returncode == 130, ended.log
     assert ended.log == (
-        "scrapy rq import: interrupted. What was done is done; it can safely be run again\n"
+        "scrapy rq import: interrupted. What it did so far is kept; you can safely run it again\n"
     )
     queue.ok("import", "-", "-q", "interrupted", stdin=lines)
     assert queue.project.info("interrupted").total == 150
 
 
 class Terminal:
-    """A command at a terminal of its own."""
+    """A command that runs on a pseudo-terminal."""
 
     def __init__(self, queue: Queue, *words: str) -> None:
         self._master, slave = pty.openpty()
@@ -735,13 +756,13 @@ def test_watch_refreshes_until_ctrl_c(queue: Queue) -> None:
         terminal.wait_for("55.6% handled")
         terminal.wait_for("0 pages/min")
         assert "127.0.0.1" in terminal.seen
-        assert "counting" not in terminal.seen  # one display at a time
-        assert "\x1b[" in terminal.seen  # drawn in place
+        assert "counting" not in terminal.seen  # no second progress bar
+        assert "\x1b[" in terminal.seen  # the display is redrawn in place
         os.kill(terminal.process.pid, signal.SIGINT)
         assert terminal.process.wait(30) == 0
 
 
-def test_watch_piped_and_for_programs(queue: Queue) -> None:
+def test_watch_prints_json_to_a_pipe(queue: Queue) -> None:
     words = ["status", "--watch", "0.1", "--json"]
     with queue.start(*words, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -750,7 +771,7 @@ def test_watch_piped_and_for_programs(queue: Queue) -> None:
         assert process.wait(30) == 0
     assert [look["handled"] for look in looks] == [5, 5, 5]
     assert [look["pagesPerMinute"] for look in looks] == [None, 0, 0]
-    # Counting them would read the whole queue at each look.
+    # Over the API, counting failed entries would read the whole queue each time.
     assert looks[0]["failed"] == (3 if queue.project.server is None else None)
 
 
@@ -773,7 +794,7 @@ def test_purge_asks_first(queue: Queue) -> None:
         assert queue.project.info(name).total == total
 
 
-def test_a_reader_that_has_seen_enough_gets_no_traceback(queue: Queue) -> None:
+def test_a_closed_pipe_gives_no_traceback(queue: Queue) -> None:
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with queue.start("list", **streams) as process:
         assert process.stdout is not None
@@ -814,14 +835,14 @@ def test_the_examples_of_the_help_and_the_readme_work(
     for example in dict.fromkeys([*examples, *(one.EXAMPLE for one in COMMANDS)]):
         words = shlex.split(example)
         assert words[:2] == ["scrapy", "rq"]
-        if words[2] == "retry":  # whatever another example has done
+        if words[2] == "retry":  # other examples may have changed the entries
             queue.ok("purge", "--yes", "-q", "examples")
             queue.project.add(*stored, name="examples")
         queue.ok(*words[2:], APIFY_RQ_NAME="examples")
 
 
 def by_crawl(queue: Queue, number: int) -> Entry:
-    """A product page that failed, with the key that a crawl gives it."""
+    """An entry for a product page that failed, with the key that a crawl would give it."""
     name = f"product-{number}"
     queue.ok("add", f"https://example.com/product/{number}", "-q", name)
     (entry,) = queue.project.entries(name)

@@ -1,4 +1,4 @@
-"""The README says what there is, and nothing else."""
+"""The README documents every setting, stat, closing reason and public name, and no others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_settings_table_holds_every_setting_in_order() -> None:
     assert re.findall(r"^\| `(APIFY_\w+)`", _section("Settings"), re.MULTILINE) == list(DEFAULTS)
 
 
-def test_the_settings_table_tells_the_defaults() -> None:
+def test_the_settings_table_shows_the_defaults() -> None:
     rows = re.findall(r"^\| `(APIFY_\w+)` \| `([^`]+)` \|", _section("Settings"), re.MULTILINE)
     assert len(rows) >= 15
     for name, default in rows:
@@ -52,7 +52,7 @@ def test_the_public_names_are_documented() -> None:
         assert f"scrapy_apify_rq.{name}" in README
 
 
-def test_both_commands_are_one_line() -> None:
+def test_the_commands_to_try_and_to_test_are_one_line_each() -> None:
     for text in (_section("Try it"), _section("Work on it")):
         commands = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
         assert [command.count("\n") for command in commands] == [1]

@@ -1,4 +1,4 @@
-"""Queues that others have filled, crawled to their end by this scheduler over the API."""
+"""Crawl queues over the API that other programs have filled."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _over_the_api(servers: Servers) -> Iterator[None]:
 
 
 class Trap:
-    """Unpickled, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -66,11 +66,11 @@ class Outcome(NamedTuple):
     crawl: Crawl
     site: Site
     before: dict[str, dict[str, Any]]
-    """User data by the path of the URL, before the crawl."""
+    """The userData of each entry before the crawl, by the path of its URL."""
 
 
 def crawled(folder: Path, site: Site, fill: Callable[[Project, dict[str, str]], Any]) -> Outcome:
-    """Crawl a queue that ``fill`` has filled, given the environment that names it."""
+    """Let ``fill`` fill a queue, which it finds through an environment, and crawl the queue."""
     settings = {"APIFY_RQ_CALLBACKS": {"DETAIL": "parse_detail"}}
     queue = Project(folder / "project", SPIDER, site=site.url, settings=settings)
     fill(queue, environ(queue))
@@ -83,7 +83,7 @@ def environ(queue: Project) -> dict[str, str]:
     return actor.environ(queue.server.url, TOKEN, QUEUE)
 
 
-# Filled by the official client, also with what an old apify.scrapy wrote
+# A queue filled by the official client, including entries in the format of old apify.scrapy
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def _by_the_client(trap: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def test_the_trap_would_spring(tmp_path: Path) -> None:
+def test_the_trap_works(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Trap(tmp_path / "sprung")))
     assert (tmp_path / "sprung").exists()
 
@@ -156,7 +156,7 @@ def test_no_pickle_was_loaded(official: Outcome, trap: Path) -> None:
     assert not trap.exists()
 
 
-# Filled by Crawlee
+# A queue filled by Crawlee
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def test_a_request_of_crawlee_is_sent_as_it_was_written(crawlee: Outcome) -> Non
     assert headers["content-type"] == "application/x-www-form-urlencoded"
 
 
-def test_crawlee_finds_its_own_data_as_it_left_them(crawlee: Outcome) -> None:
+def test_crawlees_own_data_is_not_changed(crawlee: Outcome) -> None:
     before = crawlee.before["/form"]
     assert before["__crawlee"].keys() >= {"maxRetries", "enqueueStrategy", "crawlDepth"}
     assert before["deep"] == {"list": [1, None, "ž"]}
@@ -190,7 +190,7 @@ def test_crawlee_finds_its_own_data_as_it_left_them(crawlee: Outcome) -> None:
 
 
 def test_crawlee_reads_what_we_have_handled_and_added(crawlee: Outcome) -> None:
-    """The SDK reads all entries of a queue when it opens it, those of our own as well."""
+    """When the SDK opens a queue it reads all entries, including those that we added."""
     arguments = ("crawlee_requests.py", "read", crawlee.site.url)
     seen = actor.run(*arguments, env=environ(crawlee.project))
     assert seen["finished"]
@@ -209,7 +209,7 @@ def test_crawlee_reads_what_we_have_handled_and_added(crawlee: Outcome) -> None:
     assert plain["handledAt"]
 
 
-# A crawl that apify.scrapy began
+# A crawl that apify.scrapy began and that was killed
 
 SHARED_SPIDER = """
     class Spider(scrapy.Spider):
@@ -254,15 +254,15 @@ CONCURRENCY = 4
 
 
 class Taken(NamedTuple):
-    """A crawl that ``apify.scrapy`` began and that this scheduler has finished."""
+    """A crawl that ``apify.scrapy`` began and this scheduler finished."""
 
     project: Project
     crawl: Crawl
     site: Site
     theirs: int
-    """How many pages were fetched before theirs was killed."""
+    """The number of pages fetched before their crawl was killed."""
     pending: int
-    """How many entries it left."""
+    """The number of entries pending at that time."""
 
 
 @pytest.fixture(scope="module")
@@ -303,15 +303,15 @@ def test_a_crawl_that_apify_scrapy_began_is_finished(taken: Taken) -> None:
     assert not [name for name in taken.crawl.stats if "spider_exceptions" in name]
 
 
-def test_both_have_crawled_a_part_of_it(taken: Taken) -> None:
+def test_each_of_them_crawled_a_part(taken: Taken) -> None:
     assert 10 <= taken.theirs < 20
     assert taken.pending > 10
     assert len(taken.site.paths) - taken.theirs >= taken.pending
 
 
-def test_only_what_was_under_way_is_crawled_again(taken: Taken) -> None:
+def test_only_what_was_in_flight_is_crawled_again(taken: Taken) -> None:
     again = Counter(taken.site.paths) - Counter(set(taken.site.paths))
-    # Theirs acks what has finished when it next asks for requests.
+    # Their scheduler acks a finished page when it next asks for a request.
     assert again.total() <= 2 * CONCURRENCY
     assert again.keys() <= set(FORMS)
 
@@ -333,7 +333,7 @@ def test_its_entries_keep_what_it_wrote(taken: Taken) -> None:
         assert "scrapy_request" in entry.user_data
 
 
-# A crawl that apify.scrapy began and was told to stop, on a site where every page links to all
+# A crawl that apify.scrapy began and stopped cleanly; every page of the site links to all others
 
 CROSS_LINKED = [f"/Page/{n}?b=2&a={n}" for n in range(40)]
 CROSSING_SPIDER = """
@@ -345,12 +345,12 @@ CROSSING_SPIDER = """
             for link in response.css("a::attr(href)"):
                 yield response.follow(link, headers={"Accept-Language": "cs", "X-Own": "1"})
             yield scrapy.Request(SITE + "/post", method="POST", body="a", dont_filter=False)
-            # Retried by theirs: an entry of its own, which inherits the meta of its original.
+            # Their scheduler retries this as a new entry, which has the meta of the first one.
             yield scrapy.Request(SITE + "/once#part")
 """
 
 
-def test_each_page_is_crawled_by_one_of_both(tmp_path: Path) -> None:
+def test_each_page_is_crawled_by_only_one_of_them(tmp_path: Path) -> None:
     pages = dict.fromkeys(["/", "/second", *CROSS_LINKED], links(*CROSS_LINKED, "/"))
     with Site({**pages, "/post": links("/"), "/once": [503, links("/")]}) as site:
         ours = Project(
@@ -375,8 +375,8 @@ def test_each_page_is_crawled_by_one_of_both(tmp_path: Path) -> None:
         assert command == ["scrapy", "crawl", "spider", "-s"]
         id = which.replace("WkzbQMuFYuamGv3YF", env["ACTOR_DEFAULT_REQUEST_QUEUE_ID"])
         crawl = ours.crawl("-s", id, how, key)
-    # The link to the start page is filtered by neither, as in stock Scrapy: it was not filtered
-    # when it was the start request.
+    # The start page is crawled once more, as in stock Scrapy: a start request is not filtered, so a
+    # link to its page counts as new.
     once = Counter(["/", *pages, "/post", "/once"]) + Counter(["/once"])
     assert Counter(site.paths) == once
     assert crawl.stats["finish_reason"] == "finished"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import logging
 import random
 import sqlite3
 import sys
@@ -32,6 +31,7 @@ from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.frontier.frontier import Frontier
+from scrapy_apify_rq.frontier.notices import Notice, RateReached
 from scrapy_apify_rq.frontier.visit import Visit
 from tests.api import error, serving
 from tests.project import QUEUE, SPIDER, Project
@@ -165,21 +165,25 @@ class Driver:
     def __init__(self, backend: Backend, **options: Any) -> None:
         self.stats = Stats()
         self.woken = asyncio.Event()
-        self.dropped: list[Visit] = []
         self.failures: list[BackendError] = []
-        values = {"window": 1000, "outbox": 1000, "idle_before_close": 0, **options}
-        self.frontier = Frontier(
-            backend,
-            stats=self.stats,  # type: ignore[arg-type]
-            urgency=lambda entry: (entry.retry_count > 0, 0),
-            wake=self.woken.set,
-            dropped=self.dropped.append,
-            refused=lambda visit, reason: None,
-            failed=self._failed,
-            **values,
-        )
+        self.in_flight: dict[str, Visit] = {}
+        self.notices: list[Notice] = []
+        values = {"window": 1000, "outbox": 1000, **options}
+        self.frontier = Frontier(backend, self, stats=self.stats, **values)  # type: ignore[arg-type]
 
-    def _failed(self, error: BackendError) -> None:
+    def wake(self) -> None:
+        self.woken.set()
+
+    def dropped(self, visit: Visit) -> None:
+        pass
+
+    def refused(self, visit: Visit, reason: str) -> None:
+        pass
+
+    def notice(self, notice: Notice) -> None:
+        self.notices.append(notice)
+
+    def failed(self, error: BackendError) -> None:
         self.failures.append(error)
         self.woken.set()
 
@@ -187,14 +191,24 @@ class Driver:
         entry = make_entry(path)
         if self.frontier.knows(entry.id):
             return False
-        self.frontier.add(Visit(entry), entry, forefront=forefront)
+        self.frontier.add(Visit(entry, forefront=forefront, size=entry.size))
         return True
+
+    def hand_out(self) -> Visit | None:
+        visit = self.frontier.next()
+        if visit is not None and visit.entry is not None:
+            self.in_flight[visit.entry.id] = visit
+        return visit
+
+    @property
+    def unsaved(self) -> int:
+        return self.frontier.unsaved_adds + self.frontier.unsaved_updates
 
     async def next(self) -> Visit | None:
         """The next visit, or None when the crawl is finished."""
         while True:
             self.woken.clear()
-            if (visit := self.frontier.next()) is not None:
+            if (visit := self.hand_out()) is not None:
                 return visit
             if not self.frontier.has_pending():
                 return None
@@ -208,13 +222,16 @@ class Driver:
     def ack(self, visit: Visit) -> None:
         assert visit.entry is not None
         visit.entry.handled_at = datetime.now(UTC)
-        self.frontier.update(visit, visit.entry)
+        del self.in_flight[visit.entry.id]
+        self.frontier.update(visit)
 
     def requeue(self, visit: Visit, *, forefront: bool = True) -> None:
         assert visit.entry is not None
         entry = visit.entry.model_copy(update={"retry_count": visit.entry.retry_count + 1})
-        again = Visit(None, urgency=(forefront, 0))
-        self.frontier.update(again, entry, forefront=forefront)
+        del self.in_flight[entry.id]
+        self.frontier.update(
+            Visit(entry, is_retry=True, forefront=forefront, lease=visit.lease, size=visit.size)
+        )
 
 
 def make_entry(path: str) -> Entry:
@@ -235,7 +252,7 @@ async def driving(backend: SlowBackend, *pending: str, **options: Any) -> AsyncI
     await asyncio.sleep(backend.lag)
     backend.calls.clear()
     driver = Driver(backend, **options)
-    driver.frontier.open(has_pending=bool(pending))
+    driver.frontier.open(has_pending=bool(pending), is_new=not pending)
     try:
         yield driver
     finally:
@@ -392,7 +409,7 @@ def test_invariant_5_a_late_claim_shows_a_running_entry(tmp_path: Path) -> None:
         async with driving(backend) as driver:
             assert await driver.next() is None
             gate = backend.hold("before claim")
-            driver.frontier._refill.set()  # the timer would take its time
+            driver.frontier._reader.ask_at(0)  # the timer would take its time
             await reached(gate)
             driver.add("/page")
             page = await driver.next()
@@ -411,14 +428,14 @@ def test_invariant_5_a_late_claim_shows_an_entry_acked_meanwhile(tmp_path: Path)
         async with driving(backend) as driver:
             assert await driver.next() is None
             gates = backend.hold("before claim"), backend.hold("after claim")
-            driver.frontier._refill.set()
+            driver.frontier._reader.ask_at(0)
             await reached(gates[0])
             driver.add("/page")
             page = await driver.next()
             gates[0].opened.set()
             await reached(gates[1])
             driver.ack(page)
-            await until(lambda: not driver.frontier.unsaved)
+            await until(lambda: not driver.unsaved)
             gates[1].opened.set()
             assert await driver.next() is None
 
@@ -556,7 +573,7 @@ def traced(scheduler):
 
 class Wrong(Scheduler):
     def enqueue_request(self, request):
-        self.backend._db.execute("SELECT 1").fetchone()
+        self._life._backend._db.execute("SELECT 1").fetchone()
         return super().enqueue_request(request)
 
     def next_request(self):
@@ -666,8 +683,8 @@ class DyingScheduler(Scheduler):
         name, _, count = os.environ.get("DIE_AT", "").partition(" ")
         if name:
             self.left = int(count)
-            self.call = getattr(self.backend, name)
-            setattr(self.backend, name, self.die)
+            self.call = getattr(self._life._backend, name)
+            setattr(self._life._backend, name, self.die)
 
     async def die(self, *args, **options):
         self.left -= 1
@@ -815,7 +832,7 @@ def test_invariant_6_a_queue_locked_for_too_long_closes_the_spider(tmp_path: Pat
         again = project.crawl()
     assert failed.stats["finish_reason"] == "apify_rq_unavailable"
     assert failed.log.count("The spider is closed (apify_rq_unavailable)") == 1
-    assert "could not be saved" in failed.log
+    assert "Not saved: " in failed.log
     assert "Traceback" not in failed.log
     assert pending > 0
     assert len(site.paths) - hits_before == pending == again.stats["apify_rq/handled"]
@@ -837,7 +854,8 @@ def test_invariant_6_a_flush_that_fails_is_reported(tmp_path: Path) -> None:
         failed = project.crawl()
         locks[0].close()
     assert failed.stats["finish_reason"] == "closespider_pagecount"
-    assert "3 changes could not be saved" in failed.log
+    assert "Not saved: 1 requests that were finished or retried" in failed.log
+    assert "and 2 new requests, which are not in the queue" in failed.log
     assert "never retrieved" not in failed.log
     assert project.entry("/").handled_at is None
 
@@ -902,7 +920,7 @@ def test_invariant_6_what_the_queue_refuses_is_not_reported_as_saved(
             await backend.add([make_entry("/acked"), make_entry("/retried")], forefront=False)
             api.before = lambda call: error(400) if call.method == "PUT" else None
             driver = Driver(backend)
-            driver.frontier.open()
+            driver.frontier.open(has_pending=True, is_new=False)
             acked, again = await driver.next(), await driver.next()
             assert (path_of(acked), path_of(again)) == ("/acked", "/retried")
             driver.ack(acked)
@@ -1061,7 +1079,7 @@ from scrapy_apify_rq import Scheduler
 
 class WatchedScheduler(Scheduler):
     def next_request(self):
-        self.stats.max_value("window_max", len(self))
+        self._stats.max_value("window_max", len(self))
         return super().next_request()
 """
 
@@ -1115,7 +1133,7 @@ def test_invariant_9_nothing_is_handed_out_while_acks_pile_up(tmp_path: Path) ->
             driver.ack(await driver.next())
             await reached(gate)
             acked = 1
-            while (visit := driver.frontier.next()) is not None:
+            while (visit := driver.hand_out()) is not None:
                 driver.ack(visit)
                 acked += 1
             assert acked == 26  # a quarter of the limit is exceeded
@@ -1191,7 +1209,7 @@ def test_invariant_9_nothing_is_kept_of_what_is_confirmed(tmp_path: Path) -> Non
                 driver.add(path)
             for _ in paths:
                 driver.ack(await driver.next())
-            await until(lambda: not driver.frontier.unsaved)
+            await until(lambda: not driver.unsaved)
             gc.collect()
             visits = [each for each in gc.get_objects() if isinstance(each, Visit)]
             assert not {path_of(visit) for visit in visits if visit.entry}.intersection(paths)
@@ -1206,13 +1224,13 @@ def test_invariant_9_a_slow_ack_holds_up_no_other(tmp_path: Path) -> None:
             await backend.open()
             await backend.add([make_entry(f"/{n}") for n in range(20)], forefront=False)
             driver = Driver(backend)
-            driver.frontier.open()
+            driver.frontier.open(has_pending=True, is_new=False)
             failures = iter([error(503)])
             api.before = lambda call: next(failures, None) if call.method == "PUT" else None
             for visit in [await driver.next() for _ in range(20)]:
                 driver.ack(visit)
             # One waits half a second before it is tried again.
-            await until(lambda: driver.frontier.unsaved == 1)
+            await until(lambda: driver.unsaved == 1)
             await driver.frontier.close()
             await backend.close()
         assert driver.stats["apify_rq/handled"] == 20
@@ -1220,9 +1238,9 @@ def test_invariant_9_a_slow_ack_holds_up_no_other(tmp_path: Path) -> None:
     run(work())
 
 
-def test_invariant_9_acks_faster_than_the_queue_takes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_invariant_9_acks_faster_than_the_queue_takes(tmp_path: Path) -> None:
+    notices: list[Notice] = []
+
     async def work() -> None:
         async with serving(tmp_path) as api:
             backend = ApifyBackend(api.url, None, name=QUEUE, inc_stat=lambda stat: None)
@@ -1231,22 +1249,20 @@ def test_invariant_9_acks_faster_than_the_queue_takes(
                 batch = [make_entry(f"/{n}") for n in range(first, first + 25)]
                 await backend.add(batch, forefront=False)
             driver = Driver(backend, outbox=400)
-            driver.frontier.open()
+            driver.frontier.open(has_pending=True, is_new=False)
             for _ in range(600):
                 driver.ack(await driver.next())
             await driver.frontier.close()
             await backend.close()
             times = [call.at for call in api.calls if call.method == "PUT"]
         assert driver.stats["apify_rq/handled"] == len(times) == 600
+        notices.extend(driver.notices)
         assert 100 < driver.stats["apify_rq/outbox_max"] < 110
         most = max(sum(at <= t < at + 1 for t in times) for at in times)
         assert most <= 400 * 1.2  # on their way calls may close up
 
-    caplog.set_level(logging.INFO, "scrapy_apify_rq")
     run(work())
-    told = [record for record in caplog.records if "as its request queue allows" in record.message]
-    assert len(told) == 1
-    assert "400 updates a second" in told[0].message
+    assert notices == [RateReached("400 updates a second")]
 
 
 PEAK = """

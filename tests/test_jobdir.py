@@ -1,4 +1,4 @@
-"""``scrapy rq import-jobdir``: a crawl that stock Scrapy paused, finished by this scheduler."""
+"""``scrapy rq import-jobdir``: finish a crawl that stock Scrapy has paused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.project import Crawl, Project
 from tests.readme import commands
 from tests.site import Hit, Page, Site, links
 
-# Older versions of Scrapy do not close the empty disk queues that they look into.
+# Older versions of Scrapy do not close the empty disk queues that they open.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning"
 )
@@ -83,7 +83,7 @@ class Case(NamedTuple):
     pending_starts: bool
 
 
-# With one download at a time links go before the last start request, which stays pending.
+# With one download at a time, links are crawled before the last start request, which stays pending.
 CASES = {
     "sqlite": Case(
         {
@@ -105,7 +105,7 @@ CASES = {
 
 
 def site() -> Site:
-    """Every page links to some others and back to the start; one fails at first, two for good."""
+    """Every page links to others and to the start. Three fail at first, two are missing."""
 
     def page(number: int) -> Page:
         to = [PATHS[(3 * number + more) % 60] for more in range(1, 5)]
@@ -116,7 +116,7 @@ def site() -> Site:
         pages[PATHS[number]] = [503, page(number)]
     pages |= {PATHS[n]: 404 for n in (2, 17)}
     starts = {
-        # Longer than older versions of Scrapy hold a response back before its callback.
+        # Longer than older versions of Scrapy delay a response before its callback.
         "/": Page(links(*PATHS[:9]), delay=0.15),
         "/second": Page(links(*PATHS[5:9]), delay=0.15),
         "/third": links("/third"),
@@ -128,9 +128,9 @@ class Paused(NamedTuple):
     case: Case
     jobdir: Path
     before: dict[Path, bytes]
-    """The files of the JOBDIR when stock Scrapy had paused."""
+    """The files of the JOBDIR when stock Scrapy had paused the crawl."""
     hits: int
-    """How many there were by then."""
+    """The number of hits until then."""
     interrupted: tuple[int, str]
     imports: list[Crawl]
     pending: int
@@ -171,7 +171,7 @@ def paused(backend: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
 
 def pause(folder: Path, crawled: Site, settings: dict[str, Any]) -> Path:
-    """The JOBDIR of a crawl with stock Scrapy that was told to stop by Ctrl-C."""
+    """Crawl with stock Scrapy, stop it with Ctrl-C, and return the JOBDIR."""
     stock = Project(
         folder, SPIDER, site=crawled.url, settings={**settings, "ADDONS": {}, "JOBDIR": "job"}
     )
@@ -191,7 +191,7 @@ def pause(folder: Path, crawled: Site, settings: dict[str, Any]) -> Path:
 
 
 def interrupt(ours: Project, jobdir: Path) -> tuple[int, str]:
-    """An import that is interrupted when the pending requests are in the queue."""
+    """Interrupt an import after it has added the pending requests."""
     words = ("rq", "import-jobdir", str(jobdir), "spider", "--yes", "-a", "wait=1")
     with ours.start(*words) as process:
         assert process.stdout is not None
@@ -207,7 +207,7 @@ def files(folder: Path) -> dict[Path, bytes]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Counter[Any]:
-    """The hits of a whole crawl with stock Scrapy."""
+    """The hits of a complete crawl with stock Scrapy."""
     with site() as crawled:
         settings = {"ADDONS": {}, "JOBDIR": "job"}
         folder = tmp_path_factory.mktemp("uninterrupted")
@@ -219,7 +219,7 @@ def hits(crawled: Site) -> Counter[Any]:
     return Counter((hit.method, hit.path, hit.body) for hit in crawled.hits)
 
 
-def test_both_crawl_exactly_the_pages_of_an_uninterrupted_crawl(
+def test_both_crawls_together_fetch_exactly_the_pages_of_an_uninterrupted_one(
     paused: Paused, uninterrupted: Counter[Any]
 ) -> None:
     assert hits(paused.site) == uninterrupted
@@ -228,7 +228,7 @@ def test_both_crawl_exactly_the_pages_of_an_uninterrupted_crawl(
     assert paused.ours.info().pending == 0
 
 
-def test_no_fingerprint_is_left_to_be_crawled(paused: Paused) -> None:
+def test_fingerprints_become_handled_entries(paused: Paused) -> None:
     entries = paused.ours.entries()
     seen = [entry for entry in entries if entry.url.startswith(SEEN)]
     assert 5 < len(seen) <= paused.handled
@@ -236,7 +236,7 @@ def test_no_fingerprint_is_left_to_be_crawled(paused: Paused) -> None:
     assert not [entry for entry in entries if entry.failed and entry in seen]
 
 
-def test_the_jobdir_is_left_as_it_is(paused: Paused) -> None:
+def test_the_jobdir_is_not_changed(paused: Paused) -> None:
     requests = {path: text for path, text in paused.before.items() if path.name != "spider.state"}
     assert requests.items() <= files(paused.jobdir).items()
     assert any("requests.queue" in str(path) for path in requests)
@@ -245,33 +245,31 @@ def test_the_jobdir_is_left_as_it_is(paused: Paused) -> None:
 def test_an_import_can_be_interrupted_and_repeated(paused: Paused) -> None:
     status, log = paused.interrupted
     assert status == 130, log
-    assert "can safely be run again" in log
+    assert "you can safely run it again" in log
     first, second = paused.imports
     assert (first.returncode, second.returncode) == (0, 0), first.log + second.log
-    assert "New there: 0 pending requests" in first.output
-    assert "New there: 0 pending requests, 0 start requests taken as crawled, 0 seen" in (
-        second.output
-    )
+    assert "Added: 0 pending requests" in first.output
+    assert "Added: 0 pending requests, 0 start requests counted as crawled, 0 seen" in second.output
     assert f"{paused.handled} handled, {paused.pending} pending" in second.output
 
 
-def test_start_requests_that_are_done_are_not_repeated(paused: Paused) -> None:
+def test_finished_start_requests_are_not_repeated(paused: Paused) -> None:
     starts = [entry for entry in paused.ours.entries() if ":start" in entry.unique_key]
     assert len(starts) == 3
-    found = re.search(r"(\d) start requests taken as crawled", paused.imports[0].output)
+    found = re.search(r"(\d) start requests counted as crawled", paused.imports[0].output)
     assert found
     assert (int(found[1]) < 3) == paused.case.pending_starts
     assert paused.crawl.stats["dupefilter/filtered"] >= 3
 
 
-def test_the_state_of_the_spider_goes_on_with_the_jobdir_set(paused: Paused) -> None:
+def test_spider_state_continues_if_jobdir_stays_set(paused: Paused) -> None:
     state = paused.jobdir / "spider.state"
     before, after = (pickle.loads(data) for data in (paused.before[state], state.read_bytes()))
     parsed = paused.crawl.stats["response_received_count"]
     assert 0 < before["pages"] < after["pages"] <= before["pages"] + parsed
 
 
-def test_it_asks_whose_pickles_they_are(tmp_path: Path) -> None:
+def test_it_asks_whether_the_pickles_are_your_own(tmp_path: Path) -> None:
     (tmp_path / "job").mkdir()
     project = Project(tmp_path / "project", SPIDER)
     refused = project.run("rq", "import-jobdir", str(tmp_path / "job"), "spider")
@@ -280,21 +278,21 @@ def test_it_asks_whose_pickles_they_are(tmp_path: Path) -> None:
     assert "--yes" in refused.log
 
 
-# Read directly
+# JobDir without a command
 
 
 class Odd(date):
-    """A value that can be pickled and not be written as JSON: its module is not trusted."""
+    """A value that can be pickled but not written as JSON, because its module is not trusted."""
 
 
 def jobdir_of(
     folder: Path, cls: type[Spider] | None = None, **settings: Any
 ) -> tuple[JobDir, list[tuple[str, CodecError]]]:
-    left_out: list[tuple[str, CodecError]] = []
+    skipped: list[tuple[str, CodecError]] = []
     spider = spider_of(folder, cls, **settings)
     converter = RequestConverter(spider)
-    reader = JobDir(folder, spider, converter, lambda url, error: left_out.append((url, error)))
-    return reader, left_out
+    reader = JobDir(folder, spider, converter, lambda url, error: skipped.append((url, error)))
+    return reader, skipped
 
 
 def spider_of(folder: Path, cls: type[Spider] | None = None, **settings: Any) -> Spider:
@@ -316,7 +314,7 @@ class NoStart(Spider):
 
 
 def write(folder: Path, *requests: Request, **settings: Any) -> None:
-    """What stock Scrapy's scheduler leaves there."""
+    """Write the requests as stock Scrapy's scheduler does."""
     spider = spider_of(folder, **settings)
     scheduler = Scheduler.from_crawler(spider.crawler)
     scheduler.open(spider)
@@ -328,15 +326,15 @@ def write(folder: Path, *requests: Request, **settings: Any) -> None:
 def test_pending_requests_come_in_scrapys_order(tmp_path: Path) -> None:
     wanted = [("a", -1), ("b", 0), ("c", 5), ("d", 0), ("e", 5)]
     write(tmp_path, *(Request(f"http://x/{path}", priority=n) for path, n in wanted))
-    reader, left_out = jobdir_of(tmp_path)
+    reader, skipped = jobdir_of(tmp_path)
     entries = list(reader.pending())
     assert [entry.url[-1] for entry in entries] == ["e", "c", "d", "b", "a"]
     assert list(reader.pending()) == entries
     assert {entry.unique_key for entry in reader.seen()} == {one.unique_key for one in entries}
-    assert not left_out
+    assert not skipped
 
 
-def test_equal_requests_that_are_not_filtered_have_keys_of_their_own(tmp_path: Path) -> None:
+def test_equal_requests_with_dont_filter_get_different_keys(tmp_path: Path) -> None:
     write(tmp_path, *(Request("http://x/", dont_filter=True) for _ in range(3)))
     keys = [entry.unique_key for entry in jobdir_of(tmp_path)[0].pending()]
     assert len(set(keys)) == 3
@@ -349,7 +347,7 @@ class TwoStarts(NoStart):
         yield Request("http://x/", dont_filter=True)
 
 
-def test_start_requests_get_the_keys_that_a_crawl_asks_for(tmp_path: Path) -> None:
+def test_start_requests_get_the_keys_that_a_crawl_gives_them(tmp_path: Path) -> None:
     write(tmp_path, Request("http://y/"))
     reader, _ = jobdir_of(tmp_path, TwoStarts)
     keys = Keys(reader._crawler, "fingerprint")
@@ -364,28 +362,28 @@ def test_start_requests_get_the_keys_that_a_crawl_asks_for(tmp_path: Path) -> No
     assert imported == asked
 
 
-def test_what_cannot_be_written_is_told_and_not_taken_as_crawled(tmp_path: Path) -> None:
+def test_a_request_that_cannot_be_written_is_reported_and_not_seen(tmp_path: Path) -> None:
     write(tmp_path, Request("http://x/1"), Request("http://x/2", meta={"odd": Odd(2026, 1, 1)}))
-    reader, left_out = jobdir_of(tmp_path)
+    reader, skipped = jobdir_of(tmp_path)
     assert [entry.url for entry in reader.pending()] == ["http://x/1"]
-    ((url, _),) = left_out
+    ((url, _),) = skipped
     assert url == "http://x/2"
     assert len(list(reader.seen())) == 1
 
 
-def test_an_older_seen_set_is_read_too(tmp_path: Path) -> None:
+def test_the_seen_set_of_an_older_scrapy_is_read(tmp_path: Path) -> None:
     (tmp_path / "requests.seen").write_text("00ff\nab12\ncut")
     entries = list(jobdir_of(tmp_path)[0].seen())
     assert [entry.unique_key for entry in entries] == ["00ff", "ab12"]
     assert all(entry.handled_at is not None for entry in entries)
 
 
-def test_a_seen_set_that_is_cut_off_is_read_to_there(tmp_path: Path) -> None:
+def test_a_truncated_seen_set_is_read_as_far_as_possible(tmp_path: Path) -> None:
     (tmp_path / "requests.seen").write_bytes(b"\x00\x02\x30\xff\x00\x02\xab\x12\x00\x02\xcd")
     assert [one.unique_key for one in jobdir_of(tmp_path)[0].seen()] == ["30ff", "ab12"]
 
 
-def test_a_folder_that_is_no_jobdir_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_jobdir_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"neither requests\.queue nor requests\.seen"):
         jobdir_of(tmp_path / "other")
 
@@ -401,11 +399,11 @@ def test_a_crawl_that_was_killed_after_it_was_resumed_is_refused(tmp_path: Path)
     write(tmp_path, Request("http://x/"), Request("http://x/2", priority=1))
     state = tmp_path / "requests.queue" / "active.json"
     state.write_text(state.read_text().replace("-1, ", "").replace(", -1", ""))
-    with pytest.raises(ConfigError, match=r"does not tell of, in .*-1\."):
+    with pytest.raises(ConfigError, match=r"does not list, in .*-1\."):
         list(jobdir_of(tmp_path)[0].pending())
 
 
-def test_a_long_seen_set_is_not_held_in_memory(tmp_path: Path) -> None:
+def test_a_long_seen_set_is_not_loaded_into_memory(tmp_path: Path) -> None:
     lines = 20_000
     with (tmp_path / "requests.seen").open("wb") as file:
         file.writelines(b"\x00\x14" + n.to_bytes(20, "big") for n in range(lines))
@@ -426,7 +424,7 @@ def test_a_long_seen_set_is_not_held_in_memory(tmp_path: Path) -> None:
         {"SCHEDULER_DISK_QUEUE": "scrapy.squeues.MarshalLifoDiskQueue"},
     ],
 )
-def test_other_queue_classes_than_the_crawls_are_named(
+def test_an_error_names_the_settings_if_the_queue_classes_differ(
     tmp_path: Path, wrong: dict[str, str]
 ) -> None:
     write(tmp_path, Request("http://x/"), Request("http://x/2"))

@@ -1,4 +1,4 @@
-"""A crawl that is begun here and finished there: the embedded queue to the API, and back."""
+"""Begin a crawl on one backend and finish it on the other: SQLite to the API, and back."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ DELAY = 0.1
 class Moved(NamedTuple):
     site: Site
     hits: int
-    """How many there were when the first crawl was killed."""
+    """The number of hits when the first crawl was killed."""
     before: list[Entry]
-    """The entries there."""
+    """The entries of the first queue, when its crawl was killed."""
     after: list[Entry]
-    """Those of the other queue, before its crawl."""
+    """The entries of the second queue, before its crawl."""
     imported: Crawl
     crawl: Crawl
     target: Project
@@ -78,7 +78,7 @@ def moved(
 
 
 def _words(command: list[str], is_cloud: bool, file: str) -> list[str]:
-    """The README's command, less the token, which the project has in its environment."""
+    """The arguments of a command in the README. The token is left out; the environment has it."""
     assert command[0].startswith("APIFY_TOKEN=") == is_cloud
     words = command[2:] if is_cloud else command[1:]
     return [file if word == "crawl.jsonl" else word for word in words]
@@ -92,7 +92,7 @@ def _project(folder: Path, site: Site, servers: Servers | None) -> Project:
     return made
 
 
-def test_the_entries_are_the_same_there(moved: Moved) -> None:
+def test_both_queues_hold_the_same_entries(moved: Moved) -> None:
     assert moved.imported.returncode == 0, moved.imported.log
     before, after = ({one.id: one.to_json() for one in entries} for entries in moved[2:4])
     assert before == after
@@ -102,7 +102,7 @@ def test_the_entries_are_the_same_there(moved: Moved) -> None:
     assert states[False] >= 10
 
 
-def test_the_crawl_is_finished_there(moved: Moved) -> None:
+def test_the_second_crawl_finishes(moved: Moved) -> None:
     more = {f"/more/{n}" for n in range(9)}
     assert set(moved.site.paths) == {"/", *PATHS, *more}
     assert moved.crawl.stats["finish_reason"] == "finished"
@@ -111,7 +111,8 @@ def test_the_crawl_is_finished_there(moved: Moved) -> None:
 
 def test_only_what_was_in_flight_is_crawled_again(moved: Moved) -> None:
     again = Counter(moved.site.paths) - Counter(set(moved.site.paths))
-    # Being downloaded; held back before the callback, which older versions of Scrapy do for 0.1 s;
-    # and waiting for its ack, which waits for links, and these for 0.1 s to fill a batch.
+    # A page in flight is being downloaded, is held back before its callback (older versions of
+    # Scrapy do that for 0.1 s), or waits for its ack. The ack waits for the page's links, which
+    # wait up to 0.1 s until a batch is full.
     assert again.total() <= 4 * CONCURRENCY
     assert moved.hits < len(moved.site.hits)

@@ -94,19 +94,14 @@ class Forgetful(Request):
 
     attributes: tuple[str, ...] = (*Request.attributes, "token")
     token = "lost"
-    made = 0
 
     def __init__(self, *args: Any, token: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        type(self).made += 1
 
 
 class Positional(Request):
-    made = 0
-
     def __init__(self, number: int) -> None:
         super().__init__(f"{URL}/{number}")
-        type(self).made += 1
 
 
 class Signed(Request):
@@ -471,25 +466,20 @@ def test_meta_that_is_nested_without_end_is_refused() -> None:
             converter().encode(Request(URL, meta={"x": value}), KEY)
 
 
-def test_a_class_that_forgets_is_refused_and_not_tried_again() -> None:
+def test_a_class_that_forgets_is_refused() -> None:
     a_converter = converter()
     request = Forgetful(URL)
     request.token = "kept"
-    with pytest.raises(CodecError, match="Forgetful does not restore its token"):
-        a_converter.encode(request, KEY)
-    made = Forgetful.made
-    for _ in range(3):
+    for _ in range(2):
         with pytest.raises(CodecError, match="Forgetful does not restore its token"):
             a_converter.encode(request, KEY)
-    assert Forgetful.made == made
 
 
-def test_a_class_that_cannot_be_made_again_is_refused_and_not_tried_again() -> None:
+def test_a_class_that_cannot_be_made_again_is_refused() -> None:
     a_converter = converter()
     for _ in range(2):
-        with pytest.raises(CodecError, match="Positional cannot be made again"):
+        with pytest.raises(CodecError, match="Positional cannot be restored"):
             a_converter.encode(Positional(1), KEY)
-    assert Positional.made == 2  # those of this test: its constructor wants one argument
 
 
 def test_a_class_that_changes_its_arguments_is_refused() -> None:
@@ -561,7 +551,7 @@ def test_attributes_of_the_wrong_kind(attributes: object) -> None:
         f"{HERE}:SPIDER",
     ],
 )
-def test_a_class_that_is_no_request(path: str) -> None:
+def test_a_class_that_is_not_a_request(path: str) -> None:
     refusal(own({"v": 1, "class": path}))
     refusal(own({"v": 1, "meta": {"x": {"$item": [path, []]}}}))
 
@@ -605,7 +595,7 @@ def test_a_trusted_module_is_imported(tmp_path: Path, monkeypatch: pytest.Monkey
         "name",
     ],
 )
-def test_a_callback_that_is_no_method(name: str) -> None:
+def test_a_callback_that_is_not_a_method(name: str) -> None:
     assert "has no method" in refusal(own({"v": 1, "callback": name}))
     refusal(own({"v": 1, "errback": name}))
     refusal(apify(callback=name))
@@ -744,7 +734,7 @@ def test_labels_name_callbacks(user_data: dict[str, Any], callback: object) -> N
 
 
 @pytest.mark.parametrize("url", ["", "no scheme", "/path"])
-def test_a_url_that_is_none(url: str) -> None:
+def test_a_text_that_is_not_a_url(url: str) -> None:
     refusal(foreign(url=url))
 
 

@@ -1,14 +1,14 @@
-"""What the shop sells and what its pages say: no state, no network, the same at every run.
+"""The shop's products and pages: no state, no network, the same in every run.
 
-Besides ordinary pages it has what makes crawls go wrong. Most products are linked once, so that a
-crawl which loses a request loses a product:
+Most products are linked only once, so a crawl that loses a request loses a product. Besides
+ordinary pages, the shop has pages that are hard to crawl:
 
-* ``/p/bo1`` and ``/p/BO1`` are different products, and so in each category;
+* ``/p/bo1`` and ``/p/BO1`` are different products; each category has such a pair;
 * ``/~outlet`` and the pages of a category are linked in several spellings;
-* ``/old/...`` are redirects, one of them to a page that is linked directly as well;
-* ``RARE...`` are found by the searches alone, which differ in nothing but their body;
-* ``flaky`` pages fail twice (the server counts), ``/p/ERROR`` fails always, ``/p/GONE`` is a 404,
-  and the price of ``/p/UNPRICED`` is no number.
+* ``/old/...`` are redirects, one of them to a page that is also linked directly;
+* ``RARE...`` are found only by the searches, whose requests differ only in their body;
+* ``flaky`` pages fail twice (the server counts), ``/p/ERROR`` always fails, ``/p/GONE`` is a 404,
+  and the price of ``/p/UNPRICED`` is not a number.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _OUTLET_LINKS = (
 
 @dataclass(frozen=True)
 class Page:
-    """An answer of the shop."""
+    """A response of the shop."""
 
     body: str = ""
     status: int = 200
@@ -49,7 +49,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Product:
-    """Something to buy; ``shelf`` is the page of its category that lists it."""
+    """A product. ``shelf`` is the number of the category page that lists it."""
 
     sku: str
     name: str
@@ -59,7 +59,7 @@ class Product:
 
 
 class Catalog:
-    """A shop with so many products in its categories, and a few elsewhere."""
+    """A shop with ``products`` products in its categories, and a few more elsewhere."""
 
     def __init__(self, products: int) -> None:
         self._shelves: dict[tuple[str, int], list[Product]] = {}
@@ -72,11 +72,11 @@ class Catalog:
 
     @property
     def skus(self) -> frozenset[str]:
-        """The products which a crawl that loses nothing finds."""
+        """The products that a complete crawl finds."""
         return frozenset(self._products) - {"UNPRICED"}
 
     def page(self, path: str, form: Mapping[str, str]) -> Page:
-        """Answer a path, unquoted, with the fields of its query or of the posted form."""
+        """Return the page at an unquoted path, given the fields of the query or posted form."""
         match path.split("/")[1:]:
             case [""]:
                 return _home()
@@ -107,7 +107,7 @@ class Catalog:
         if shelf is None:
             return Page("Not found", status=404)
         pages = []
-        # The home page names the category first and this link the page: one page, two URLs.
+        # The home page writes the same URL with the parameters in the other order.
         if number > 1:
             pages.append(_link(f"/list?page={number - 1}&category={category}", "previous"))
         if (category, number + 1) in self._shelves:
@@ -120,8 +120,8 @@ class Catalog:
         product = self._products.get(sku)
         if product is None:
             return Page("Not found", status=404)
-        # Only the first product of a shelf is named again: were all of them, a lost link would
-        # be made good by the next product.
+        # Link only the first product of the shelf. If products linked each other, a crawl could
+        # lose a link and still find its product.
         shelf = self._shelves.get((product.category, product.shelf), [product])
         return _html(
             product.name,
@@ -140,7 +140,7 @@ def _product(index: int) -> Product:
     number, which = divmod(index, len(CATEGORIES))
     category = CATEGORIES[which]
     return Product(
-        # The first product of a category is the lower-case twin of the second.
+        # The SKUs of the first and the second product of a category differ only in case.
         sku=f"{category[:2].upper()}{number}" if number else f"{category[:2]}1",
         name=f"{SIZES[number % 3]} {COLOURS[number % 5]} {category} no. {number}",
         price=f"{5 + index * 37 % 400}.{index * 13 % 100:02}",

@@ -1,4 +1,4 @@
-"""Runs the shop for as long as the crawl lasts, so that the example needs no network."""
+"""Run the shop during the crawl, so that the example needs no network."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from shop_example.site import ShopServer
 
 
 def shop_url(settings: BaseSettings) -> str:
-    """Where the shop is, with no slash at the end."""
+    """The shop's URL, without a slash at the end."""
     url = settings.get("SHOP_URL") or f"http://127.0.0.1:{settings.getint('SHOP_PORT')}"
     return str(url).rstrip("/")
 
 
 class ShopExtension:
-    """Opens the shop on ``SHOP_PORT``, unless ``SHOP_URL`` says that it runs elsewhere.
+    """Serves the shop on ``SHOP_PORT``, unless ``SHOP_URL`` names a shop that runs elsewhere.
 
-    The port is fixed because the queue holds URLs: a resumed crawl must find them again.
+    The port is fixed, because the queue stores URLs and they must work in a resumed crawl.
     """
 
     def __init__(self, shop: ShopServer) -> None:
@@ -27,7 +27,7 @@ class ShopExtension:
 
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> ShopExtension:
-        """Start the shop here, before any request: an error in a signal handler stops no crawl."""
+        """Start the shop here, because an error in a signal handler would not stop the crawl."""
         if crawler.settings.get("SHOP_URL"):
             raise NotConfigured
         extension = cls(_start(crawler.settings.getint("SHOP_PORT")))
@@ -35,7 +35,7 @@ class ShopExtension:
         return extension
 
     def spider_closed(self) -> None:
-        """Close the shop."""
+        """Stop the shop."""
         self.shop.stop()
 
 
@@ -45,7 +45,7 @@ def _start(port: int) -> ShopServer:
         shop.start()
     except OSError as error:
         raise RuntimeError(
-            f"The example's shop cannot listen on 127.0.0.1:{port} ({error.strerror})."
-            " Choose another port (-s SHOP_PORT=...), or name a shop that runs (-s SHOP_URL=...)."
+            f"The example's shop cannot listen on 127.0.0.1:{port} ({error.strerror}). Choose"
+            " another port (-s SHOP_PORT=...), or use a shop that is running (-s SHOP_URL=...)."
         ) from error
     return shop

@@ -1,14 +1,14 @@
-"""What the spider brings home."""
+"""The items that the spider yields."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class Product:
-    """One product page.
+    """One product.
 
-    ``found_in`` and ``position`` come with the request (``cb_kwargs`` and ``meta``), all else from
-    the page. They tell which link was followed first, so they can differ from crawl to crawl.
+    ``found_in`` and ``position`` come from the request (``cb_kwargs`` and ``meta``), the rest from
+    the page. They depend on which link was followed first, so they can differ between crawls.
     """
 
     sku: str

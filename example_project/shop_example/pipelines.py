@@ -1,4 +1,4 @@
-"""Where the items go before their page counts as done: to a file, or to an Actor run's dataset."""
+"""Store the items before their page counts as handled: in a file, or in an Actor run's dataset."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from itemadapter import ItemAdapter
 from scrapy.crawler import Crawler
 from scrapy.exceptions import NotConfigured
 
-# In bytes, more than any item of this project takes.
+# In bytes; longer than any item of this project.
 _LONGEST_LINE = 100_000
 
 
 class JsonLinesPipeline:
     """Appends each item to the file that ``SHOP_ITEMS`` names, and flushes it.
 
-    A page is marked handled in the queue after its items have been through the pipelines, so what
-    a pipeline has put out of this process by then survives its being killed. The file of Scrapy's
-    FEEDS does not do for that: it is buffered, and ``kill -9`` loses the items in the buffer, whose
-    pages are handled and not fetched again.
+    A page is marked as handled after its items have passed the pipelines. So whatever a pipeline
+    has written outside this process by then survives a kill. The files of Scrapy's FEEDS do not:
+    they are buffered, and ``kill -9`` loses the items in the buffer, although their pages are
+    handled and will not be fetched again.
 
-    The other way round, a page whose items are written can be killed before it is handled. It is
-    fetched again, so that an item can be in the file twice, but never not at all ("at least once").
-    Against a power cut, instead of a kill, an ``os.fsync()`` for each item would be needed, and
-    ``synchronous=FULL`` in the queue.
+    The process can also be killed after an item was written and before its page is marked as
+    handled. Then the page is fetched again and the item is in the file twice, but never missing
+    ("at least once"). To survive a power cut as well, each item would need an ``os.fsync()``, and
+    the queue would need ``synchronous=FULL``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,23 +34,23 @@ class JsonLinesPipeline:
 
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> JsonLinesPipeline:
-        """Write where the settings say."""
+        """Write to the file that the settings name."""
         return cls(Path(crawler.settings["SHOP_ITEMS"]))
 
     def open_spider(self) -> None:
-        """Go on at the end of the file; what an earlier run wrote stays."""
+        """Open the file to append to what earlier runs wrote."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("a+b")
         self._drop_unfinished_line()
 
     def _drop_unfinished_line(self) -> None:
-        """Cut off what a killed process left of a line, or the next item would be joined to it."""
+        """Remove half a line that a killed process left, because the next item would follow it."""
         start = max(0, self._file.seek(0, os.SEEK_END) - _LONGEST_LINE)
         self._file.seek(start)
         self._file.truncate(start + self._file.read().rfind(b"\n") + 1)
 
     def process_item(self, item: Any) -> Any:
-        """Write one line, and hand it to the operating system before the page is done."""
+        """Write one line, and pass it to the operating system before the page is handled."""
         line = json.dumps(ItemAdapter(item).asdict()) + "\n"
         self._file.write(line.encode())
         self._file.flush()
@@ -62,14 +62,14 @@ class JsonLinesPipeline:
 
 
 class DatasetPipeline:
-    """Puts each item into the default dataset of the Actor run; elsewhere it does nothing.
+    """Stores each item in the default dataset of the Actor run. Elsewhere it does nothing.
 
-    The disk of a run is gone with its container, also when the run is migrated. The client repeats
-    what the API does not take at once.
+    A run's disk disappears with its container, even when the run is migrated. The client repeats
+    calls that the API does not accept at once.
     """
 
     def __init__(self, dataset_id: str) -> None:
-        # Imported here, because only an Actor needs it installed.
+        # Imported here, because only an Actor needs this package.
         from apify_client import ApifyClientAsync
 
         url = os.environ.get("APIFY_API_BASE_URL") or "https://api.apify.com"
@@ -78,12 +78,12 @@ class DatasetPipeline:
 
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> DatasetPipeline:
-        """Write to the dataset that the platform has made for this run."""
+        """Write to the run's default dataset."""
         if not (dataset_id := os.environ.get("ACTOR_DEFAULT_DATASET_ID")):
             raise NotConfigured
         return cls(dataset_id)
 
     async def process_item(self, item: Any) -> Any:
-        """Return when the platform has the item."""
+        """Return when the platform has stored the item."""
         await self._dataset.push_items(ItemAdapter(item).asdict())
         return item

@@ -1,4 +1,4 @@
-"""Settings of the example; ADDONS is the only line that has to do with the request queue."""
+"""Settings of the example. ADDONS is the only one that concerns the request queue."""
 
 BOT_NAME = "shop_example"
 
@@ -7,7 +7,7 @@ NEWSPIDER_MODULE = "shop_example.spiders"
 
 ADDONS = {"scrapy_apify_rq.Addon": 500}
 
-# The shop comes with the example. SHOP_URL, where it is set, names one that runs elsewhere.
+# The example serves the shop itself, unless SHOP_URL names a shop that runs elsewhere.
 EXTENSIONS = {"shop_example.extension.ShopExtension": 500}
 SHOP_PORT = 8765
 
@@ -15,7 +15,7 @@ ROBOTSTXT_OBEY = True
 LOG_LEVEL = "INFO"
 TELNETCONSOLE_ENABLED = False
 
-# Not FEEDS, whose file is buffered: see the pipeline.
+# Not FEEDS, because they are buffered: see JsonLinesPipeline.
 ITEM_PIPELINES = {
     "shop_example.pipelines.JsonLinesPipeline": 500,
     "shop_example.pipelines.DatasetPipeline": 600,

@@ -1,8 +1,8 @@
-"""Serves the shop on loopback: in a thread (``with ShopServer() as shop``), or as a program.
+"""Serve the shop on loopback: in a thread (``with ShopServer() as shop``), or as a program.
 
-``python -m shop_example.site --port 0`` prints its URL on a line and serves until it is killed;
-``GET /_hits`` tells which requests it has had, ``GET /_hits?at_least=100`` as soon as there are so
-many. Standard library only.
+``python -m shop_example.site --port 0`` prints its URL on one line and runs until it is killed.
+``GET /_hits`` returns the requests that it has received. ``GET /_hits?at_least=100`` waits until
+there are that many. Uses only the standard library.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shop_example.catalog import Catalog, Page
 
 FAILURES_OF_A_FLAKY_PAGE = 2
 
-# The client left, the client speaks no HTTP, or the shop closes.
+# The client has left, the client does not speak HTTP, or the shop stops.
 _END_OF_CONNECTION = (
     *(EOFError, ConnectionError),
     *(ValueError, asyncio.LimitOverrunError),
@@ -32,7 +32,7 @@ _END_OF_CONNECTION = (
 
 
 class Hit(NamedTuple):
-    """A request that the shop has had; ``path`` is as sent, with its query."""
+    """A request that the shop has received. ``path`` is unchanged and includes the query."""
 
     method: str
     path: str
@@ -45,10 +45,10 @@ class _Request(NamedTuple):
 
 
 class ShopServer:
-    """The shop, in a thread of its own: one event loop serves every connection.
+    """Serves the shop in a thread, where one event loop handles all connections.
 
-    ``hits`` holds all requests in the order of their arrival; only the server's thread appends to
-    it, so that other threads may read it at any time.
+    ``hits`` has all requests in the order of their arrival. Only the server's thread appends to it,
+    so other threads can read it at any time.
     """
 
     def __init__(self, *, port: int = 0, products: int = 200, delay: float = 0.0) -> None:
@@ -61,11 +61,11 @@ class ShopServer:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Serve from now on; OSError if the port is taken."""
+        """Start to serve. Raises OSError if the port is in use."""
         listener = socket.create_server(("127.0.0.1", self._port), backlog=128)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         ready = threading.Event()
-        # A daemon: a crawl that fails before its end must not be kept alive by the shop.
+        # A daemon thread, so that the shop does not keep a failed crawl's process alive.
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._serve(listener, ready)), name="shop", daemon=True
         )
@@ -98,8 +98,8 @@ class ShopServer:
         server = await asyncio.start_server(self._connection, sock=listener)
         ready.set()
         await self._stopping.wait()
-        # No wait_closed(): it waits for clients that keep their connection open. asyncio.run()
-        # cancels what serves them.
+        # Do not call wait_closed(): it would wait for clients that keep their connection open.
+        # asyncio.run() cancels the tasks that serve them.
         server.close()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -158,11 +158,11 @@ def _encode(page: Page, *, keep_alive: bool) -> bytes:
 
 
 def main() -> None:
-    """Serve until killed."""
+    """Serve the shop until the program is killed."""
     parser = argparse.ArgumentParser(description="The shop that the example crawls.")
-    parser.add_argument("--port", type=int, default=8765, help="0: any free port")
-    parser.add_argument("--products", type=int, default=200, help="how many to list")
-    parser.add_argument("--delay", type=float, default=0.0, help="seconds to wait on each page")
+    parser.add_argument("--port", type=int, default=8765, help="0 selects a free port")
+    parser.add_argument("--products", type=int, default=200, help="how many products to list")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds before each response")
     options = parser.parse_args()
     with (
         contextlib.suppress(KeyboardInterrupt),

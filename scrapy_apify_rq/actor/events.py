@@ -144,7 +144,7 @@ class RunEvents:
 
     async def _abandon_after(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-        if unfinished := len(scrapy_private.running(self._crawler.engine)):
+        if unfinished := len(scrapy_private.unfinished(self._crawler.engine)[0]):
             self._log(
                 logging.WARNING,
                 f"{unfinished} requests are still under way and abandoned. They stay pending in"

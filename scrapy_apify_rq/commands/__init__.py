@@ -1,5 +1,6 @@
-"""``scrapy rq ...``: each subcommand is a module of this package, listed in ``rq``.
+"""``scrapy rq ...``. Each subcommand is a module in this package; ``rq`` lists them.
 
-The others are what subcommands share: ``queues`` (which queue, and what can be done with it),
-``adding`` (lines to entries), ``output`` (tables, progress, questions).
+The other modules hold what the subcommands share: ``queues`` (finding and opening a queue),
+``adding`` (adding the lines of a file), ``output`` (tables, progress bars, questions) and
+``jobdir`` (reading a JOBDIR).
 """

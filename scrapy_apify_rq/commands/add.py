@@ -1,4 +1,4 @@
-"""``scrapy rq add``: new entries."""
+"""``scrapy rq add``: add new entries."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from scrapy_apify_rq.limits import METHODS
 
 NAME = "add"
 HELP = (
-    "Add requests that are not in the queue yet, with the keys that the spider gives to links. It"
-    " makes a queue of this name where there is none"
+    "Add requests that are not in the queue yet. They get the same keys that the spider's links"
+    " get. If there is no queue of this name, it is created"
 )
 EXAMPLE = "scrapy rq add https://example.com/product/1 https://example.com/product/2"
 
@@ -31,17 +31,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("urls", metavar="URL", nargs="*")
     parser.add_argument(
         "--file",
-        help='a URL in each line, or a JSON object with "url" and any of "method", "headers",'
-        ' "payload" and "userData", whose "label" chooses the callback, see APIFY_RQ_CALLBACKS;'
-        " - is the standard input",
+        help='read this file; each line is a URL, or a JSON object with "url" and any of "method",'
+        ' "headers", "payload" and "userData" (its "label" selects the callback, see'
+        " APIFY_RQ_CALLBACKS); - is the standard input",
     )
-    parser.add_argument("--forefront", action="store_true", help="in front of all that is there")
+    parser.add_argument(
+        "--forefront", action="store_true", help="put them in front of everything in the queue"
+    )
     output.add_json_option(parser, "an object with added, alreadyPresent and notAdded")
 
 
 def run(settings: Settings, options: argparse.Namespace) -> None:
     if bool(options.urls) == bool(options.file):
-        raise UsageError("what? Add either URLs or --file")
+        raise UsageError("give either URLs or --file")
     queues.run(_add(settings, options))
 
 
@@ -49,11 +51,11 @@ async def _add(settings: Settings, options: argparse.Namespace) -> None:
     async with queues.opened(settings, options, create=True) as queue:
         parse = partial(_entry, queue, queue.converter())
         if options.urls:
-            given = ((url, url.encode()) for url in options.urls)
-            await adding.add(queue, given, parse, options, forefront=options.forefront)
+            urls = ((url, url.encode()) for url in options.urls)
+            await adding.add_lines(queue, urls, parse, options, forefront=options.forefront)
         else:
-            with adding.lines(options.file) as lines:
-                await adding.add(queue, lines, parse, options, forefront=options.forefront)
+            with adding.read_lines(options.file) as lines:
+                await adding.add_lines(queue, lines, parse, options, forefront=options.forefront)
 
 
 class _Line(BaseModel):
@@ -68,12 +70,14 @@ class _Line(BaseModel):
 
 def _entry(queue: Queue, converter: RequestConverter, line: bytes) -> Entry:
     text = line.decode("utf-8-sig")
-    given = _Line.model_validate_json(text) if text.startswith("{") else _Line(url=text)
-    if given.method not in METHODS:
-        raise CodecError(f"method {given.method!r}: a queue knows {', '.join(sorted(METHODS))}")
-    # Headers and noRetry are written even where there are none, see RequestConverter.encode().
-    entry = Entry(id="", unique_key="", no_retry=False, **given.model_dump())
-    request = converter.decode(entry)  # as the crawl will read it
+    fields = _Line.model_validate_json(text) if text.startswith("{") else _Line(url=text)
+    if fields.method not in METHODS:
+        raise CodecError(
+            f"unknown method {fields.method!r}; use one of {', '.join(sorted(METHODS))}"
+        )
+    # Headers and noRetry are always written, even if empty: see RequestConverter.encode().
+    entry = Entry(id="", unique_key="", no_retry=False, **fields.model_dump())
+    request = converter.decode(entry)  # the key must fit the request that the crawl will read
     entry.url = request.url
     entry.unique_key = queue.keys.plain(request)
     entry.id = request_id(entry.unique_key)

@@ -1,4 +1,4 @@
-"""Adding what the lines of a file stand for, however long it is: for ``add`` and ``import``."""
+"""Add the lines of a file to a queue, batch by batch: shared by ``add`` and ``import``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import CodecError, RequestQueueError
 
 Line = tuple[str, bytes]
-"""Where it is from, and its text."""
+"""A name for error messages ("line 3", or the URL itself), and the text."""
 
 
 @contextmanager
-def lines(file: str) -> Iterator[Iterator[Line]]:
-    """The lines of a file, or of the standard input if it is "-"; empty ones are left out."""
+def read_lines(file: str) -> Iterator[Iterator[Line]]:
+    """Read the lines of a file, or of the standard input for "-". Empty lines are skipped."""
     with _open(file) as source:
         numbered = enumerate(source, 1)
         yield ((f"line {number}", line.strip()) for number, line in numbered if line.strip())
@@ -34,14 +34,14 @@ def _open(file: str) -> Iterator[BinaryIO]:
         yield sys.stdin.buffer
         return
     try:
-        source = Path(file).open("rb")  # noqa: SIM115 (closed below)
+        source = Path(file).open("rb")  # noqa: SIM115 (the with statement below closes it)
     except OSError as error:
         raise RequestQueueError(f"cannot read {file}: {error.strerror}") from error
     with source:
         yield source
 
 
-async def add(
+async def add_lines(
     queue: Queue,
     lines: Iterator[Line],
     parse: Callable[[bytes], Entry],
@@ -49,40 +49,40 @@ async def add(
     *,
     forefront: bool,
 ) -> None:
-    """Add what ``parse`` makes of each line, in their order, and say how many were new.
+    """Parse each line into an entry, add the entries in order, and print how many were new.
 
-    What is wrong with a line is said, and raises RequestQueueError at the end, when all the others
-    are added.
+    A line that cannot be added is reported and the rest are still added. Then RequestQueueError is
+    raised.
     """
-    added = present = wrong = 0
+    added = present = failed = 0
     with output.progress("adding", None) as advance:
-        # One batch after the other: of several at a time, any may be the first in the queue.
+        # One batch at a time: batches sent at once could arrive in any order.
         async for batch in queues.batches(_parsed(lines, parse), queue.backend.batch):
-            good = [(where, entry) for where, entry in batch if entry is not None]
-            wrong += len(batch) - len(good)
-            entries = [entry for _, entry in good]
+            parsed = [(where, entry) for where, entry in batch if entry is not None]
+            failed += len(batch) - len(parsed)
+            entries = [entry for _, entry in parsed]
             answers = await queue.backend.add(entries, forefront=forefront)
-            for (where, _), answer in zip(good, answers, strict=True):
+            for (where, _), answer in zip(parsed, answers, strict=True):
                 if answer.refused:
                     output.say(f"{where}: {answer.refused}")
-                    wrong += 1
+                    failed += 1
                 elif answer.was_already_present:
                     present += 1
                 else:
                     added += 1
             advance(len(batch))
     if options.json:
-        output.print_json({"added": added, "alreadyPresent": present, "notAdded": wrong})
+        output.print_json({"added": added, "alreadyPresent": present, "notAdded": failed})
     else:
-        print(f"{added:,} added, {present:,} were there already")
-    if wrong:
-        raise RequestQueueError(f"{wrong:,} could not be added, see above")
+        print(f"{added:,} added, {present:,} already in the queue")
+    if failed:
+        raise RequestQueueError(f"{failed:,} could not be added, see above")
 
 
 async def _parsed(
     lines: Iterator[Line], parse: Callable[[bytes], Entry]
 ) -> AsyncIterator[tuple[str, Entry | None]]:
-    """None where a line is wrong, which has been said."""
+    """Parse each line. An invalid line is reported and gives None."""
     for where, line in lines:
         try:
             entry = parse(line)

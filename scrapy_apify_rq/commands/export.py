@@ -1,4 +1,4 @@
-"""``scrapy rq export``: a queue as a file of JSON Lines."""
+"""``scrapy rq export``: write a queue to a file of JSON Lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scrapy_apify_rq.commands import output, queues
 from scrapy_apify_rq.errors import RequestQueueError
 
 NAME = "export"
-HELP = "Write all entries into a file, one in each line as the API has it; see import"
+HELP = "Write all entries to a file, one per line, as the API returns them; see import"
 EXAMPLE = "scrapy rq export backup.jsonl"
 
 
@@ -25,24 +25,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(settings: Settings, options: argparse.Namespace) -> None:
-    number = queues.run(_export(settings, options))
-    output.say(f"{number:,} exported")
+    count = queues.run(_export(settings, options))
+    output.say(f"{count:,} exported")
 
 
 async def _export(settings: Settings, options: argparse.Namespace) -> int:
-    number = 0
+    count = 0
     async with queues.opened(settings, options) as queue:
         info = await queue.backend.info()
         with _writing(options.file) as file:
-            async for entry in output.watched(queue.backend.list(), "exporting", info.total):
+            entries = queue.backend.list()
+            async for entry in output.with_progress(entries, "exporting", info.total):
                 file.write(entry.to_json().encode() + b"\n")
-                number += 1
-    return number
+                count += 1
+    return count
 
 
 @contextmanager
 def _writing(file: str) -> Iterator[BinaryIO]:
-    """The standard output for "-"; else a file that has its name only once it is complete."""
+    """Open the standard output for "-", else a file that gets its name once it is complete."""
     if file == "-":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()

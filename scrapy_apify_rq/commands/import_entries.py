@@ -1,4 +1,4 @@
-"""``scrapy rq import``: the entries of a file that ``export`` wrote."""
+"""``scrapy rq import``: add the entries of a file that ``export`` wrote."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from scrapy_apify_rq.entries.unique_keys import request_id
 
 NAME = "import"
 HELP = (
-    "Add the entries of a file that export wrote, handled ones as handled. Those that the queue has"
-    " already are left as they are, so an import can be repeated. It makes a queue of this name"
-    " where there is none"
+    "Add the entries of a file that export wrote. Handled entries stay handled. Entries that are"
+    " already in the queue are not changed, so an import can be repeated. If there is no queue of"
+    " this name, it is created"
 )
 EXAMPLE = "scrapy rq import backup.jsonl -q copy"
 
@@ -31,18 +31,18 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 
 
 async def _import(settings: Settings, options: argparse.Namespace) -> None:
-    with adding.lines(options.file) as lines:
+    with adding.read_lines(options.file) as lines:
         async with queues.opened(settings, options, create=True) as queue:
-            await adding.add(queue, lines, _entry, options, forefront=False)
+            await adding.add_lines(queue, lines, _entry, options, forefront=False)
 
 
 def _entry(line: bytes) -> Entry:
     stored = json.loads(line)
     if not isinstance(stored, dict):
-        raise ValueError("a JSON object is needed")
+        raise ValueError("not a JSON object")
     entry = Entry.model_validate({"id": "", **stored})
     id = request_id(entry.unique_key)
     if entry.id not in ("", id):
-        raise ValueError(f"the id {entry.id!r} does not belong to this uniqueKey, {id!r} does")
+        raise ValueError(f"the id {entry.id!r} does not belong to this uniqueKey; {id!r} does")
     entry.id = id
     return entry

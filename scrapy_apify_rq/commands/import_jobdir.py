@@ -1,4 +1,4 @@
-"""``scrapy rq import-jobdir``: a paused crawl of stock Scrapy becomes one of the request queue."""
+"""``scrapy rq import-jobdir``: move a crawl that stock Scrapy has paused into a request queue."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 NAME = "import-jobdir"
 HELP = (
-    "Bring the pending requests and the seen set of a crawl that stock Scrapy has paused with"
-    " JOBDIR into the queue, so that the next run goes on where it stopped. The JOBDIR is left as"
-    " it is. It holds pickles, and reading a pickle runs whatever its writer put there: use only a"
-    " JOBDIR that is your own"
+    "Copy the pending requests and the seen set of a crawl that stock Scrapy has paused with JOBDIR"
+    " into the queue, so that the next run continues where it stopped. The JOBDIR is not changed."
+    " It holds pickles, and reading a pickle runs any code that its writer put there: use only a"
+    " JOBDIR of your own"
 )
 EXAMPLE = "scrapy rq import-jobdir crawls/somespider-1 somespider"
 _WARNING: Final = (
-    "{} holds pickles. Reading a pickle runs whatever its writer put there, so this must be a"
-    " JOBDIR that you, and nobody else, have written."
+    "{} holds pickles. Reading a pickle runs any code that its writer put there, so use only a"
+    " JOBDIR that you wrote yourself."
 )
 
 
@@ -47,7 +47,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "-q",
         "--queue",
         metavar="ID_OR_NAME",
-        help="the queue, made if missing (default: the one that a crawl of this spider would use)",
+        help="the queue; it is created if it does not exist (default: the queue that a crawl of"
+        " this spider would use)",
     )
     parser.add_argument(
         "-a",
@@ -55,14 +56,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an argument of the spider, as in scrapy crawl",
+        help="an argument for the spider, as in scrapy crawl",
     )
     parser.add_argument(
         "--repeat-start",
         action="store_true",
-        help="crawl the start requests that are not pending again, as Scrapy does when it resumes;"
-        " for a crawl that was stopped before its start() came to an end. Without it, start() is"
-        " run once now, to see which they are",
+        help="crawl the start requests again that are not pending, as Scrapy does when it resumes."
+        " Use this if the crawl was stopped before its start() had finished. Without this option"
+        " the command runs start() once, to find out which requests it yields",
     )
     parser.add_argument("--yes", action="store_true", help="do not ask whether DIR is your own")
 
@@ -74,19 +75,19 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
         raise UsageError("-a takes NAME=VALUE") from None
     if not options.yes:
         output.say(_WARNING.format(options.folder))
-        output.confirm("Is it your own?", otherwise="nothing was read")
+        output.confirm("Is it your own?", if_refused="nothing was read")
     queues.run(_import(settings, options, arguments))
 
 
-class _LeftOut:
-    """Tells of each pending request that the queue cannot hold."""
+class _Skipped:
+    """Reports and counts the pending requests that the queue cannot store."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def __call__(self, url: str, reason: object) -> None:
         self.count += 1
-        output.say(f"not imported: {url} cannot be written to the queue: {reason}")
+        output.say(f"not imported: {url}: {reason}")
 
 
 async def _import(
@@ -95,49 +96,48 @@ async def _import(
     async with queues.opened(settings, options, create=True) as queue:
         if queue.config.unique_key != "fingerprint":
             raise ConfigError(
-                "APIFY_RQ_UNIQUE_KEY must be 'fingerprint': a JOBDIR holds no other keys"
+                "APIFY_RQ_UNIQUE_KEY must be 'fingerprint', because a JOBDIR has no other keys"
             )
-        left_out = _LeftOut()
-        jobdir = _jobdir(queue, options.folder, arguments, left_out)
-        # In this order, because the seen set holds the pending requests, too, and an entry that
-        # is there already stays as it is. So an import can be interrupted and repeated.
-        pending = await _add(queue, "Pending requests", jobdir.pending(), left_out)
+        skipped = _Skipped()
+        jobdir = _jobdir(queue, options.folder, arguments, skipped)
+        # The pending requests go first. The seen set contains them too, and adding an entry that
+        # the queue already has changes nothing. So an import can be interrupted and repeated.
+        pending = await _add(queue, "Pending requests", jobdir.pending(), skipped)
         started = [] if options.repeat_start else await jobdir.started()
-        starts = await _add(queue, "Start requests", started, left_out)
-        seen = await _add(queue, "Seen requests", jobdir.seen(), left_out, in_order=False)
+        starts = await _add(queue, "Start requests", started, skipped)
+        seen = await _add(queue, "Seen requests", jobdir.seen(), skipped, in_order=False)
         info = await queue.backend.info()
     print(
-        f"{options.folder} is in request queue {info.title!r} in"
-        f" {queue.backend.location}. New there: {pending} pending requests, {starts} start"
-        f" requests taken as crawled, {seen} seen. The queue holds {info.handled} handled,"
-        f" {info.pending} pending"
+        f"Imported {options.folder} into request queue {info.title!r} in {queue.backend.location}."
+        f" Added: {pending} pending requests, {starts} start requests counted as crawled, {seen}"
+        f" seen. The queue now has {info.handled} handled, {info.pending} pending"
     )
-    if left_out.count:
+    if skipped.count:
         raise RequestQueueError(
-            f"{left_out.count} pending requests are left out, see above; they are still in"
+            f"{skipped.count} pending requests were not imported, see above; they are still in"
             f" {options.folder}"
         )
 
 
-def _jobdir(queue: Queue, folder: Path, arguments: dict[str, str], left_out: _LeftOut) -> JobDir:
+def _jobdir(queue: Queue, folder: Path, arguments: dict[str, str], skipped: _Skipped) -> JobDir:
     crawler = queue.crawler
     crawler.stats = load_object(crawler.settings["STATS_CLASS"])(crawler)
-    # Queues that look at the downloader find an idle one.
-    idle = SimpleNamespace(downloader=SimpleNamespace(slots={}))
-    crawler.engine = cast("ExecutionEngine", idle)
+    # Some priority queues look at the downloader. This one is idle.
+    engine = SimpleNamespace(downloader=SimpleNamespace(slots={}))
+    crawler.engine = cast("ExecutionEngine", engine)
     crawler.spider = spider = crawler.spidercls.from_crawler(crawler, **arguments)
-    return JobDir(folder, spider, RequestConverter.from_config(spider, queue.config), left_out)
+    return JobDir(folder, spider, RequestConverter.from_config(spider, queue.config), skipped)
 
 
 async def _add(
     queue: Queue,
     what: str,
     entries: Iterable[Entry],
-    left_out: _LeftOut,
+    skipped: _Skipped,
     *,
     in_order: bool = True,
 ) -> int:
-    """Add entries; how many were new."""
+    """Add the entries, and return how many were new."""
     source, added = iter(entries), 0
     add, size = queue.add, queue.batch
     if in_order:
@@ -146,8 +146,8 @@ async def _add(
         while batch := list(islice(source, size)):
             for entry, answer in zip(batch, await add(batch, forefront=False), strict=True):
                 if answer.refused is not None:
-                    left_out(entry.url, answer.refused)
+                    skipped(entry.url, answer.refused)
                 added += not (answer.was_already_present or answer.refused)
             advance(len(batch))
-            await asyncio.sleep(0)  # the embedded queue never waits; Ctrl-C must get its turn
+            await asyncio.sleep(0)  # the embedded queue never waits, and Ctrl-C needs a chance
     return added

@@ -1,18 +1,20 @@
-"""A paused crawl of stock Scrapy, read from its JOBDIR as entries of a request queue.
+"""Read the JOBDIR of a crawl that stock Scrapy has paused, as entries of a request queue.
 
-    requests.queue   the pending requests, in the classes that SCHEDULER_DISK_QUEUE,
+    requests.queue   the pending requests, written by the classes that SCHEDULER_DISK_QUEUE,
                      SCHEDULER_START_DISK_QUEUE and SCHEDULER_PRIORITY_QUEUE name
-    requests.seen    the fingerprints of all requests that were ever scheduled, those with
-                     ``dont_filter`` aside; the pending ones are among them
-    spider.state     left alone
+    requests.seen    the fingerprints of all requests that were ever scheduled, including the
+                     pending ones but not those with ``dont_filter``
+    spider.state     not used
 
-Two things are not in a JOBDIR. A fingerprint has no address, so its entry gets one that can never
-be fetched, below ``SEEN``. And nothing tells which requests with ``dont_filter`` are done, such as
-the ones that ``start()`` yields by default: what ``start()`` yields up to the last start request
-that is still pending, or all of it if none is, counts as crawled.
+A JOBDIR lacks two things. It has no URLs for the fingerprints, so their entries get URLs below
+``SEEN``, which nobody can fetch. And it does not record which requests with ``dont_filter`` are
+done. ``start()`` yields such requests by default. We count as crawled what ``start()`` yields up to
+the last start request that is still pending, or everything it yields if none is pending.
 
-Source: https://docs.scrapy.org/en/latest/topics/jobs.html, scrapy/core/scheduler.py, pqueues.py and
-dupefilters.py. Taking a request out of a disk queue runs what its pickle says.
+Taking a request out of a disk queue runs the code in its pickle.
+
+Source: https://docs.scrapy.org/en/latest/topics/jobs.html, and scrapy/core/scheduler.py, pqueues.py
+and dupefilters.py.
 """
 
 from __future__ import annotations
@@ -39,20 +41,20 @@ if TYPE_CHECKING:
     from scrapy_apify_rq.entries.converter import RequestConverter
 
 SEEN: Final = "https://jobdir.invalid/"
-"""Below it are the URLs of imported fingerprints; names in .invalid never resolve (RFC 2606)."""
+"""The start of the URLs of imported fingerprints. Names in .invalid never resolve (RFC 2606)."""
 _STATE: Final = "active.json"
-_PAUSE_CLEANLY: Final = "Let Scrapy resume this crawl, and stop it with one Ctrl-C"
-_HEADER: Final = 4
-"""The size of a LifoDiskQueue without requests, in bytes."""
-_HEX: Final = frozenset(string.hexdigits.encode())
-_SIZE_BYTES: Final = 2
+_PAUSE_CLEANLY: Final = "Resume this crawl with Scrapy, and stop it with one Ctrl-C"
+_EMPTY_QUEUE_SIZE: Final = 4
+"""Bytes in the file of a LifoDiskQueue that holds no requests."""
+_HEX_DIGITS: Final = frozenset(string.hexdigits.encode())
+_LENGTH_BYTES: Final = 2
 
 
 class JobDir:
-    """Reads the JOBDIR of a spider, and leaves it as it is.
+    """Reads the JOBDIR of a spider without changing it.
 
-    The spider is one that was made by ``from_crawler``. ``left_out`` is called with the URL of each
-    pending request that cannot be written as an entry, and with the reason.
+    The spider must have been made by ``from_crawler``. ``skip`` is called for each pending request
+    that cannot be written as an entry, with the URL and the reason.
     """
 
     def __init__(
@@ -60,39 +62,39 @@ class JobDir:
         folder: Path,
         spider: Spider,
         converter: RequestConverter,
-        left_out: Callable[[str, CodecError], None],
+        skip: Callable[[str, CodecError], None],
     ) -> None:
         self._queue = folder / "requests.queue"
         self._seen = folder / "requests.seen"
         if not (self._queue.is_dir() or self._seen.is_file()):
             raise ConfigError(
-                f"{folder} holds neither requests.queue nor requests.seen: name the JOBDIR of a"
+                f"{folder} contains neither requests.queue nor requests.seen; give the JOBDIR of a"
                 " paused crawl"
             )
         self._spider = spider
         self._crawler = spider.crawler
         self._converter = converter
-        self._left_out = left_out
+        self._skip = skip
         self._keys = self._new_keys()
-        self._made: Counter[str] = Counter()
-        """How many pending links that are not filtered there are of each key."""
+        self._unfiltered: Counter[str] = Counter()
+        """For each fingerprint, how many pending links with ``dont_filter`` have had it."""
         self._pending_starts: set[str] = set()
         self._skipped: set[str] = set()
 
-    # Pending requests.
+    # Pending requests
 
     def pending(self) -> Iterator[Entry]:
-        """What waits to be crawled, in the order in which Scrapy would crawl it.
+        """The pending requests, in the order in which Scrapy would crawl them.
 
-        The keys are the same at each import.
+        They have the same keys at each import.
         """
         for request in self._requests():
             try:
                 entry = self._converter.encode(request, self._key(request))
             except CodecError as error:
-                # Not known to the queue, it is crawled if a link to it is found again.
+                # It must not count as seen, so that it is crawled if a link to it is found again.
                 self._skipped.add(self._keys.plain(request))
-                self._left_out(request.url, error)
+                self._skip(request.url, error)
             else:
                 yield entry
 
@@ -108,38 +110,39 @@ class JobDir:
             return plain
         if is_start:
             return self._keys.own(plain, is_start=True)
-        # Not the random key of a crawl, by which each import would add it anew.
-        self._made[plain] += 1
-        return f"{plain}:jobdir{self._made[plain]}"
+        # A crawl would use a random key here, but then each import would add the request again.
+        self._unfiltered[plain] += 1
+        return f"{plain}:jobdir{self._unfiltered[plain]}"
 
     def _requests(self) -> Iterator[Request]:
-        """Empty a copy, because taking a request out of a disk queue deletes it."""
+        """Read a copy of the queue, because taking a request out of a disk queue deletes it."""
         if not self._queue.is_dir() or not any(self._queue.iterdir()):
             return
         state = self._read_state()
         with TemporaryDirectory(prefix="scrapy-apify-rq-") as scratch:
             copy = Path(shutil.copytree(self._queue, Path(scratch, "requests.queue")))
-            full = _full_files(copy)
+            files = _files_with_requests(copy)
             try:
                 with closing(self._open(copy, state)) as queue:
                     if state and not len(queue):
-                        raise LookupError(f"{_STATE} tells of pending requests, and none are found")
+                        raise LookupError(f"{_STATE} lists pending requests, but none were found")
                     while left := len(queue):
                         if (request := queue.pop()) is None:
                             raise LookupError(f"the last {left} pending requests are missing")
                         yield request
-            # Foreign bytes, read by whatever classes the project names, can fail in any way.
+            # Any exception is possible: the project chooses the classes that read these bytes.
             except Exception as error:
                 raise ConfigError(
-                    f"{self._queue} cannot be read: {type(error).__name__}: {error}. Are"
+                    f"cannot read {self._queue}: {type(error).__name__}: {error}. Do"
                     " SCHEDULER_PRIORITY_QUEUE, SCHEDULER_DISK_QUEUE and"
-                    " SCHEDULER_START_DISK_QUEUE as they were in the crawl that wrote it?"
+                    " SCHEDULER_START_DISK_QUEUE have the same values as in the crawl that wrote"
+                    " it?"
                 ) from error
-            # Queues delete their files when they are empty.
-            if unread := full & _full_files(copy):
+            # A queue deletes its file when it is empty.
+            if unread := files & _files_with_requests(copy):
                 names = ", ".join(sorted(unread))
                 raise ConfigError(
-                    f"{self._queue} holds requests that {_STATE} does not tell of, in {names}."
+                    f"{self._queue} contains requests that {_STATE} does not list, in {names}."
                     f" {_PAUSE_CLEANLY}"
                 )
 
@@ -147,7 +150,8 @@ class JobDir:
         path = self._queue / _STATE
         if not path.exists():
             raise ConfigError(
-                f"{self._queue} lacks {_STATE}, which Scrapy writes when it stops. {_PAUSE_CLEANLY}"
+                f"{self._queue} lacks {_STATE}, which Scrapy writes when it stops cleanly."
+                f" {_PAUSE_CLEANLY}"
             )
         return json.loads(path.read_text())
 
@@ -163,56 +167,60 @@ class JobDir:
             start_queue_cls=load_object(start_class) if start_class else None,
         )
 
-    # What is crawled already.
+    # Requests that were crawled
 
     async def started(self) -> list[Entry]:
-        """The start requests that are not filtered, and that count as crawled or are pending.
+        """Entries for the start requests with ``dont_filter`` that count as crawled.
 
-        Runs the spider's ``start()``; call it after ``pending``.
+        Pending ones are among them; adding those changes nothing, because the queue already has
+        them. Runs the spider's ``start()``. Call this after ``pending``.
         """
         keys = self._new_keys()
-        requests = [
-            (one.url, keys.plain(one), keys.is_repeatable(one))
-            async for one in self._spider.start()
-            if isinstance(one, Request)
+        starts = [
+            (request.url, keys.plain(request), keys.is_repeatable(request))
+            async for request in self._spider.start()
+            if isinstance(request, Request)
         ]
-        pending = [n for n, (_, plain, _) in enumerate(requests) if plain in self._pending_starts]
-        known = requests[: pending[-1] + 1] if pending else requests
+        pending = [n for n, (_, plain, _) in enumerate(starts) if plain in self._pending_starts]
+        if pending:
+            starts = starts[: pending[-1] + 1]
         return [
             _handled(keys.own(plain, is_start=True), url)
-            for url, plain, is_repeatable in known
+            for url, plain, is_repeatable in starts
             if is_repeatable
         ]
 
     def seen(self) -> Iterator[Entry]:
-        """A handled entry for each fingerprint; call it after ``pending``."""
+        """A handled entry for each fingerprint. Call this after ``pending``."""
         return (
-            _handled(one, SEEN + one) for one in self._fingerprints() if one not in self._skipped
+            _handled(fingerprint, SEEN + fingerprint)
+            for fingerprint in self._fingerprints()
+            if fingerprint not in self._skipped
         )
 
     def _fingerprints(self) -> Iterator[str]:
         if not self._seen.is_file():
             return
         with self._seen.open("rb") as file:
-            # Lines of hex digits up to Scrapy 2.18, since then bytes behind their length. Read as a
-            # length, a digit would stand for more than 12,000 bytes.
-            if set(file.peek(1)[:1]) <= _HEX:
+            # Scrapy 2.18 and older write lines of hex digits. Newer versions write bytes, each
+            # fingerprint after its length. A file cannot be both: a hex digit as the first byte of
+            # a length would mean more than 12,000 bytes.
+            if set(file.peek(1)[:1]) <= _HEX_DIGITS:
                 for line in file:
                     if line.endswith(b"\n"):
                         yield line.strip().decode()
                 return
-            while size := int.from_bytes(file.read(_SIZE_BYTES), "big"):
-                fingerprint = file.read(size)
-                if len(fingerprint) == size:  # else the crawl was killed while it wrote
+            while length := int.from_bytes(file.read(_LENGTH_BYTES), "big"):
+                fingerprint = file.read(length)
+                if len(fingerprint) == length:  # shorter if the crawl was killed as it wrote this
                     yield fingerprint.hex()
 
 
-def _full_files(folder: Path) -> set[str]:
-    """The names of the files with requests."""
+def _files_with_requests(folder: Path) -> set[str]:
     return {
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if path.is_file() and path.name != _STATE and path.stat().st_size > _HEADER
+        if path.is_file() and path.name != _STATE and path.stat().st_size > _EMPTY_QUEUE_SIZE
     }
 
 

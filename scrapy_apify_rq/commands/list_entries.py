@@ -1,4 +1,4 @@
-"""``scrapy rq list``: entries, one in a line."""
+"""``scrapy rq list``: list entries, one per line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import RequestQueueError
 
 NAME = "list"
-HELP = "List entries, all or some, in no promised order"
+HELP = "List all entries, or those that the options select, in no particular order"
 EXAMPLE = "scrapy rq list --state failed --match /product/ --limit 20"
 _ROW: Final = "{:<15}  {:<7}  {:>7}  {:<7}  {}"
 
@@ -25,18 +25,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--state",
         choices=get_args(State),
-        help="only these; failed ones are handled, too, and locked ones pending",
+        help="list only entries in this state; failed entries are also handled, and locked entries"
+        " are also pending",
     )
     parser.add_argument(
-        "--match", metavar="REGEX", type=queues.regex, help="only those with this in their URL"
+        "--match", metavar="REGEX", type=queues.regex, help="list only entries whose URL matches"
     )
-    parser.add_argument("--limit", metavar="N", type=_positive, help="stop after so many")
-    output.add_json_option(parser, "an entry in each line, as the API has it")
+    parser.add_argument("--limit", metavar="N", type=_positive, help="stop after N entries")
+    output.add_json_option(parser, "one entry per line, as the API returns it")
 
 
 def _positive(text: str) -> int:
     if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("at least 1 is needed")
+        raise argparse.ArgumentTypeError("must be at least 1")
     return number
 
 
@@ -49,9 +50,9 @@ async def _list(settings: Settings, options: argparse.Namespace) -> int:
     found = 0
     async with queues.opened(settings, options) as queue:
         stored = queue.backend.list(options.state)
-        # On a terminal the entries themselves show the progress.
+        # A bar is pointless if the entries themselves scroll by on the terminal.
         quiet = sys.stdout.isatty()
-        async with aclosing(output.watched(stored, "reading", None, quiet=quiet)) as entries:
+        async with aclosing(output.with_progress(stored, "reading", None, quiet=quiet)) as entries:
             async for entry in entries:
                 if options.match is None or options.match.search(entry.url):
                     _print(entry, options, first=not found)

@@ -1,4 +1,4 @@
-"""``scrapy rq errors``: why entries failed."""
+"""``scrapy rq errors``: show why entries failed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import RequestQueueError
 
 NAME = "errors"
-HELP = "Group the failed entries by their last error message, with one example of each"
+HELP = "Group the failed entries by their last error message, with one example per group"
 EXAMPLE = "scrapy rq errors"
-# Messages that name their page are all different; memory must not grow with the queue.
-_MOST_GROUPS: Final = 10_000
-_OTHERS: Final = "(other messages)"
-# A client other than ours may write a retryCount below 0.
-_NONE: Final = "(no message)"
+# Messages that contain their page's URL are all different. This keeps memory bounded.
+_MAX_GROUPS: Final = 10_000
+_OTHER_MESSAGES: Final = "(other messages)"
+# An entry fails without a message if another client has written a negative retryCount.
+_NO_MESSAGE: Final = "(no message)"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     queues.add_options(parser)
-    output.add_json_option(parser, "an object in each line: count, message, id and url")
+    output.add_json_option(parser, "one object per line, with count, message, id and url")
 
 
 def run(settings: Settings, options: argparse.Namespace) -> None:
@@ -42,13 +42,13 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 
 
 async def _groups(settings: Settings, options: argparse.Namespace) -> dict[str, tuple[int, Entry]]:
-    """By message, how many entries and the first of them."""
+    """For each message, the number of entries and the first of them."""
     groups: dict[str, tuple[int, Entry]] = {}
     async with queues.opened(settings, options) as queue:
-        async for entry in output.watched(queue.backend.list("failed"), "reading", None):
-            message = entry.error_messages[-1] if entry.error_messages else _NONE
-            if message not in groups and len(groups) >= _MOST_GROUPS:
-                message = _OTHERS
+        async for entry in output.with_progress(queue.backend.list("failed"), "reading", None):
+            message = entry.error_messages[-1] if entry.error_messages else _NO_MESSAGE
+            if message not in groups and len(groups) >= _MAX_GROUPS:
+                message = _OTHER_MESSAGES
             count, example = groups.get(message, (0, entry))
             groups[message] = (count + 1, example)
     return groups

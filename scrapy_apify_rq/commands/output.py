@@ -1,7 +1,7 @@
-"""What subcommands print: tables for people, JSON for programs, progress for who waits.
+"""Print what subcommands print: tables for people, JSON for programs, progress bars.
 
-Results go to the standard output, all else to the standard error. Off a terminal there are no
-colours, no progress and no line breaks that are not in the data.
+Results go to the standard output, everything else to the standard error. If the output is not a
+terminal, there are no colours, no progress bars and no line breaks that are not in the data.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from scrapy.exceptions import UsageError
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import RequestQueueError
 
-# Counted at once: showing each single one would cost more than the work itself.
+# Entries per update of a progress bar. An update for each entry would cost more than the work.
 _STEP: Final = 100
-# As wide as a table gets where there is no screen that it must fit on.
-_NO_SCREEN: Final = 1_000_000
+# Columns of a table that does not have to fit on a screen.
+_UNLIMITED_WIDTH: Final = 1_000_000
 
 
 class Advance(Protocol):
@@ -34,38 +34,38 @@ class Advance(Protocol):
 
 
 def add_json_option(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--json", action="store_true", help=f"for programs: {what}")
+    parser.add_argument("--json", action="store_true", help=f"print JSON: {what}")
 
 
 def printable(text: str) -> str:
-    """Without control characters: data from a queue must not drive the terminal."""
+    """Escape control characters, so that data from a queue cannot control the terminal."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)
 
 
 def print_json(value: Any) -> None:
-    """One line. Values that JSON lacks are written as Python shows them."""
+    """Print one line. A value that JSON cannot hold is written as its ``repr``."""
     print(json.dumps(value, ensure_ascii=False, default=repr))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Numbers are right-aligned, as are the titles above them."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    """Make a table. Numbers and the headers above them are right-aligned."""
+    grid = Table(box=None, pad_edge=False, header_style="bold")
     lines = [[_cell(value) for value in row] for row in rows]
     for number, column in enumerate(columns):
         is_text = any(not line[number].justify for line in lines)
-        made.add_column(column, justify="left" if is_text else "right", overflow="fold")
+        grid.add_column(column, justify="left" if is_text else "right", overflow="fold")
     for line in lines:
-        made.add_row(*line)
-    return made
+        grid.add_row(*line)
+    return grid
 
 
 def show(*parts: RenderableType) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        console.width = _NO_SCREEN
+        console.width = _UNLIMITED_WIDTH
     with console.capture() as captured:
         console.print(*parts, sep="\n")
-    # Cells are padded, and what is piped should not be.
+    # rich pads cells with spaces, which only get in the way in a pipe.
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
@@ -76,22 +76,22 @@ def _cell(value: object) -> Text:
 
 
 def say(text: str) -> None:
-    """A remark that is no part of the result."""
+    """Print a remark that is not part of the result."""
     print(printable(text), file=sys.stderr)
 
 
-def confirm(question: str, *, otherwise: str) -> None:
-    """Ask at the terminal; without a yes, raise RequestQueueError, which says ``otherwise``."""
+def confirm(question: str, *, if_refused: str) -> None:
+    """Ask on the terminal. Unless the answer is yes, raise RequestQueueError(if_refused)."""
     if not sys.stdin.isatty():
-        raise UsageError(f"{question} There is no terminal to ask at: to say yes, add --yes")
+        raise UsageError(f"{question} There is no terminal to ask on; add --yes to confirm")
     print(f"{question} [y/N]", end=" ", flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise RequestQueueError(otherwise)
+        raise RequestQueueError(if_refused)
 
 
 @contextmanager
 def progress(what: str, total: int | None, *, quiet: bool = False) -> Iterator[Advance]:
-    """A bar on the standard error while the block runs, if that is a terminal."""
+    """Show a progress bar while the block runs, if the standard error is a terminal."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -109,14 +109,14 @@ def progress(what: str, total: int | None, *, quiet: bool = False) -> Iterator[A
         yield advance
 
 
-async def watched(
+async def with_progress(
     entries: AsyncIterator[Entry], what: str, total: int | None, *, quiet: bool = False
 ) -> AsyncGenerator[Entry, None]:
-    """The entries, with their progress unless ``quiet``."""
+    """Pass the entries on and show a progress bar, unless ``quiet``."""
     with progress(what, total, quiet=quiet) as advance:
-        number = 0
+        count = 0
         async for entry in entries:
             yield entry
-            number += 1
-            if number % _STEP == 0:
+            count += 1
+            if count % _STEP == 0:
                 advance(_STEP)

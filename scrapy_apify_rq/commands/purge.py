@@ -1,4 +1,4 @@
-"""``scrapy rq purge``: an empty queue."""
+"""``scrapy rq purge``: empty a queue."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from scrapy_apify_rq.commands import output, queues
 
 NAME = "purge"
 HELP = (
-    "Delete all entries of a queue, handled ones included. Stop its crawl first. Over the API, a"
-    " queue that is addressed by its name is deleted and made anew, with another id"
+    "Delete all entries of a queue, including the handled ones. Stop its crawl first. Over the API,"
+    " a queue that you address by name is deleted and created again, and gets a new id"
 )
 EXAMPLE = "scrapy rq purge --yes"
 
@@ -24,9 +24,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(settings: Settings, options: argparse.Namespace) -> None:
     if not options.yes:
         question = queues.run(_question(settings, options))
-        output.confirm(question, otherwise="nothing was deleted")
-    number = queues.run(_purge(settings, options))
-    output.say(f"{number:,} deleted")
+        output.confirm(question, if_refused="nothing was deleted")
+    count = queues.run(_purge(settings, options))
+    output.say(f"{count:,} deleted")
 
 
 async def _question(settings: Settings, options: argparse.Namespace) -> str:

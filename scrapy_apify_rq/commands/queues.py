@@ -1,7 +1,7 @@
-"""Which queue a subcommand works on: the options that say so, and the queue, open.
+"""Find and open the queue that a subcommand works on.
 
-It is the queue of the crawl that the same settings would start: the settings of the project, of the
-spider and of its add-ons, and the command line. No crawl is started and no spider is made.
+Without -q it is the queue that a crawl with the same settings would use: those of the project, of
+the spider, of its add-ons and of the command line. No crawl is started and no spider is created.
 """
 
 from __future__ import annotations
@@ -35,18 +35,20 @@ from scrapy_apify_rq.limits import is_id
 
 T = TypeVar("T")
 
-# Who sits at a terminal will not wait as long as a crawl does, in seconds.
-_PATIENCE: Final = 60
-# Batches sent at one time: more would be no faster, since the API takes 40 in a second.
-_CALLS: Final = 4
+# Seconds. Nobody at a terminal wants to wait for an unreachable queue as long as a crawl does.
+_MAX_UNAVAILABLE_TIMEOUT: Final = 60
+# Batches sent at once. More would not be faster, because the API takes 40 per second.
+_MAX_PARALLEL: Final = 4
 
 
 def regex(text: str) -> re.Pattern[str]:
-    """For argparse."""
+    """Compile an option's value, for argparse."""
     try:
         return re.compile(text)
     except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a regular expression: {error}"
+        ) from error
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -55,12 +57,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "-q",
         "--queue",
         metavar="ID_OR_NAME",
-        help="its id, its name or username~name (default: the queue of the spider's crawl)",
+        help="the queue's id, name, or username~name (default: the queue that a crawl of the"
+        " spider would use)",
     )
     group.add_argument(
         "--spider",
         metavar="NAME",
-        help="whose queue, settings and callbacks to use, in a project with several spiders",
+        help="the spider whose queue, settings and callbacks to use; needed if the project has"
+        " several spiders",
     )
 
 
@@ -70,11 +74,13 @@ class _NoSpider(Spider):
 
 @dataclass(slots=True)
 class Queue:
-    """An open queue, and the settings of its crawl."""
+    """An open queue, with the settings of the crawl that it belongs to."""
 
     backend: Backend
     config: Config
     crawler: Crawler
+    spider_name: str
+    """The name under which the project's spider loader knows the spider."""
     keys: Keys = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,31 +90,34 @@ class Queue:
 
     @property
     def batch(self) -> int:
-        """How many entries ``add`` and ``update`` take."""
-        return self.backend.batch * min(self.backend.parallel, _CALLS)
+        """The number of entries to pass to ``add`` and ``update`` at once."""
+        return self.backend.batch * min(self.backend.parallel, _MAX_PARALLEL)
 
     async def get(self, id: str) -> Entry | None:
-        """``Backend.get`` for a text that somebody has typed."""
+        """Get an entry by an id that somebody typed, which may be any text."""
         return await self.backend.get(id) if id.isalnum() else None
 
     async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
-        """``Backend.add``, with as many calls at a time as the backend allows."""
+        """Add entries in several calls at once, in no particular order."""
         parts = _parts(entries, self.backend.batch)
         calls = (self.backend.add(part, forefront=forefront) for part in parts)
         return [answer for answers in await run_all(calls) for answer in answers]
 
     async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
-        """``Backend.update``, likewise."""
+        """Update entries in several calls at once, in no particular order."""
         parts = _parts(entries, self.backend.update_batch)
         calls = (self.backend.update(part, forefront=forefront) for part in parts)
         return [answer for answers in await run_all(calls) for answer in answers]
 
     def converter(self) -> RequestConverter:
-        """What reads the entries as the spider's requests; without a spider, with no callbacks."""
+        """Make a converter for the spider's requests. Without a spider it knows no callbacks."""
         if self.crawler.spidercls is _NoSpider:
             return RequestConverter(_NoSpider(), {}, self.config.trusted_modules)
-        # Not initialised: __init__ may need the arguments of a crawl, and only names are looked up.
+        # Without __init__, which may need the arguments of a crawl. The converter only looks up the
+        # names of methods and, for its messages, the spider's name.
         spider = self.crawler.spidercls.__new__(self.crawler.spidercls)
+        if not getattr(spider, "name", None):
+            spider.name = self.spider_name  # the class has none if __init__ sets it
         return RequestConverter.from_config(spider, self.config)
 
 
@@ -118,10 +127,11 @@ def _parts(entries: Sequence[Entry], size: int) -> Iterator[Sequence[Entry]]:
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Like ``asyncio.run``, but Ctrl-C ends it even while it waits for the standard input."""
+    """Run a coroutine such that Ctrl-C ends it even while it reads from the standard input."""
 
     async def interruptible() -> T:
-        if callable(signal.getsignal(signal.SIGINT)):  # not where the shell has it ignored
+        # Not callable if the shell made us ignore SIGINT, as it does for background jobs.
+        if callable(signal.getsignal(signal.SIGINT)):
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return await coroutine
 
@@ -129,7 +139,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def batches(source: AsyncIterator[T], size: int) -> AsyncIterator[list[T]]:
-    """Cut into lists of this length, the last one perhaps shorter."""
+    """Group the elements into lists of this size. The last list may be shorter."""
     batch: list[T] = []
     async for one in source:
         batch.append(one)
@@ -144,14 +154,14 @@ async def batches(source: AsyncIterator[T], size: int) -> AsyncIterator[list[T]]
 async def opened(
     settings: Settings, options: argparse.Namespace, *, create: bool = False
 ) -> AsyncIterator[Queue]:
-    """The queue that the options mean; where there is none it is made only if ``create``.
+    """Open the queue that the options name. A queue that does not exist is made if ``create``.
 
-    Raises UsageError if they mean none, ConfigError if there is no such queue.
+    Raises UsageError if the options name no queue, ConfigError if the queue does not exist.
     """
     crawler, spider_name = _crawler(settings, options.spider)
     names: list[str] = []
     async with AsyncExitStack() as stack:
-        for config in _configs(crawler, spider_name, options.queue):
+        for config in _candidates(crawler, spider_name, options.queue):
             backend = backend_for(config)
             stack.push_async_callback(backend.close)
             if await backend.find():
@@ -161,11 +171,11 @@ async def opened(
             if not create or config.queue_name is None:
                 raise _missing(config, names)
             await backend.open()
-        yield Queue(backend, config, crawler)
+        yield Queue(backend, config, crawler, spider_name or _NoSpider.name)
 
 
 def _crawler(settings: Settings, spider_name: str | None) -> tuple[Crawler, str | None]:
-    """A crawler that will not crawl, with all settings; and the name of its spider, if known."""
+    """Make a crawler that has all settings and never crawls; return its spider's name, if known."""
     loader = get_spider_loader(settings)
     spiders = loader.list()
     if spider_name is None and len(spiders) == 1:
@@ -175,16 +185,16 @@ def _crawler(settings: Settings, spider_name: str | None) -> tuple[Crawler, str 
     elif spider_name in spiders:
         spidercls = loader.load(spider_name)
     else:
-        known = ", ".join(sorted(spiders)) or "none; is this the folder of the project?"
+        known = ", ".join(sorted(spiders)) or "none; run this in the folder of the project"
         raise UsageError(f"there is no spider {spider_name!r} here. Spiders: {known}")
     crawler = Crawler(spidercls, settings)
     crawler.addons.load_settings(crawler.settings)
     return crawler, spider_name
 
 
-def _configs(crawler: Crawler, spider_name: str | None, queue: str | None) -> Iterator[Config]:
-    """What the queue's name may mean, most likely first."""
-    for id, name in _readings(queue):
+def _candidates(crawler: Crawler, spider_name: str | None, queue: str | None) -> Iterator[Config]:
+    """The queues that -q may name, the most likely one first."""
+    for id, name in _ids_and_names(queue):
         settings = crawler.settings.copy()
         if queue is not None:
             settings.set("APIFY_RQ_ID", id, "cmdline")
@@ -194,11 +204,12 @@ def _configs(crawler: Crawler, spider_name: str | None, queue: str | None) -> It
             spiders = ", ".join(sorted(get_spider_loader(settings).list()))
             which = f"--spider with one of {spiders}, or " if spiders else ""
             raise UsageError(f"which queue? Add {which}-q with the id or name of a queue")
-        yield replace(config, unavailable_timeout=min(config.unavailable_timeout, _PATIENCE))
+        timeout = min(config.unavailable_timeout, _MAX_UNAVAILABLE_TIMEOUT)
+        yield replace(config, unavailable_timeout=timeout)
 
 
-def _readings(queue: str | None) -> list[tuple[str | None, str | None]]:
-    """Pairs of an id and a name, of which one is meant."""
+def _ids_and_names(queue: str | None) -> list[tuple[str | None, str | None]]:
+    """What -q may mean: an id, a name, or first the one and then the other."""
     if queue is None:
         return [(None, None)]
     if "~" in queue:
@@ -210,9 +221,9 @@ def _readings(queue: str | None) -> list[tuple[str | None, str | None]]:
 
 def _missing(config: Config, names: list[str]) -> ConfigError:
     where = config.api_base_url if config.backend == "apify" else f"the folder {config.storage_dir}"
-    there = f"There are: {', '.join(names)}" if names else "There is none with a name"
+    existing = f"These exist: {', '.join(names)}" if names else "No named queue exists there"
     return ConfigError(
-        f"there is no request queue {config.queue_id or config.queue_name!r} in {where}. {there}."
-        " Choose another with -q, or check APIFY_TOKEN, APIFY_RQ_BACKEND and APIFY_RQ_STORAGE_DIR,"
-        " which say where to look"
+        f"there is no request queue {config.queue_id or config.queue_name!r} in {where}."
+        f" {existing}. Choose another one with -q, or check where APIFY_TOKEN, APIFY_RQ_BACKEND and"
+        " APIFY_RQ_STORAGE_DIR make this command look"
     )

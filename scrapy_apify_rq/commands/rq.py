@@ -1,9 +1,9 @@
-"""The command ``scrapy rq``, which only picks a subcommand.
+"""The command ``scrapy rq``, which only selects a subcommand.
 
-A subcommand is a module with ``NAME``, ``HELP`` (its first sentence is for the list), ``EXAMPLE``,
-``add_options(parser)`` and ``run(settings, options)``, which raises UsageError for options that
-make no sense (exit status 2) and RequestQueueError for all that goes wrong, nothing found included
-(exit status 1). Ctrl-C is exit status 130.
+A subcommand is a module with ``NAME``, ``HELP`` (the list of subcommands shows its first sentence),
+``EXAMPLE``, ``add_options(parser)`` and ``run(settings, options)``. ``run`` raises UsageError for
+invalid options (exit status 2), and RequestQueueError for everything else that goes wrong, which
+includes finding nothing (exit status 1). Ctrl-C gives exit status 130.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Subcommand(Protocol):
     def run(self, settings: Settings, options: argparse.Namespace) -> None: ...
 
 
-# Imported late: Scrapy loads this module for each of its commands, "scrapy crawl" among them.
+# Imported late, because Scrapy loads this module for every command, including "scrapy crawl".
 _MODULES: Final = (
     "status",
     "list_entries",
@@ -45,7 +45,7 @@ _MODULES: Final = (
     "purge",
     "serve",
 )
-# What shells report for a program ended by SIGINT.
+# The exit status that shells report for a program that SIGINT ended.
 _INTERRUPTED = 130
 
 
@@ -63,7 +63,7 @@ class Command(ScrapyCommand):
         return "<subcommand> [options]"
 
     def short_desc(self) -> str:
-        return "Look into Apify request queues, repair them, move them"
+        return "Inspect, repair and move Apify request queues"
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         subparsers = parser.add_subparsers(
@@ -74,9 +74,9 @@ class Command(ScrapyCommand):
             prog="scrapy rq",
         )
         parser.epilog = (
-            "Example: scrapy rq status. Each subcommand explains itself: scrapy rq status --help."
-            " Exit status: 0, 1 if it failed or nothing matched, 2 if it was called wrongly, 130 if"
-            " it was interrupted."
+            "Example: scrapy rq status. For help on a subcommand: scrapy rq status --help."
+            " Exit status: 0 for success, 1 if it failed or nothing matched, 2 for wrong options,"
+            " 130 if it was interrupted."
         )
         for subcommand in subcommands():
             subparser = subparsers.add_parser(
@@ -86,7 +86,7 @@ class Command(ScrapyCommand):
                 epilog=f"Example: {subcommand.EXAMPLE}",
             )
             subcommand.add_options(subparser)
-            # Scrapy's own options belong behind the subcommand, where people write them.
+            # Scrapy's own options go after the subcommand, because that is where people type them.
             super().add_options(subparser)
             subparser.set_defaults(run=subcommand.run, parser=subparser)
 
@@ -104,14 +104,14 @@ class Command(ScrapyCommand):
         except RequestQueueError as error:
             print(f"scrapy rq {opts.subcommand}: {error}", file=sys.stderr)
             self.exitcode = 1
-        except BrokenPipeError:  # who read our output has seen enough, like "head"
+        except BrokenPipeError:  # the reader of our output has exited, as "head" does
             # https://docs.python.org/3/library/signal.html#note-on-sigpipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self.exitcode = 1
         except KeyboardInterrupt:
             print(
-                f"scrapy rq {opts.subcommand}: interrupted. What was done is done; it can safely be"
-                " run again",
+                f"scrapy rq {opts.subcommand}: interrupted. What it did so far is kept; you can"
+                " safely run it again",
                 file=sys.stderr,
             )
             self.exitcode = _INTERRUPTED

@@ -1,4 +1,4 @@
-"""``scrapy rq show``: everything about one entry."""
+"""``scrapy rq show``: show everything about an entry."""
 
 from __future__ import annotations
 
@@ -18,24 +18,28 @@ from scrapy_apify_rq.entries.unique_keys import crawlee_key, request_id, start_k
 from scrapy_apify_rq.errors import CodecError, ConfigError, RequestQueueError
 
 NAME = "show"
-HELP = "Show all there is to know of an entry: its fields, its lock, and the request it stands for"
+HELP = "Show everything about an entry: its fields, its lock and the Scrapy request made from it"
 EXAMPLE = "scrapy rq show https://example.com/product/1"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     queues.add_options(parser)
     parser.add_argument("entry", metavar="ID_OR_URL")
-    output.add_json_option(parser, "an object with entry, state, lock, and request or undecodable")
+    output.add_json_option(
+        parser,
+        "one object per entry, with entry, state, lock if it is locked, and request or undecodable",
+    )
 
 
 def run(settings: Settings, options: argparse.Namespace) -> None:
-    for found in (views := queues.run(_views(settings, options))):
-        if options.json:
-            output.print_json(found)
-        else:
-            _print(found)
+    views = queues.run(_views(settings, options))
     if not views:
         raise RequestQueueError(f"there is no entry {options.entry}")
+    for view in views:
+        if options.json:
+            output.print_json(view)
+        else:
+            _print(view)
 
 
 async def _views(settings: Settings, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -44,8 +48,10 @@ async def _views(settings: Settings, options: argparse.Namespace) -> list[dict[s
 
 
 async def _find(queue: Queue, wanted: str) -> AsyncIterator[Entry]:
-    """The entry of this id, or those of this URL: by the keys they are likely to have, else by
-    reading all."""
+    """Find the entry with this id, or the entries with this URL.
+
+    For a URL, try the ids that such an entry usually has. If none exists, read the whole queue.
+    """
     is_url = "://" in wanted
     found = False
     for id in _likely_ids(queue, wanted) if is_url else [wanted]:
@@ -54,17 +60,17 @@ async def _find(queue: Queue, wanted: str) -> AsyncIterator[Entry]:
             found = True
     if is_url and not found:
         info = await queue.backend.info()
-        async for entry in output.watched(queue.backend.list(), "looking", info.total):
+        async for entry in output.with_progress(queue.backend.list(), "looking", info.total):
             if wanted in (entry.url, entry.loaded_url):
                 yield entry
 
 
 def _likely_ids(queue: Queue, url: str) -> list[str]:
     keys = [url]
-    with suppress(ValueError):  # what Scrapy takes for no URL
+    with suppress(ValueError):  # Scrapy does not accept this URL
         key = queue.keys.plain(Request(url))
         keys += [key, start_key(key, 1)]
-    with suppress(ConfigError):  # Crawlee's keys need an extra
+    with suppress(ConfigError):  # the extra that Crawlee's keys need is not installed
         keys.append(crawlee_key(url, "GET", b"", ()))
     return [request_id(key) for key in dict.fromkeys(keys)]
 
@@ -78,14 +84,13 @@ async def _view(queue: Queue, entry: Entry) -> dict[str, Any]:
     if lock:
         view["lock"] = {"clientKey": lock.client_key, "expiresAt": lock.expires_at.isoformat()}
     try:
-        view["request"] = _plain(queue.converter().decode(entry))
+        view["request"] = _request_as_json(queue.converter().decode(entry))
     except CodecError as error:
         view["undecodable"] = str(error)
     return view
 
 
-def _plain(request: Request) -> dict[str, Any]:
-    """What Scrapy makes of the entry, in words of JSON."""
+def _request_as_json(request: Request) -> dict[str, Any]:
     fields = {name: getattr(request, name) for name in request.attributes}
     fields["headers"] = request.headers.to_unicode_dict()
     fields["body"] = request.body.decode(errors="backslashreplace")
@@ -93,14 +98,14 @@ def _plain(request: Request) -> dict[str, Any]:
         if fields[name] is not None:
             fields[name] = fields[name].__name__
     fields["class"] = f"{type(request).__module__}.{type(request).__qualname__}"
-    return {name: _words(value) for name, value in fields.items()}
+    return {name: _as_json(value) for name, value in fields.items()}
 
 
-def _words(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _words(element) for key, element in value.items()}
+        return {str(key): _as_json(element) for key, element in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_words(element) for element in value]
+        return [_as_json(element) for element in value]
     return value if isinstance(value, (str, int, float, type(None))) else repr(value)
 
 
@@ -112,19 +117,19 @@ def _print(view: dict[str, Any]) -> None:
     print(f"{output.printable(entry['url'])}\n  state: {output.printable(state)}")
     for name, value in entry.items():
         if name not in ("url", "userData", "errorMessages"):
-            print(f"  {name}: {_line(value)}")
+            print(f"  {name}: {_one_line(value)}")
     for number, message in enumerate(entry["errorMessages"], 1):
         print(f"  error {number}: {output.printable(message)}")
-    print(f"  userData: {_line(entry['userData'])}")
+    print(f"  userData: {_one_line(entry['userData'])}")
     if "undecodable" in view:
-        print(f"It is no request of this spider: {output.printable(view['undecodable'])}")
+        print(f"This spider cannot crawl it: {output.printable(view['undecodable'])}")
         return
     print("As a Scrapy request:")
     for name, value in view["request"].items():
         if value not in (None, "", [], {}):
-            print(f"  {name}: {_line(value)}")
+            print(f"  {name}: {_one_line(value)}")
 
 
-def _line(value: Any) -> str:
+def _one_line(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return output.printable(text)

@@ -1,4 +1,4 @@
-"""``scrapy rq status``: how far the crawl of a queue has come."""
+"""``scrapy rq status``: show how far the crawl of a queue has got."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from scrapy_apify_rq.entries.models import Entry
 
 NAME = "status"
 HELP = (
-    "Show how far a queue is done. Over the API, failed and locked entries and those of --by are"
-    " counted by reading the whole queue, which costs one read for each entry; --watch leaves them"
-    " out there, unless --by asks for them"
+    "Show how much of a queue is handled. Over the API, counting failed entries, locked entries and"
+    " the groups of --by means reading the whole queue, which costs one read per entry. For that"
+    " reason --watch does not count them over the API, unless you add --by"
 )
 EXAMPLE = "scrapy rq status --by host"
-# Dollars for 1000 operations on the free plan. Of the two prices that Apify gives for writes, 0.01
-# and 0.02, the higher: https://apify.com/pricing and
+# Dollars per 1000 operations on the free plan. Apify states two prices for writes, 0.01 and 0.02;
+# this is the higher one. https://apify.com/pricing,
 # https://docs.apify.com/platform/storage/usage#pricing
 _READS_PRICE: Final = 0.004
 _WRITES_PRICE: Final = 0.02
-# Seconds over which the rate is taken.
+# Seconds over which the rate is averaged.
 _RATE_WINDOW: Final = 60
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     queues.add_options(parser)
     parser.add_argument(
-        "--by", choices=("host", "label"), help="count the entries of each host or label, too"
+        "--by", choices=("host", "label"), help="also count the entries of each host or label"
     )
     parser.add_argument(
         "--watch",
@@ -52,14 +52,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=_seconds,
         const=2.0,
-        help="look again every so many seconds (default: %(const)s) until Ctrl-C",
+        help="repeat every so many seconds until Ctrl-C (default: every %(const)s seconds)",
     )
-    output.add_json_option(parser, "an object for each look")
+    output.add_json_option(parser, "one object; with --watch, one object each time")
 
 
 def _seconds(text: str) -> float:
     if not 0.1 <= (seconds := float(text)) <= 86_400:
-        raise argparse.ArgumentTypeError("from 0.1 to 86400 seconds are possible")
+        raise argparse.ArgumentTypeError("must be between 0.1 and 86400 seconds")
     return seconds
 
 
@@ -67,17 +67,21 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
     if options.watch is None:
         queues.run(_show(settings, options))
         return
-    with suppress(KeyboardInterrupt):  # the way to end it
+    with suppress(KeyboardInterrupt):  # Ctrl-C is how to end it
         queues.run(_watch(settings, options))
 
 
 @dataclass(slots=True)
 class Counts:
-    """Of entries that have something in common."""
+    """Counts of the entries of one host or label."""
 
     total: int = 0
     handled: int = 0
     failed: int = 0
+
+    @property
+    def pending(self) -> int:
+        return self.total - self.handled
 
     def add(self, entry: Entry) -> None:
         self.total += 1
@@ -86,8 +90,8 @@ class Counts:
 
 
 @dataclass(slots=True)
-class Look:
-    """What was seen at one time; None is what was not counted."""
+class Snapshot:
+    """The state of the queue at one moment. None means that something was not counted."""
 
     info: Info
     location: str
@@ -95,9 +99,9 @@ class Look:
     locked: int | None = None
     by: str | None = None
     groups: dict[str, Counts] = field(default_factory=dict)
-    """By host or label."""
+    """By host or label, whichever ``by`` names."""
     rate: float | None = None
-    """Pages in a minute."""
+    """Pages per minute."""
 
     @property
     def done(self) -> float:
@@ -106,11 +110,11 @@ class Look:
 
 async def _show(settings: Settings, options: argparse.Namespace) -> None:
     async with queues.opened(settings, options) as queue:
-        look = await _look(queue, options)
+        snapshot = await _take_snapshot(queue, options)
     if options.json:
-        output.print_json(_as_json(look))
+        output.print_json(_as_json(snapshot))
     else:
-        output.show(*_parts(look))
+        output.show(*_parts(snapshot))
 
 
 async def _watch(settings: Settings, options: argparse.Namespace) -> None:
@@ -118,14 +122,14 @@ async def _watch(settings: Settings, options: argparse.Namespace) -> None:
     async with queues.opened(settings, options) as queue:
         with Live(console=Console(highlight=False), auto_refresh=False) as live:
             while True:
-                look = await _look(queue, options)
-                look.rate = rate.per_minute(look.info.handled)
+                snapshot = await _take_snapshot(queue, options)
+                snapshot.rate = rate.per_minute(snapshot.info.handled)
                 if options.json:
-                    output.print_json(_as_json(look))
+                    output.print_json(_as_json(snapshot))
                 elif live.console.is_terminal:
-                    live.update(Group(*_parts(look)), refresh=True)
+                    live.update(Group(*_parts(snapshot)), refresh=True)
                 else:
-                    output.show(*_parts(look))
+                    output.show(*_parts(snapshot))
                 await asyncio.sleep(options.watch)
 
 
@@ -134,7 +138,7 @@ class _Rate:
         self._seen: deque[tuple[float, int]] = deque()
 
     def per_minute(self, handled: int) -> float | None:
-        """Pages in a minute, of late; None as long as there is nothing to compare."""
+        """Return the recent rate in pages per minute. The first call returns None."""
         now = time.monotonic()
         self._seen.append((now, handled))
         while len(self._seen) > 2 and self._seen[1][0] < now - _RATE_WINDOW:
@@ -143,27 +147,27 @@ class _Rate:
         return None if now == since else max(handled - before, 0) * 60 / (now - since)
 
 
-async def _look(queue: Queue, options: argparse.Namespace) -> Look:
+async def _take_snapshot(queue: Queue, options: argparse.Namespace) -> Snapshot:
     info = await queue.backend.info()
-    look = Look(info, queue.backend.location, by=options.by)
+    snapshot = Snapshot(info, queue.backend.location, by=options.by)
     is_cheap = not queue.backend.counts_reads
     if options.by or not (is_cheap or options.watch):
-        await _count_all(queue, look, quiet=bool(options.watch))
+        await _count_all(queue, snapshot, quiet=bool(options.watch))
     elif is_cheap:
-        look.failed = await queue.backend.count("failed")
-    if is_cheap or look.failed is not None:
-        look.locked = await queue.backend.count("locked")
-    return look
+        snapshot.failed = await queue.backend.count("failed")
+    if is_cheap or snapshot.failed is not None:
+        snapshot.locked = await queue.backend.count("locked")
+    return snapshot
 
 
-async def _count_all(queue: Queue, look: Look, *, quiet: bool) -> None:
-    group_of = _GROUPS[look.by]
-    look.failed = 0
+async def _count_all(queue: Queue, snapshot: Snapshot, *, quiet: bool) -> None:
+    group_of = _GROUP_OF[snapshot.by]
+    snapshot.failed = 0
     stored = queue.backend.list()
-    async for entry in output.watched(stored, "counting", look.info.total, quiet=quiet):
-        look.failed += entry.failed
-        if look.by:
-            look.groups.setdefault(group_of(entry), Counts()).add(entry)
+    async for entry in output.with_progress(stored, "counting", snapshot.info.total, quiet=quiet):
+        snapshot.failed += entry.failed
+        if snapshot.by:
+            snapshot.groups.setdefault(group_of(entry), Counts()).add(entry)
 
 
 def _label(entry: Entry) -> str:
@@ -178,63 +182,63 @@ def _host(entry: Entry) -> str:
         return ""
 
 
-_GROUPS: Final[dict[str | None, Callable[[Entry], str]]] = {
+_GROUP_OF: Final[dict[str | None, Callable[[Entry], str]]] = {
     None: lambda entry: "",
     "host": _host,
     "label": _label,
 }
 
 
-# How it is shown
+# Output
 
 
-def _parts(look: Look) -> list[RenderableType]:
-    info = look.info
-    counts = (info.total, info.handled, info.pending, look.failed, look.locked)
+def _parts(snapshot: Snapshot) -> list[RenderableType]:
+    info = snapshot.info
+    totals = (info.total, info.handled, info.pending, snapshot.failed, snapshot.locked)
     parts: list[RenderableType] = [
-        Text(f"Request queue {info.title} in {look.location}"),
+        Text(f"Request queue {info.title} in {snapshot.location}"),
         output.table(
             ("TOTAL", "HANDLED", "PENDING", "FAILED", "LOCKED"),
-            [["-" if count is None else count for count in counts]],
+            [["-" if total is None else total for total in totals]],
         ),
-        _bar(look),
-        Text(_progress(look)),
+        _bar(snapshot),
+        Text(_progress(snapshot)),
     ]
     if info.operations:
         parts.append(Text(_cost(info.operations)))
-    if look.by:
+    if snapshot.by:
         parts.append(
             output.table(
-                (look.by.upper(), "TOTAL", "HANDLED", "PENDING", "FAILED"),
+                (snapshot.by.upper(), "TOTAL", "HANDLED", "PENDING", "FAILED"),
                 [
-                    (name or "(none)", one.total, one.handled, one.total - one.handled, one.failed)
-                    for name, one in _ordered(look)
+                    (name or "(none)", counts.total, counts.handled, counts.pending, counts.failed)
+                    for name, counts in _largest_first(snapshot)
                 ],
             )
         )
     return parts
 
 
-def _bar(look: Look) -> RenderableType:
+def _bar(snapshot: Snapshot) -> RenderableType:
     line = Table.grid(padding=(0, 1))
-    bar = ProgressBar(total=max(look.info.total, 1), completed=look.info.handled, width=40)
-    line.add_row(bar, f"{look.done:.1%} handled")
+    bar = ProgressBar(total=max(snapshot.info.total, 1), completed=snapshot.info.handled, width=40)
+    line.add_row(bar, f"{snapshot.done:.1%} handled")
     return line
 
 
-def _ordered(look: Look) -> list[tuple[str, Counts]]:
-    return sorted(look.groups.items(), key=lambda group: -group[1].total)
+def _largest_first(snapshot: Snapshot) -> list[tuple[str, Counts]]:
+    return sorted(snapshot.groups.items(), key=lambda group: -group[1].total)
 
 
-def _progress(look: Look) -> str:
+def _progress(snapshot: Snapshot) -> str:
     texts = []
-    if look.info.modified_at is not None:
-        age = datetime.now(UTC) - look.info.modified_at
+    if snapshot.info.modified_at is not None:
+        age = datetime.now(UTC) - snapshot.info.modified_at
         texts.append(f"last change {_duration(max(age.total_seconds(), 0))} ago")
-    if look.rate is not None:
-        texts.append(f"{look.rate:,.0f} pages/min")
-        if look.rate and look.info.pending:
-            texts.append(f"about {_duration(look.info.pending * 60 / look.rate)} left")
+    if snapshot.rate is not None:
+        texts.append(f"{snapshot.rate:,.0f} pages/min")
+        if snapshot.rate and snapshot.info.pending:
+            texts.append(f"about {_duration(snapshot.info.pending * 60 / snapshot.rate)} left")
     return ", ".join(texts)
 
 
@@ -252,37 +256,37 @@ def _dollars(operations: Operations) -> float:
 def _cost(operations: Operations) -> str:
     return (
         f"Operations so far: {operations.reads:,} reads, {operations.writes:,} writes; estimated"
-        f" cost ${_dollars(operations):,.2f}, at ${_READS_PRICE} and ${_WRITES_PRICE} for 1000,"
+        f" cost ${_dollars(operations):,.2f}, at ${_READS_PRICE} and ${_WRITES_PRICE} per 1000,"
         " storage not included"
     )
 
 
-def _as_json(look: Look) -> dict[str, Any]:
-    info = look.info
+def _as_json(snapshot: Snapshot) -> dict[str, Any]:
+    info = snapshot.info
     value: dict[str, Any] = {
         "id": info.id,
         "name": info.name,
-        "location": look.location,
+        "location": snapshot.location,
         "total": info.total,
         "handled": info.handled,
         "pending": info.pending,
-        "failed": look.failed,
-        "locked": look.locked,
-        "progress": round(look.done, 4),
+        "failed": snapshot.failed,
+        "locked": snapshot.locked,
+        "progress": round(snapshot.done, 4),
         "modifiedAt": info.modified_at and info.modified_at.isoformat(timespec="milliseconds"),
-        "pagesPerMinute": look.rate and round(look.rate, 1),
+        "pagesPerMinute": snapshot.rate and round(snapshot.rate, 1),
     }
     if info.operations:
         value["operations"] = info.operations._asdict()
         value["estimatedCostUsd"] = round(_dollars(info.operations), 4)
-    if look.by:
-        value[f"{look.by}s"] = {
+    if snapshot.by:
+        value[f"{snapshot.by}s"] = {
             name: {
-                "total": one.total,
-                "handled": one.handled,
-                "pending": one.total - one.handled,
-                "failed": one.failed,
+                "total": counts.total,
+                "handled": counts.handled,
+                "pending": counts.pending,
+                "failed": counts.failed,
             }
-            for name, one in _ordered(look)
+            for name, counts in _largest_first(snapshot)
         }
     return value

@@ -1,7 +1,7 @@
-"""What Scrapy tells only its middlewares: why a download failed, whether a callback was reached.
+"""Two sensors: they report what Scrapy shows to middlewares only, and hold no rules.
 
-Both look at the requests that the scheduler has handed out and let all others pass. The spider
-middleware also holds back a spider that yields requests faster than the queue takes them.
+Both report to the scheduler's ``InFlight``. The spider middleware also holds back a spider that
+yields requests faster than the queue takes them.
 """
 
 from __future__ import annotations
@@ -10,20 +10,18 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Final
 
-from scrapy import Request, Spider, signals
+from scrapy import Request, signals
 from scrapy.http import Response
-from scrapy.utils.asyncgen import as_async_generator
 from scrapy.utils.asyncio import is_asyncio_available
-from scrapy.utils.python import global_object_name
 from twisted.python.failure import Failure
 
 from scrapy_apify_rq import backends, scrapy_private
 from scrapy_apify_rq.config import Config
-from scrapy_apify_rq.entries.converter import RequestConverter, target
+from scrapy_apify_rq.crawl.inflight import inflight_of, mark_start
+from scrapy_apify_rq.entries.converter import RequestConverter
 from scrapy_apify_rq.entries.unique_keys import normalize_url
 from scrapy_apify_rq.errors import ConfigError
 
@@ -32,25 +30,23 @@ if TYPE_CHECKING:
 
     from scrapy.crawler import Crawler
 
-    from scrapy_apify_rq.frontier.visit import Visit
+    from scrapy_apify_rq.crawl.scheduler import Scheduler
 
-MESSAGE_LIMIT = 1000
-TURN = 0.005
-"""Seconds for which a callback may yield without a break."""
-
-
-def describe(error: BaseException) -> str:
-    """An exception as one line of ``errorMessages``."""
-    name = global_object_name(type(error)).removeprefix("builtins.")
-    text = f"{name}: {error}"[:MESSAGE_LIMIT] if str(error) else name
-    return text.encode(errors="replace").decode()  # JSON has no lone surrogates
+# Seconds for which a callback may yield before other work gets its turn.
+_TURN: Final = 0.005
 
 
-def check(crawler: Crawler) -> None:
-    """Raise ConfigError if this crawl cannot work as it is configured."""
-    config = Config.from_settings(crawler.settings, os.environ, crawler.spidercls.name)
+def checked_config(crawler: Crawler) -> Config | None:
+    """The settings of this crawl; None if it does not use the queue.
+
+    Raises ConfigError if it cannot work as it is configured.
+    """
+    if not scrapy_private.is_crawl(crawler):
+        return None
+    spider_name = getattr(crawler.spider or crawler.spidercls, "name", None)
+    config = Config.from_settings(crawler.settings, os.environ, spider_name)
     if not config.enabled:
-        return
+        return None
     if not is_asyncio_available():
         raise ConfigError(
             f"TWISTED_REACTOR is {crawler.settings['TWISTED_REACTOR']!r}, but the request queue"
@@ -62,118 +58,89 @@ def check(crawler: Crawler) -> None:
     backends.check(config)
     if crawler.spider is not None:
         RequestConverter.from_config(crawler.spider, config)  # raises for a missing callback
+    return config
 
 
 class DownloaderMiddleware:
-    """Notes how the download of a request ended.
+    """Reports how the download of a request ended.
 
-    Sits next to the downloader, so that it sees each response and exception before a middleware
-    that makes something else of it.
+    It sits next to the downloader, so it sees a request after all other middlewares, and each
+    response and exception before any of them makes something else of it.
     """
 
-    def __init__(self) -> None:
-        self.running: Mapping[Request, Visit] = {}
+    def __init__(self, crawler: Crawler, config: Config | None) -> None:
+        self._crawler = crawler
+        self.config = config
+        """For the scheduler, which is made later."""
 
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> Self:
-        # The first of our components that Scrapy makes. An error raised later, with the engine
-        # half up, is buried under errors of the engine's own.
-        if scrapy_private.is_crawl(crawler):
-            check(crawler)
-        return cls()
+        # This is the first of our components that Scrapy makes. An error raised later, with the
+        # engine half up, is buried under errors of the engine's own.
+        return cls(crawler, checked_config(crawler))
+
+    def process_request(self, request: Request) -> None:
+        if (inflight := inflight_of(self._crawler)) is not None:
+            inflight.sent(request)
 
     def process_response(self, request: Request, response: Response) -> Response:
-        if (visit := self.running.get(request)) is not None:
-            visit.status = response.status
-            visit.download_error = None
+        if (inflight := inflight_of(self._crawler)) is not None:
+            inflight.downloaded(request, response)
         return response
 
     def process_exception(self, request: Request, exception: Exception) -> None:
-        if (visit := self.running.get(request)) is not None:
-            visit.download_error = describe(exception)
+        if (inflight := inflight_of(self._crawler)) is not None:
+            inflight.download_failed(request, exception)
 
 
 class SpiderMiddleware:
-    """Notes how the callback of a request ended, and holds back a spider that is too fast.
+    """Reports how the callback of a request ended, and holds back a spider that is too fast.
 
-    Sits next to the spider, so that a response seen here is one that no middleware refused.
+    It sits next to the spider, so a response seen here was refused by no other middleware.
     """
 
-    def __init__(self) -> None:
-        self.running: Mapping[Request, Visit] = {}
-        # Before the scheduler is open, and in commands that do without it, nothing is held back.
-        self.is_full: Callable[[], bool] = lambda: False
-        self.room: Callable[[Request], Awaitable[None]]
-        self.started: WeakSet[Request] = WeakSet()
-        """Start requests; ``is_start_request`` does not tell, since copies of meta carry it."""
-        self.sync_only = True
-        """Before Scrapy 2.16: a middleware of the project may not know asynchronous output."""
+    def __init__(self, crawler: Crawler) -> None:
+        self._crawler = crawler
+        crawler.signals.connect(self.spider_error, signals.spider_error)
 
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> Self:
-        middleware = cls()
-        crawler.signals.connect(middleware.spider_error, signals.spider_error)
-        return middleware
+        return cls(crawler)
+
+    def _scheduler(self) -> Scheduler | None:
+        """The crawl's scheduler once the spider is open; None where the project uses another."""
+        scheduler: Any = scrapy_private.scheduler(self._crawler)
+        return scheduler if hasattr(scheduler, "inflight") else None
 
     async def process_start(self, start: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        scheduler = self._scheduler()
+        if scheduler is not None:
+            mark_start()
         async for output in start:
-            if isinstance(output, Request):
-                self.started.add(output)
-                if self.is_full():
-                    await self.room(output)
+            if scheduler is not None and isinstance(output, Request) and scheduler.is_full():
+                await scheduler.room(output)
             yield output
 
     def process_spider_input(self, response: Response) -> None:
-        if (visit := self._visit(response)) is not None:
-            visit.reached_callback = True
-            visit.loaded_url = response.url
+        if (inflight := inflight_of(self._crawler)) is not None:
+            inflight.reached_callback(response)
 
-    def process_start_requests(
-        self, start_requests: Iterable[Any], spider: Spider
-    ) -> Iterator[Any]:
-        """Before Scrapy 2.16, in projects with a middleware that knows no ``process_start``."""
-        for output in start_requests:
-            if isinstance(output, Request):
-                self.started.add(output)
-            yield output
-
-    def process_spider_output(
-        self, response: Response, result: Iterable[Any]
-    ) -> Iterable[Any] | AsyncIterator[Any]:
-        """Before Scrapy 2.16, for callbacks that are not asynchronous.
-
-        Where Scrapy has to collect asynchronous output for a middleware that does not know it, all
-        that a callback yielded before it raised is lost. So there the spider is not held back.
-        """
-        if self.sync_only:
-            return result
-        return self.process_spider_output_async(response, as_async_generator(result))
-
-    async def process_spider_output_async(
+    async def process_spider_output(
         self, response: Response, result: AsyncIterator[Any]
     ) -> AsyncIterator[Any]:
+        scheduler = self._scheduler()
         turn_ends = math.inf
         async for output in result:
             if time.monotonic() > turn_ends:
                 # Scrapy takes a hundred outputs at a time; meanwhile downloads would stand still.
                 await asyncio.sleep(0)
                 turn_ends = math.inf
-            turn_ends = min(turn_ends, time.monotonic() + TURN)
-            if isinstance(output, Request) and self.is_full():
-                await self.room(output)
+            turn_ends = min(turn_ends, time.monotonic() + _TURN)
+            if scheduler is not None and isinstance(output, Request) and scheduler.is_full():
+                await scheduler.room(output)
             yield output
 
-    def spider_error(self, failure: Failure, response: Response | Failure) -> None:
-        if failure.value is not None and (visit := self._visit(response)) is not None:
-            visit.callback_error = describe(failure.value)
-
-    def _visit(self, response: Response | Failure) -> Visit | None:
-        request = getattr(response, "request", None)
-        if request is None:
-            return None
-        if (visit := self.running.get(request)) is not None:
-            return visit
-        # A downloader middleware put in the response to a request of its own.
-        wanted = target(request)
-        same = (visit for ours, visit in self.running.items() if target(ours) == wanted)
-        return next(same, None)
+    def spider_error(self, failure: Failure, response: Response | Failure | None) -> None:
+        inflight = inflight_of(self._crawler)
+        if inflight is not None and failure.value is not None:
+            inflight.callback_failed(getattr(response, "request", None), failure.value)

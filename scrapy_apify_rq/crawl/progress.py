@@ -1,7 +1,7 @@
 """How far a crawl is: a line in the log at each LOGSTATS_INTERVAL, and a bar on a terminal.
 
-The queue is asked for its counts once in an interval, beside the crawl; where it does not answer,
-there is no line. In between, the bar goes by what this process adds and handles.
+The queue is asked for its counts once in each interval, beside the crawl. If it does not answer,
+there is no line. In between, the bar counts what this process adds and handles.
 """
 
 from __future__ import annotations
@@ -11,60 +11,41 @@ import atexit
 import logging
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from scrapy_apify_rq.backends.base import Backend, Info
+from scrapy_apify_rq.crawl.report import Report, Sample
 from scrapy_apify_rq.errors import BackendError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from scrapy.statscollectors import StatsCollector
+    from scrapy.crawler import Crawler
 
-# Seconds between two pictures of the bar.
+# Seconds between two drawings of the bar.
 _FRAME: Final = 0.25
-
-
-class Sample(NamedTuple):
-    """The queue's counts, which are those of all its consumers, and this run's at that time."""
-
-    queue: Info
-    handled: int
-    enqueued: int
-    time: float
 
 
 class Progress:
     """Reports from ``start`` to ``stop``, both called in the running loop.
 
-    ``interval`` is in seconds, 0 for no lines. ``bar`` asks for one where the standard error is a
-    terminal. ``log`` takes each line.
+    ``bar`` asks for a bar; there is one only where the standard error is a terminal.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        stats: StatsCollector,
-        *,
-        interval: float,
-        bar: bool,
-        log: Callable[[int, str], None],
-    ) -> None:
+    def __init__(self, crawler: Crawler, backend: Backend, report: Report, *, bar: bool) -> None:
         self._backend = backend
-        self._stats = stats
-        self._interval = interval
-        self._bar = bar and sys.stderr.isatty()
-        self._log = log
+        self._report = report
+        self._interval = crawler.settings.getfloat("LOGSTATS_INTERVAL")
+        self._has_bar = bar and sys.stderr.isatty()
         self._sample: Sample | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         work: list[Coroutine[Any, Any, None]] = []
         if self._interval > 0:
-            work.append(self._report())
-        if self._bar:
+            work.append(self._log_regularly())
+        if self._has_bar:
             work.append(self._draw())
         self._tasks = [asyncio.create_task(one) for one in work]
 
@@ -73,43 +54,23 @@ class Progress:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _count(self, stat: str) -> int:
-        count: int = self._stats.get_value(f"apify_rq/{stat}", 0)
-        return count
+    def _sample_now(self, info: Info) -> Sample:
+        count = self._report.count
+        return Sample(info, count("handled"), count("enqueued"), time.monotonic())
 
     async def _ask(self) -> Sample:
-        info = await self._backend.info()
-        self._sample = Sample(
-            info, self._count("handled"), self._count("enqueued"), time.monotonic()
-        )
+        self._sample = self._sample_now(await self._backend.info())
         return self._sample
 
-    # Lines.
-
-    async def _report(self) -> None:
-        before = Sample(Info("", None, 0, 0, 0), self._count("handled"), 0, time.monotonic())
-        is_first = True
+    async def _log_regularly(self) -> None:
+        since = self._sample_now(Info("", None, 0, 0, 0))
+        before: Sample | None = None
         while True:
             await asyncio.sleep(self._interval)
-            with suppress(BackendError):  # the frontier meets it, too, and tells
+            with suppress(BackendError):  # the frontier meets it, too, and reports it
                 now = await self._ask()
-                self._log(logging.INFO, self._line(before, now, is_first))
-                before, is_first = now, False
-
-    def _line(self, before: Sample, now: Sample, is_first: bool) -> str:
-        seconds = now.time - before.time
-        own = now.handled - before.handled
-        # Other consumers shorten the time that is left. Before the first answer nothing is known
-        # of them, and the API's counts may lag behind what we know of ourselves.
-        all_of_them = own if is_first else max(own, now.queue.handled - before.queue.handled)
-        queue = now.queue
-        return (
-            f"Request queue: {queue.handled} handled, {queue.pending} pending; this run:"
-            f" {self._count('failed')} failed, {60 * own / seconds:.0f} pages/min;"
-            f" {_time_left(queue.pending, all_of_them / seconds)}"
-        )
-
-    # The bar.
+                self._report.progress(before, now, since)
+                before = now
 
     async def _draw(self) -> None:
         while self._sample is None:
@@ -127,16 +88,16 @@ class Progress:
 
     def _estimate(self, sample: Sample) -> tuple[int, int]:
         """How many entries are handled now, and how many there are."""
-        handled = sample.queue.handled + self._count("handled") - sample.handled
-        added = self._count("enqueued") - sample.enqueued
+        handled = sample.queue.handled + self._report.count("handled") - sample.handled
+        added = self._report.count("enqueued") - sample.enqueued
         return handled, max(handled, sample.queue.handled + sample.queue.pending + added)
 
 
 class Bar:
-    """The bar at the bottom of the terminal, from now until ``close``; the log goes on above it."""
+    """The bar at the bottom of the terminal, from now until ``close``. The log goes on above it."""
 
     def __init__(self) -> None:
-        # Imported late: only who wants a bar pays for it.
+        # Imported late, because most crawls have no bar.
         from rich import progress
         from rich.console import Console
 
@@ -187,9 +148,3 @@ class _Above:
 
     def flush(self) -> None:
         self._console.file.flush()
-
-
-def _time_left(pending: int, per_second: float) -> str:
-    if per_second <= 0:
-        return "time left unknown" if pending else "none left"
-    return f"about {timedelta(seconds=round(pending / per_second))} left at this pace"

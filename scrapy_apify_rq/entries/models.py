@@ -1,16 +1,15 @@
-"""The Apify request schema as pydantic models: wire names by alias, Python names in code.
+"""Apify's request schema as a pydantic model: wire names by alias, Python names in code.
 
-Source: https://docs.apify.com/api/v2/request-queue-requests-get and the OpenAPI description behind
-it. Absent and null mean the same, so nulls are not written.
+Source: https://docs.apify.com/api/v2/request-queue-requests-get and its OpenAPI description. Absent
+and null mean the same, so nulls are not written.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -22,22 +21,26 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+# Bytes, about: of an entry with empty fields; of quotes and a comma; of a number, true or null.
+_OVERHEAD: Final = 160
+_PUNCTUATION: Final = 6
+_NUMBER: Final = 4
+
 
 def wire_date(value: datetime) -> str:
-    """ISO 8601 in UTC with milliseconds and Z, as the API writes dates."""
+    """Write a date as the API does: ISO 8601 in UTC, with milliseconds and Z."""
     utc = value.astimezone(UTC).replace(tzinfo=None)
     return f"{utc.isoformat(timespec='milliseconds')}Z"
 
 
 def read_date(text: str) -> datetime:
-    """A date of the API, in UTC unless it says otherwise; raises ValueError if it is none."""
-    # Python 3.10 does not know the Z.
-    date = datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))
+    """Read a date of the API, in UTC unless it names an offset; raises ValueError if it cannot."""
+    date = datetime.fromisoformat(text.upper())  # Python refuses a small z
     return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
 
 
 def _null_is(make: Callable[[], Any]) -> BeforeValidator:
-    """The API's own examples show null where its clients leave a field out."""
+    """Read null as an absent field: the API's own examples show it so."""
     return BeforeValidator(lambda value: make() if value is None else value)
 
 
@@ -67,7 +70,7 @@ class Entry(BaseModel):
 
     @property
     def failed(self) -> bool:
-        """Apify's rule: the last error, the one that caused no retry, is counted nowhere.
+        """Apify's rule: each retry left an error message, and the last error caused no retry.
 
         Source: https://docs.apify.com/academy/api/retry-failed-requests
         """
@@ -75,10 +78,22 @@ class Entry(BaseModel):
 
     @property
     def state(self) -> Literal["pending", "handled", "failed"]:
-        """As far as the entry itself tells: not whether it is locked."""
+        """What the entry itself shows. It does not show whether it is locked."""
         if self.failed:
             return "failed"
         return "handled" if self.is_handled else "pending"
+
+    @property
+    def size(self) -> int:
+        """About how many bytes its JSON has; cheap, for limits of memory."""
+        size = _OVERHEAD + len(self.url) + len(self.unique_key) + _size(self.user_data)
+        if self.payload:
+            size += _size({"": self.payload})
+        for name, value in (self.headers or {}).items():
+            size += len(name) + len(value) + _PUNCTUATION
+        for message in self.error_messages:
+            size += len(message) + _PUNCTUATION
+        return size
 
     def to_json(self, *, with_id: bool = True) -> str:
         exclude = None if with_id else {"id"}
@@ -86,10 +101,9 @@ class Entry(BaseModel):
 
     @classmethod
     def from_json(cls, id: str, text: str | bytes) -> Entry:
-        """Read the stored entry of this id; one that breaks the schema comes back with ``broken``
-        set.
+        """Read the stored entry of this id. If it breaks the schema, ``broken`` says how.
 
-        It must come back, with all it holds: an entry that could not even be claimed could never
+        Such an entry has to come back too, with all it holds: one that nobody can claim could never
         be reported.
         """
         try:
@@ -111,8 +125,28 @@ class Entry(BaseModel):
         return entry
 
 
+def _size(root: dict[str, Any]) -> int:
+    """Return about how many bytes the JSON of this value has."""
+    size = 0
+    containers: list[Any] = [root]
+    for container in containers:  # grows while we walk it: a recursion costs more
+        size += _PUNCTUATION * len(container)
+        if type(container) is dict:
+            for name in container:
+                size += len(name)
+            container = container.values()
+        for value in container:
+            if isinstance(value, str):
+                size += len(value) if value.isascii() else 2 * len(value)
+            elif type(value) is dict or type(value) is list:
+                containers.append(value)
+            else:
+                size += _NUMBER
+    return size
+
+
 def _split(text: str | bytes, error: ValidationError) -> tuple[dict[str, Any], str]:
-    """The fields of a broken entry that are valid, and the others as text."""
+    """Return the valid fields of a broken entry, and the others as text."""
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError):

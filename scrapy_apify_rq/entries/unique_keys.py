@@ -1,14 +1,13 @@
 """Unique keys and the ids that follow from them.
 
-A request queue holds one entry for each unique key. ``Keys`` says which requests of a crawl share
-one. ``request_id`` is the platform's rule for the id of an entry. ``crawlee_key`` is the extended
-unique key of Crawlee for Python, for ``APIFY_RQ_UNIQUE_KEY = "crawlee"``: two programs on one queue
-deduplicate against each other only if their keys are equal to the byte.
+A request queue holds one entry for each unique key. ``Keys`` decides which requests of a crawl
+share one. ``request_id`` is the platform's rule for the id of an entry. ``crawlee_key`` is the
+extended unique key of Crawlee for Python, for ``APIFY_RQ_UNIQUE_KEY = "crawlee"``: two programs
+deduplicate against each other only if they give a request the same key to the byte.
 
-Neither the id nor Crawlee's key is specified anywhere. They are written from the outcomes of
-running crawlee 1.11.0 with yarl 1.25.1, which tests/test_unique_keys.py replays. Keys of Crawlee
-for JavaScript differ. Crawlee's key lower-cases the whole URL, so that pages whose addresses differ
-only in case are one.
+Neither the id nor Crawlee's key is specified anywhere. We reproduce what crawlee 1.11.0 with yarl
+1.25.1 does; tests/test_unique_keys.py replays its results. Crawlee for JavaScript has other keys.
+Crawlee's key lower-cases the whole URL, so addresses that differ only in case are one page.
 """
 
 from __future__ import annotations
@@ -31,18 +30,20 @@ if TYPE_CHECKING:
     from yarl import URL
 
 _ID_LENGTH: Final = 15
-# The other headers are no part of the key.
+# Other headers do not enter the key.
 _KEY_HEADERS: Final = frozenset(("accept", "accept-language", "authorization", "content-type"))
 
 
 def request_id(unique_key: str) -> str:
-    """The id that the platform gives to a unique key; verified against executed vectors."""
-    encoded = b2a_base64(sha256(unique_key.encode()).digest(), newline=False)
+    """Return the id that the platform gives to a unique key; verified against executed vectors."""
+    # A key with a lone surrogate cannot be stored, but the scheduler asks for its id before that.
+    data = unique_key.encode(errors="surrogatepass")
+    encoded = b2a_base64(sha256(data).digest(), newline=False)
     return encoded.translate(None, b"+/=")[:_ID_LENGTH].decode()
 
 
 def start_key(key: str, number: int) -> str:
-    """The key of the n-th start request of one kind that is not to be filtered, from 1."""
+    """Return the key of the n-th start request with this key that must not be filtered, from 1."""
     return f"{key}:start{number}"
 
 
@@ -55,23 +56,23 @@ class Keys:
         dupefilter = load_object(crawler.settings["DUPEFILTER_CLASS"])
         self._filters_nothing = dupefilter is BaseDupeFilter
         self._starts: Counter[str] = Counter()
-        """How many repeatable start requests of each key there have been."""
+        """How many repeatable start requests each key has had so far."""
 
     def plain(self, request: Request) -> str:
-        """The key of every request that is the same for Scrapy, if it is filtered."""
+        """Return the key that this request shares with all that Scrapy filters as the same."""
         if self._kind == "crawlee":
             return crawlee_key(request.url, request.method, request.body, _text_headers(request))
         return self._fingerprinter.fingerprint(request).hex()
 
     def is_repeatable(self, request: Request) -> bool:
-        """Scrapy is to crawl it even if it has crawled the same before."""
+        """Return True if Scrapy crawls it even if it has crawled the same before."""
         return request.dont_filter or self._filters_nothing
 
     def own(self, plain: str, *, is_start: bool) -> str:
-        """The key of one repeatable request alone, from the one that it would have if filtered.
+        """Return the key of one repeatable request alone; ``plain`` is what it shares with others.
 
-        Start requests are counted: ask once for each, in the order of ``start()``. The n-th of a
-        kind then has the same key in every run and every worker, and none repeats it.
+        Start requests are counted: call this once for each, in the order of ``start()``. The n-th
+        of a kind then has the same key in every run and every worker, so nobody repeats it.
         """
         if not is_start:
             return f"{plain}:{secrets.token_hex(8)}"
@@ -87,16 +88,16 @@ def _text_headers(request: Request) -> list[tuple[str, str]]:
 
 
 def crawlee_key(url: str, method: str, body: bytes, headers: Iterable[tuple[str, str]]) -> str:
-    """Crawlee's key ``METHOD|headers|payload|url`` of a request that is bound to no session.
+    """Return Crawlee's key ``METHOD|headers|payload|url`` of a request without a session.
 
-    Of a header given twice the last value counts. Join several values of one header first, as
-    they are joined in the entry.
+    If a header occurs twice, the last one counts. Join several values of one header first, as they
+    are joined in the entry.
     """
     return f"{method.upper()}|{_headers_hash(headers)}|{_short_hash(body)}|{normalize_url(url)}"
 
 
 def normalize_url(url: str) -> str:
-    """The URL as Crawlee writes it in a key; one that cannot be parsed is returned unchanged."""
+    """Return the URL as Crawlee writes it in a key; unchanged if it cannot be parsed."""
     url_class = _url_class()
     try:
         return _normalized(url_class(url.strip()))
@@ -105,7 +106,7 @@ def normalize_url(url: str) -> str:
 
 
 def _url_class() -> type[URL]:
-    # Imported late: yarl is needed for this one setting only.
+    # Imported late: only this one setting needs yarl.
     try:
         from yarl import URL
     except ImportError as error:
@@ -118,8 +119,8 @@ def _url_class() -> type[URL]:
 
 def _normalized(url: URL) -> str:
     query = sorted(pair for pair in url.query.items() if not pair[0].startswith("utm_"))
-    # The decoded path is what Crawlee sets again: this is why %2F becomes a slash in its keys.
-    # Setting a path drops the query and the fragment.
+    # Crawlee sets the decoded path again, so %2F becomes a slash in its keys. Setting a path drops
+    # the query and the fragment.
     clean = url.with_path(url.path.removesuffix("/"))
     return str(clean.with_query(query)).lower()
 

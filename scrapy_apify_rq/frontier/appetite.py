@@ -6,14 +6,14 @@ import time
 from typing import Final
 
 _FIRST: Final = 4
-# Seconds after which entries that still wait were more than the worker needs.
+# Entries that have waited for so many seconds were more than the worker needs.
 _LONG: Final = 5.0
 
 
 class Appetite:
-    """Grows while the worker uses up all it claims and wants more; shrinks while entries wait.
+    """Grows while the worker uses up all that it claims and wants more; shrinks while entries wait.
 
-    What one worker has claimed no other can crawl, and its leases have to be prolonged; so a slow
+    No other worker can crawl what this one has claimed, and its leases must be prolonged. So a slow
     spider should hold few entries, and a fast one as many as it uses up during one claim.
     """
 
@@ -35,13 +35,13 @@ class Appetite:
         """How many to claim now."""
         if self._is_starving and self._was_rich:
             self._size = min(self._size * 2, self._most)
-            self._was_rich = False  # once for each
+            self._was_rich = False  # a rich claim lets it grow once
         elif not self._is_starving and time.monotonic() > self._fed_at + _LONG:
             self._size = max(self._size // 2, 1)
         return max(self._size - waiting, 1)
 
     def feed(self, *, is_rich: bool) -> None:
-        """A claim has brought something; rich is one that brought all it was asked for."""
+        """A claim has brought something; a rich one brought all that was asked for."""
         self._is_starving = False
         self._was_rich = is_rich
         self._fed_at = time.monotonic()

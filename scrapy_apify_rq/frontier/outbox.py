@@ -8,89 +8,132 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final, Protocol, TypeVar
 
 from scrapy_apify_rq.backends.base import Added, Backend, Updated
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.frontier.visit import Visit, entry_of
 
+T = TypeVar("T")
+
+# Bytes sent in one call, unless one entry alone has more: a call needs its entries' texts, too.
+_CALL_SIZE: Final = 4 * 2**20
+# More updates than this share of the limits, and nothing is handed out: adds need room, too, and a
+# kill repeats every page whose ack still waits.
+_UPDATES_SHARE: Final = 4
+
+
+class Owner(Protocol):
+    """What the outbox reports to, and what it asks."""
+
+    def added(self, visit: Visit, answer: Added) -> None: ...
+    def updated(self, visit: Visit, answer: Updated) -> None: ...
+    def confirmed(self) -> None:
+        """The answers of one call have been reported."""
+
+    def is_starving(self) -> bool:
+        """The crawl waits for what it adds."""
+
+
+class _Lane:
+    """Visits of one kind that wait to be sent, each with a number."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[int, Visit]] = deque()
+        self.ready = asyncio.Event()
+        """The first one may be sent, or there will be nothing more to send."""
+        self.turn = asyncio.Lock()
+        """Held while a batch is cut."""
+
+    def put(self, number: int, visit: Visit) -> None:
+        self.waiting.append((number, visit))
+        self.ready.set()
+
+    def cut(self, most: int, before: float) -> list[tuple[int, Visit]]:
+        """The next batch: the visits at the head that have numbers below ``before`` and go to the
+        same end of the queue.
+        """
+        batch: list[tuple[int, Visit]] = []
+        size = 0
+        while self.waiting and len(batch) < most:
+            number, visit = self.waiting[0]
+            size += visit.size
+            if number >= before:
+                self.ready.clear()
+                break
+            if batch and (size > _CALL_SIZE or visit.forefront != batch[0][1].forefront):
+                break
+            batch.append(self.waiting.popleft())
+        if not self.waiting:
+            self.ready.clear()
+        return batch
+
 
 class Outbox:
-    """Sends while its ``work`` runs.
+    """Sends while its ``work`` runs. ``limit`` counts visits, ``memory`` their bytes."""
 
-    ``added`` and ``updated`` are called with the backend's answer to an add or an update and its
-    ``forefront``; ``wake`` after them.
-    ``in_hurry`` says whether the crawl waits for what it has added.
-    """
-
-    def __init__(
-        self,
-        backend: Backend,
-        *,
-        limit: int,
-        added: Callable[[Visit, Added, bool], None],
-        updated: Callable[[Visit, Updated, bool], None],
-        wake: Callable[[], None],
-        in_hurry: Callable[[], bool],
-    ) -> None:
+    def __init__(self, backend: Backend, *, limit: int, memory: int) -> None:
         self._backend = backend
         self._limit = limit
-        self._on_added = added
-        self._on_updated = updated
-        self._wake = wake
-        self._in_hurry = in_hurry
-
+        self._memory = memory
         self.visits: dict[str, Visit] = {}
         """By id, all that is not confirmed."""
         self.blocked = 0
         """How many callbacks wait for room."""
-        self._adds: deque[tuple[int, Visit, bool]] = deque()
+        self._size = 0
+        self._updates_size = 0
+        self._adds = _Lane()
+        """The numbers count the adds."""
         self._adds_made = 0
         self._unconfirmed: OrderedDict[int, None] = OrderedDict()
         """The numbers of the adds that are not confirmed, in order."""
-        self._updates: deque[tuple[int, Visit, bool]] = deque()
-        """With the number of the last add that must be confirmed first."""
-        self._has_adds = asyncio.Event()
-        self._has_updates = asyncio.Event()
-        self._cutting_adds = asyncio.Lock()
-        self._cutting_updates = asyncio.Lock()
+        self._updates = _Lane()
+        """The number is that of the last add that must be confirmed first."""
         self._batch_is_full = asyncio.Event()
-        self._has_room = asyncio.Event()
-        self._flushed = asyncio.Event()
-        self._flushed.set()
+        self._changed = asyncio.Event()
+        """Set at each confirmation and at the failure."""
         self._is_closing = False
         self._has_failed = False
 
-    def add(self, visit: Visit, entry: Entry, *, forefront: bool) -> None:
+    def add(self, visit: Visit) -> None:
         self._adds_made += 1
         self._unconfirmed[self._adds_made] = None
-        self._adds.append((self._adds_made, visit, forefront))
-        self._put(visit, entry)
-        self._has_adds.set()
-        if len(self._adds) >= self._backend.batch:
+        self._put(visit)
+        self._adds.put(self._adds_made, visit)
+        if len(self._adds.waiting) >= self._backend.batch:
             self._batch_is_full.set()
 
-    def update(self, visit: Visit, entry: Entry, *, forefront: bool) -> None:
-        self._updates.append((self._adds_made, visit, forefront))
-        self._put(visit, entry)
-        self._has_updates.set()
+    def update(self, visit: Visit) -> None:
+        self._put(visit)
+        self._updates_size += visit.size
+        self._updates.put(self._adds_made, visit)
 
-    def _put(self, visit: Visit, entry: Entry) -> None:
-        self.visits[entry.id] = visit
-        self._flushed.clear()
+    def _put(self, visit: Visit) -> None:
+        self.visits[entry_of(visit).id] = visit
+        self._size += visit.size
+
+    @property
+    def unsaved_adds(self) -> int:
+        return len(self._unconfirmed)
+
+    @property
+    def unsaved_updates(self) -> int:
+        return len(self.visits) - len(self._unconfirmed)
 
     def has_too_many_updates(self) -> bool:
-        """So many acks wait or are on their way that more would leave too little room for adds, and
-        let a kill repeat too many pages."""
-        return len(self.visits) - len(self._unconfirmed) > self._limit // 4
+        """So many acks wait that nothing more should be handed out."""
+        return (
+            len(self.visits) - len(self._unconfirmed) > self._limit // _UPDATES_SHARE
+            or self._updates_size > self._memory // _UPDATES_SHARE
+        )
 
     def is_full(self) -> bool:
-        """``room`` would wait. During ``flush``, too: only ``start()`` can still ask, and Scrapy
-        cancels it.
+        """``room`` would wait. So it does during ``flush``, when only ``start()`` can still ask,
+        which Scrapy cancels.
         """
-        return self._is_closing or len(self.visits) >= self._limit
+        return len(self.visits) >= self._limit or self._size >= self._memory or self._is_closing
 
     async def room(self) -> None:
         """Wait until there is room for one more."""
@@ -99,109 +142,122 @@ class Outbox:
                 # Callbacks must come to their end. One that never waits must not stop the loop.
                 await asyncio.sleep(0)
                 return
-            self._has_room.clear()
+            self._changed.clear()
             self.blocked += 1
             try:
-                await self._has_room.wait()
+                await self._changed.wait()
             finally:
                 self.blocked -= 1
 
-    async def flush(self) -> None:
-        """Wait until all is confirmed, or nothing can be any more."""
+    async def flush(self, patience: float) -> None:
+        """Wait until all is confirmed, or nothing can be any more.
+
+        Raises TimeoutError if nothing is confirmed for so many seconds.
+        """
         self._is_closing = True
         self._batch_is_full.set()
-        if not self._has_failed:
-            await self._flushed.wait()
+        while not self.is_done:
+            self._changed.clear()
+            async with asyncio.timeout(patience):
+                await self._changed.wait()
+        self._end_work()
 
     def fail(self) -> None:
-        """Let go all that wait, since nothing more will be confirmed."""
+        """Send nothing more, and let go all that wait."""
         self._has_failed = True
-        self._has_room.set()
-        self._flushed.set()
+        self._end_work()
+
+    @property
+    def is_done(self) -> bool:
+        """There is nothing to send any more."""
+        return self._has_failed or (self._is_closing and not self.visits)
+
+    def _end_work(self) -> None:
+        for event in (self._changed, self._batch_is_full, self._adds.ready, self._updates.ready):
+            event.set()
 
     # Sending.
 
-    def work(self) -> list[Coroutine[Any, Any, None]]:
-        """What has to run, each in a task of its own, so that something is sent."""
-        adding = [_repeat(self._send_adds) for _ in range(self._backend.parallel)]
-        updating = [_repeat(self._send_updates) for _ in range(self._backend.update_parallel)]
+    def work(self, owner: Owner) -> list[Coroutine[Any, Any, None]]:
+        """What has to run, each in a task of its own. Each ends by itself when all is done."""
+        adding = [self._repeat(self._send_adds, owner) for _ in range(self._backend.parallel)]
+        updating = [
+            self._repeat(self._send_updates, owner) for _ in range(self._backend.update_parallel)
+        ]
         return adding + updating
 
-    async def _send_adds(self) -> None:
-        async with self._cutting_adds:
-            await self._has_adds.wait()
-            await self._wait_for_company()
-            forefront, batch = self._cut_adds()
+    async def _repeat(self, send: Callable[[Owner], Awaitable[None]], owner: Owner) -> None:
+        """Repeat ``send``, a call of its own so that what it has sent is let go afterwards."""
+        while not self.is_done:
+            await send(owner)
+            # The embedded queue answers at once; the crawl must get its turn all the same.
+            await asyncio.sleep(0)
+
+    async def _send_adds(self, owner: Owner) -> None:
+        async with self._adds.turn:
+            await self._adds.ready.wait()
+            if self.is_done:
+                return
+            await self._wait_for_company(owner)
+            batch = self._adds.cut(self._backend.batch, self._adds_made + 1)
         if batch:
-            entries = [entry_of(visit) for _, visit in batch]
-            answers = await self._backend.add(entries, forefront=forefront)
+            answers = await _send(self._backend.add, [visit for _, visit in batch])
             for (number, visit), answer in zip(batch, answers, strict=True):
                 del self._unconfirmed[number]
-                del self.visits[answer.id]
-                self._on_added(visit, answer, forefront)
-            self._confirmed()
+                self._remove(visit)
+                owner.added(visit, answer)
+            self._confirmed(owner)
 
-    async def _wait_for_company(self) -> None:
-        """Let a batch fill while the crawl has enough to do without it."""
-        is_urgent = self._is_closing or self._in_hurry()
-        if not self._backend.linger or is_urgent or len(self._adds) >= self._backend.batch:
+    async def _wait_for_company(self, owner: Owner) -> None:
+        """Let a batch fill up while the crawl has enough to do without it."""
+        is_urgent = self._is_closing or owner.is_starving()
+        is_full = len(self._adds.waiting) >= self._backend.batch
+        if not self._backend.linger or is_urgent or is_full:
             return
         self._batch_is_full.clear()
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._batch_is_full.wait(), self._backend.linger)
+        with suppress(TimeoutError):
+            # Not wait_for(), which in Python 3.11 may swallow the cancellation of its task.
+            async with asyncio.timeout(self._backend.linger):
+                await self._batch_is_full.wait()
 
-    def _cut_adds(self) -> tuple[bool, list[tuple[int, Visit]]]:
-        batch: list[tuple[int, Visit]] = []
-        forefront = bool(self._adds) and self._adds[0][2]
-        while self._adds and self._adds[0][2] == forefront and len(batch) < self._backend.batch:
-            number, visit, _ = self._adds.popleft()
-            batch.append((number, visit))
-        if not self._adds:
-            self._has_adds.clear()
-        return forefront, batch
-
-    async def _send_updates(self) -> None:
-        async with self._cutting_updates:
-            await self._has_updates.wait()
-            forefront, batch = self._cut_updates()
+    async def _send_updates(self, owner: Owner) -> None:
+        async with self._updates.turn:
+            await self._updates.ready.wait()
+            if self.is_done:
+                return
+            oldest_add = next(iter(self._unconfirmed), self._adds_made + 1)
+            batch = self._updates.cut(self._backend.update_batch, oldest_add)
         if batch:
-            entries = [entry_of(visit) for visit in batch]
-            answers = await self._backend.update(entries, forefront=forefront)
-            for visit, answer in zip(batch, answers, strict=True):
-                del self.visits[entry_of(visit).id]
-                self._on_updated(visit, answer, forefront)
-            self._confirmed()
+            answers = await _send(self._backend.update, [visit for _, visit in batch])
+            for (_, visit), answer in zip(batch, answers, strict=True):
+                self._updates_size -= visit.size
+                self._remove(visit)
+                owner.updated(visit, answer)
+            self._confirmed(owner)
 
-    def _cut_updates(self) -> tuple[bool, list[Visit]]:
-        """Those that need not wait for an add any more."""
-        batch: list[Visit] = []
-        forefront = bool(self._updates) and self._updates[0][2]
-        oldest_add = next(iter(self._unconfirmed), self._adds_made + 1)
-        while self._updates and len(batch) < self._backend.update_batch:
-            after, visit, to_front = self._updates[0]
-            if after >= oldest_add:
-                self._has_updates.clear()
-                break
-            if to_front != forefront:
-                break
-            self._updates.popleft()
-            batch.append(visit)
-        if not self._updates:
-            self._has_updates.clear()
-        return forefront, batch
+    def _remove(self, visit: Visit) -> None:
+        del self.visits[entry_of(visit).id]
+        self._size -= visit.size
 
-    def _confirmed(self) -> None:
-        self._has_room.set()
-        if self._updates:
-            self._has_updates.set()
-        if not self.visits:
-            self._flushed.set()
-        self._wake()
+    def _confirmed(self, owner: Owner) -> None:
+        self._changed.set()
+        if self._updates.waiting:
+            self._updates.ready.set()
+        if self.is_done:
+            self._end_work()
+        owner.confirmed()
 
 
-async def _repeat(send: Callable[[], Awaitable[None]]) -> None:
-    """``send`` is a call of its own, so that what it has sent is let go when it is done."""
-    while True:
-        await send()
-        # The embedded queue answers at once; the crawl must get its turn all the same.
-        await asyncio.sleep(0)
+class _Call(Protocol[T]):
+    async def __call__(self, entries: Sequence[Entry], *, forefront: bool) -> list[T]: ...
+
+
+async def _send(call: _Call[T], batch: list[Visit]) -> list[T]:
+    """Send a batch to one end of the queue and return its answers, in its order.
+
+    Each entry goes to the very front, so the last one is sent first.
+    """
+    forefront = batch[0].forefront
+    step = -1 if forefront else 1
+    answers = await call([entry_of(visit) for visit in batch[::step]], forefront=forefront)
+    return answers[::step]

@@ -1,77 +1,53 @@
-"""One entry on its way through this process, and what is noted of it until it is settled."""
+"""One entry on its way through this process."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from scrapy import Request
-from scrapy.utils.response import response_status_message
 
+from scrapy_apify_rq.entries.converter import stored_priority, stored_spider_errors
 from scrapy_apify_rq.entries.models import Entry
 
 
 @dataclass(slots=True, eq=False)
 class Visit:
-    """Everything this process knows of one entry.
-
-    It is made when the entry is added or claimed, and gone when its ack or requeue is confirmed.
+    """One entry on its way through this process: from its add or claim until its ack or requeue is
+    confirmed.
     """
 
     entry: Entry | None
-    """None: the request cannot be written as JSON and lives in memory only."""
+    """None: the request cannot be written and lives in memory only."""
     request: Request | None = None
-    """The live request; None until an entry made by another process is handed out."""
-    urgency: tuple[bool, int] = (False, 0)
-    """Handed out from the greatest to the least: retries that go in front, then priority."""
-    order: int = 0
-    """Place among those of one urgency: the greatest is handed out first."""
-    lease: float | None = None
-    """Unix time at which it ends; 0 once it is known to be lost; None in single access."""
+    """The live request; None until a claimed entry is handed out."""
+    priority: int = 0
+    """Scrapy's: greater first."""
+    is_retry: bool = False
+    """It was tried before."""
+    forefront: bool = False
+    """The backend stores it at the front of the queue."""
+    newest_first: bool = False
+    """Among its equals it is handed out last in, first out (APIFY_RQ_ORDER = "lifo")."""
     spider_errors: int = 0
     """How many times it was requeued because its callback raised."""
+    lease: float | None = None
+    """Unix time at which the lease ends, 0 once it is lost; None where no lease is needed."""
+    size: int = 0
+    """Bytes that it holds in memory, about."""
 
-    status: int | None = None
-    """Of the last response that the downloader gave."""
-    download_error: str | None = None
-    reached_callback: bool = False
-    loaded_url: str | None = None
-    callback_error: str | None = None
-    retry: Request | None = None
-    """The request that Scrapy's retry machinery made of this one."""
-
-    @property
-    def is_downloaded(self) -> bool:
-        """The downloader is done with it, well or not, and its callback has not been reached."""
-        ended = self.status is not None or self.download_error is not None
-        return ended and not self.reached_callback
-
-    @property
-    def status_text(self) -> str | None:
-        return None if self.status is None else response_status_message(self.status)
-
-    @property
-    def problem(self) -> str | None:
-        """Why Scrapy gave up on the request; None if it came to its callback or its redirect."""
-        if self.callback_error is not None:
-            return self.callback_error
-        if self.reached_callback or self.loaded_url is not None:
-            return None
-        if self.download_error is not None or self.status is None:
-            return self.download_error
-        if self.status < 400:
-            return f"{self.status_text}, but a middleware kept it from the callback"
-        return self.status_text
-
-    @property
-    def retry_reason(self) -> str:
-        if self.callback_error is not None:
-            return self.callback_error
-        if self.reached_callback:
-            return f"{self.status_text}, but the callback asked for a retry"
-        return self.download_error or self.status_text or "a middleware asked for a retry"
+    @classmethod
+    def of(cls, entry: Entry) -> Visit:
+        """Of an entry that was claimed."""
+        return cls(
+            entry,
+            priority=stored_priority(entry),
+            is_retry=entry.retry_count > 0,
+            spider_errors=stored_spider_errors(entry),
+            size=entry.size,
+        )
 
 
 def entry_of(visit: Visit) -> Entry:
-    """For a visit that is known to have one: the outbox and the backend hold no others."""
+    """The entry of a visit that must have one: outbox and backend hold no others."""
     assert visit.entry is not None
     return visit.entry

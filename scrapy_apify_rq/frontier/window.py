@@ -1,55 +1,92 @@
-"""The requests that are ready, in the order in which they are handed out."""
+"""The requests that are ready to be handed out, in their order.
+
+Retries come first (unless APIFY_RQ_RETRY_FOREFRONT is off), then the greatest priority, then first
+in, first out; visits that are ``newest_first`` come last in, first out, and before their equals
+that are not.
+"""
 
 from __future__ import annotations
 
 from bisect import insort
 
-from scrapy_apify_rq.frontier.visit import Visit, entry_of
+from scrapy_apify_rq.frontier.visit import Visit
+
+# The rank and the visit; no two have the same third number, so visits are never compared.
+_Place = tuple[bool, int, int, Visit]
 
 
 class Window:
-    """Hands out by urgency, and among those of one urgency as they came, or the last first."""
+    """Holds what the backend has stored, within limits, and what exists in memory only, without.
 
-    def __init__(self) -> None:
-        self._visits: list[Visit] = []
-        """Sorted; the next one to hand out is the last."""
+    ``limit`` counts visits and ``memory`` bytes. The owner evicts with ``evict``.
+    """
+
+    def __init__(self, *, limit: int, memory: int, retries_first: bool = True) -> None:
+        self.limit = limit
+        self.memory = memory
         self.stored: dict[str, Visit] = {}
-        """By id, those that the backend has, too; the others exist in memory only."""
-        self._orders = 0
+        """By id, the visits whose entries the backend has, too."""
+        self.size = 0
+        """Their bytes."""
+        self._retries_first = retries_first
+        # Sorted; the visit to hand out next is the last of one of the two.
+        self._stored_line: list[_Place] = []
+        self._memory_line: list[_Place] = []
+        self._pushed = 0
 
     def __len__(self) -> int:
-        return len(self._visits)
+        return len(self._stored_line) + len(self._memory_line)
 
-    def push(self, visit: Visit, *, forefront: bool) -> None:
-        self._orders += 1
-        visit.order = self._orders if forefront else -self._orders
-        insort(self._visits, visit, key=_rank)
-        if visit.entry is not None:
+    def push(self, visit: Visit) -> None:
+        self._pushed += 1
+        order = self._pushed if visit.newest_first else -self._pushed
+        is_first = visit.is_retry and self._retries_first
+        if visit.entry is None:
+            insort(self._memory_line, (is_first, visit.priority, order, visit))
+        else:
+            insort(self._stored_line, (is_first, visit.priority, order, visit))
             self.stored[visit.entry.id] = visit
+            self.size += visit.size
 
     def pop(self) -> Visit | None:
-        if not self._visits:
+        """The most urgent visit, which leaves the window."""
+        line, other = self._stored_line, self._memory_line
+        if other and (not line or other[-1] > line[-1]):
+            line = other
+        if not line:
             return None
-        visit = self._visits.pop()
-        if visit.entry is not None:
-            del self.stored[visit.entry.id]
+        visit = line.pop()[3]
+        self._forget(visit)
         return visit
 
-    def drop_last(self) -> str:
-        """Forget the least urgent of those that the backend has, too; its id."""
-        index = next(i for i, visit in enumerate(self._visits) if visit.entry is not None)
-        id = entry_of(self._visits.pop(index)).id
-        del self.stored[id]
-        return id
+    def evict(self, *, last_size: int = 0) -> list[str]:
+        """Drop the least urgent stored visits until the limits are kept; return their ids.
+
+        One entry always fits: the last one pushed, of ``last_size``, may exceed ``memory``.
+        """
+        evicted: list[str] = []
+        most = self.memory + last_size
+        while len(self.stored) > self.limit or (self.size > most and len(self.stored) > 1):
+            visit = self._stored_line.pop(0)[3]
+            evicted.append(self._forget(visit))
+        return evicted
+
+    def outranks_last(self, visit: Visit) -> bool:
+        """The visit is more urgent than the least urgent one that the backend has, too."""
+        if not self._stored_line:
+            return False
+        rank = (visit.is_retry and self._retries_first, visit.priority)
+        return rank > self._stored_line[0][:2]
 
     def drop_leased(self) -> list[str]:
-        """Forget all that are leased to us; their ids."""
-        ids = [id for id, visit in self.stored.items() if visit.lease]
-        self._visits = [visit for visit in self._visits if not visit.lease]
-        for id in ids:
-            del self.stored[id]
-        return ids
+        """Drop all visits that we hold leases on; return their ids."""
+        leased = [visit for visit in self.stored.values() if visit.lease]
+        self._stored_line = [place for place in self._stored_line if not place[3].lease]
+        return [self._forget(visit) for visit in leased]
 
-
-def _rank(visit: Visit) -> tuple[bool, int, int]:
-    return (*visit.urgency, visit.order)
+    def _forget(self, visit: Visit) -> str:
+        if visit.entry is None:
+            return ""
+        del self.stored[visit.entry.id]
+        self.size -= visit.size
+        return visit.entry.id

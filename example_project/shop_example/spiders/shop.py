@@ -1,4 +1,4 @@
-"""The spider: nothing in it knows where its requests are queued."""
+"""The spider. It does not know where its requests are queued."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ShopSpider(Spider):
         return spider
 
     def parse(self, response: Response) -> Iterator[Request]:
-        """Read the home page: its categories and its search form."""
+        """Follow the categories of the home page, and submit its search form."""
         for link in response.css("nav a"):
             category = link.css("::text").get()
             yield response.follow(link, self.parse_category, cb_kwargs={"category": category})
@@ -38,17 +38,17 @@ class ShopSpider(Spider):
             )
 
     def parse_category(self, response: Response, category: str) -> Iterator[Request]:
-        """Read one page of a category, and follow the links to the others."""
+        """Follow the products of one category page, and the links to the other pages."""
         yield from self.follow_products(response, category)
         for link in response.css(".pages a"):
             yield response.follow(link, self.parse_category, cb_kwargs={"category": category})
 
     def parse_search(self, response: Response, query: str) -> Iterator[Request]:
-        """Read the results of one search."""
+        """Follow the products that a search has found."""
         yield from self.follow_products(response, f"search: {query}")
 
     def parse_product(self, response: Response, found_in: str) -> Iterator[Product | Request]:
-        """Read a product, and follow the link to another one."""
+        """Read a product, and follow the link to a related one."""
         yield Product(
             sku=response.css(".sku::text").get(""),
             name=response.css("h1::text").get(""),

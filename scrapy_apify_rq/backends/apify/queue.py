@@ -122,6 +122,7 @@ class ApifyBackend:
         memory: int = 16 * 1024 * 1024,
         inc_stat: Callable[[str], None],
     ) -> None:
+        self.patience = patience
         self._client = Client(base_url, token, patience=patience, inc_stat=inc_stat)
         self._inc_stat = inc_stat
         self._id = id

@@ -222,7 +222,7 @@ class File:
 
     def __init__(self, folder: Path, patience: float, now: Callable[[], float]) -> None:
         self._folder = folder
-        self._patience = patience
+        self.patience = patience
         self._now = now
 
     @property
@@ -271,7 +271,7 @@ class File:
 
     async def _patiently(self, statement: Callable[[], _T]) -> _T:
         """Run the statement. Retry while other processes lock the file, up to ``patience``."""
-        give_up_at = time.monotonic() + self._patience
+        give_up_at = time.monotonic() + self.patience
         while True:
             try:
                 return statement()

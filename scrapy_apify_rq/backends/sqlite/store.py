@@ -190,7 +190,7 @@ class StoredQueue(SqliteBackend):
 
     def __init__(self, store: Store, key: int, client_key: str) -> None:
         super().__init__(
-            store._folder, client_key=client_key, patience=store._patience, now=store._now
+            store._folder, client_key=client_key, patience=store.patience, now=store._now
         )
         self._client_key = client_key  # callers without a key share the key ""
         self._connection = store._db

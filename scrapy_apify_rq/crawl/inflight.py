@@ -1,0 +1,344 @@
+"""The requests in flight: what Scrapy has been given and has not finished.
+
+This is their only owner. It finds out to which of them a response, an error or a new request
+belongs. When Scrapy has finished with one, it gives the verdict: the entry is acked or requeued.
+
+**Whose is it?** Scrapy does everything for one request, from the downloader middlewares to the item
+pipelines, in asyncio tasks and Deferreds that copy the context (``contextvars``) in which the
+request was handed out. ``take`` sets a variable there, so it names the request in flight on whose
+behalf any code runs, whatever copies of requests and responses a middleware makes. The same
+variable marks the iteration of ``start()``.
+
+**When is it finished?** When it is neither in the engine's slot nor in the scraper's. A callback
+may hand its own request to the engine again, which takes it out of the first; the second holds it
+until its item pipelines are done. The verdict then waits for the requests that it led to and that
+live in memory only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from scrapy import Request
+
+from scrapy_apify_rq import scrapy_private
+from scrapy_apify_rq.crawl.flight import Flight, Stage, describe
+from scrapy_apify_rq.crawl.outgoing import Outgoing, Stored
+from scrapy_apify_rq.entries.converter import store_spider_errors
+from scrapy_apify_rq.errors import CodecError
+from scrapy_apify_rq.frontier.visit import Visit
+
+if TYPE_CHECKING:
+    from scrapy.crawler import Crawler
+    from scrapy.http import Response
+
+    from scrapy_apify_rq.config import Config
+    from scrapy_apify_rq.crawl.report import Report
+    from scrapy_apify_rq.entries.converter import RequestConverter
+    from scrapy_apify_rq.entries.models import Entry
+    from scrapy_apify_rq.frontier.frontier import Frontier
+
+
+class _Mark(Enum):
+    START = "the iteration of start()"
+
+
+# On whose behalf the present code runs. None: nobody's, for example an extension's.
+_behalf: ContextVar[Flight | _Mark | None] = ContextVar("scrapy_apify_rq_behalf", default=None)
+
+
+def mark_start() -> None:
+    """From here on this task iterates ``start()``; see ``InFlight.is_start``."""
+    _behalf.set(_Mark.START)
+
+
+def is_start() -> bool:
+    """Whether the present code schedules what ``start()`` yields.
+
+    A spider middleware may put other requests in the place of the spider's; these count, too.
+    """
+    return _behalf.get() is _Mark.START
+
+
+class InFlight:
+    """See the module. All methods are synchronous and touch memory only."""
+
+    def __init__(
+        self,
+        crawler: Crawler,
+        config: Config,
+        frontier: Frontier,
+        converter: RequestConverter,
+        report: Report,
+    ) -> None:
+        self._crawler = crawler
+        self._fingerprint = crawler.request_fingerprinter.fingerprint
+        self._retries_first = config.retry_forefront
+        self._most_spider_errors = config.retry_spider_errors
+        self._frontier = frontier
+        self._converter = converter
+        self._report = report
+        self._flights: dict[Request, Flight] = {}
+        self._visits: dict[str, Visit] = {}
+        self._parents: dict[Visit, Flight] = {}
+        """Of visits that live in memory only."""
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def __contains__(self, request: Request) -> bool:
+        return request in self._flights
+
+    @property
+    def visits(self) -> Mapping[str, Visit]:
+        """By the id of the entry. Requests that live in memory only have none."""
+        return self._visits
+
+    # Handing out.
+
+    def take(self, visit: Visit, request: Request) -> None:
+        """The engine gets this request now."""
+        visit.request = request
+        flight = Flight(visit, request, Outgoing(request))
+        self._flights[request] = flight
+        if visit.entry is not None:
+            self._visits[visit.entry.id] = visit
+        _behalf.set(flight)
+
+    def take_nothing(self) -> None:
+        """The engine gets no request now: what it does next is not on behalf of the last one."""
+        _behalf.set(None)
+
+    def put_behind(self, visit: Visit) -> None:
+        """Let a visit wait for the one that has its very request object in flight."""
+        assert visit.request is not None
+        self._flights[visit.request].waiting.append(visit)
+
+    # Whose is it?
+
+    def match(self, request: Request | None, stage: Stage) -> Flight | None:
+        """The request in flight that ``request``, seen at ``stage``, is or was made for.
+
+        The downloader middlewares see the very object that was handed out; a callback may download
+        other requests inside its own context, so there nothing else counts. Later the context
+        counts first: a middleware may answer with a response that names another request.
+        """
+        itself = None if request is None else self._flights.get(request)
+        if stage is Stage.DOWNLOADED:
+            # A callback may download its own request again.
+            return None if itself is None or itself.stage is Stage.SCRAPING else itself
+        return self._on_behalf() or itself
+
+    def _on_behalf(self) -> Flight | None:
+        flight = _behalf.get()
+        if not isinstance(flight, Flight):
+            return None
+        # Not one that is settled, nor one of another crawler in this process.
+        return flight if self._flights.get(flight.request) is flight else None
+
+    # What the middlewares report.
+
+    def sent(self, request: Request) -> None:
+        """The request has passed all downloader middlewares on its way out."""
+        if (flight := self._flights.get(request)) is not None:
+            flight.outgoing.note_sent()
+
+    def downloaded(self, request: Request, response: Response) -> None:
+        if (flight := self.match(request, Stage.DOWNLOADED)) is not None:
+            flight.stage = Stage.DOWNLOADED
+            flight.status = response.status
+            flight.download_error = None
+
+    def download_failed(self, request: Request, error: Exception) -> None:
+        if (flight := self.match(request, Stage.DOWNLOADED)) is not None:
+            flight.stage = Stage.DOWNLOADED
+            flight.download_error = describe(error)
+
+    def reached_callback(self, response: Response) -> None:
+        if (flight := self.match(response.request, Stage.SCRAPING)) is not None:
+            flight.stage = Stage.SCRAPING
+            flight.loaded_url = response.url
+
+    def callback_failed(self, request: Request | None, error: BaseException) -> None:
+        if (flight := self.match(request, Stage.SCRAPING)) is not None:
+            flight.callback_error = describe(error)
+
+    # What is scheduled on behalf of a request in flight.
+
+    def is_retry(self, request: Request) -> bool:
+        """Whether this is a request in flight, to be tried again; if so, it is noted.
+
+        Only ``get_retry_request()`` both counts ``retry_times`` up and sets ``dont_filter``: copies
+        of meta carry the count, too.
+        """
+        if not (request.dont_filter and _retries(request)):
+            return False
+        flight = self._on_behalf()
+        if flight is not None:
+            candidates = [flight]
+        else:  # an extension, say, schedules a retry by itself
+            candidates = [one for one in self._flights.values() if one.stage > Stage.DOWNLOADING]
+        for one in candidates:
+            if one.retry is None and self._is_same(one.request, request):
+                one.retry = request
+                return True
+        return False
+
+    def _is_same(self, original: Request, retry: Request) -> bool:
+        """Whether a retry can be one of this request, by what it asks for."""
+        return (
+            _retries(original) + 1 == _retries(retry)
+            and len(_redirects(original)) == len(_redirects(retry))
+            and (
+                _target(original) == _target(retry)
+                or self._fingerprint(original) == self._fingerprint(retry)
+            )
+        )
+
+    def note_replacement(self, request: Request) -> None:
+        """Note if a downloader middleware has put this request in the place of one in flight.
+
+        That is a redirect, or a copy of itself to be tried again by rules other than Scrapy's.
+        """
+        flight = self._on_behalf()
+        if flight is None or flight.stage is not Stage.DOWNLOADED or flight.replacement is not None:
+            return
+        urls, before = _redirects(request), _redirects(flight.request)
+        is_redirect = urls[-1:] == [flight.request.url] and len(urls) == len(before) + 1
+        if is_redirect or (request.dont_filter and _target(request) == _target(flight.request)):
+            flight.replacement = request
+            flight.loaded_url = request.url
+
+    def stored_form(self, request: Request) -> Stored | None:
+        """What the queue is to store of a new request in place of what the request holds.
+
+        None where that is the same.
+        """
+        flight = self._on_behalf()
+        if flight is None:
+            return None
+        if flight.replacement is request:
+            return flight.outgoing.stored_successor(request)
+        return flight.outgoing.stored_link(request)
+
+    def adopt(self, visit: Visit) -> None:
+        """A new request lives in memory only: let what led to it wait for it."""
+        if (flight := self._on_behalf()) is not None:
+            self._parents[visit] = flight
+            flight.children.add(visit)
+
+    # The verdict.
+
+    def settle(self) -> None:
+        """Ack or requeue everything that has left the engine since the last call."""
+        if not self._flights:
+            return
+        unfinished, scraping = scrapy_private.unfinished(self._crawler.engine)
+        for request, flight in list(self._flights.items()):
+            if request not in unfinished and request not in scraping:
+                del self._flights[request]
+                for visit in flight.waiting:
+                    self._frontier.keep(visit)
+                if not flight.children:
+                    self._judge(flight)
+
+    def _judge(self, flight: Flight) -> None:
+        visit = flight.visit
+        if visit.entry is not None:
+            del self._visits[visit.entry.id]
+        if flight.retry is not None:
+            self._requeue(flight, flight.retry, flight.retry_reason)
+        elif flight.callback_error is not None and visit.spider_errors < self._most_spider_errors:
+            visit.spider_errors += 1
+            self._requeue(flight, flight.request, flight.callback_error)
+        elif visit.entry is not None:
+            self.ack(visit, visit.entry, flight.problem, flight.loaded_url)
+        else:
+            self._release_parent(visit)
+
+    def _release_parent(self, visit: Visit) -> None:
+        parent = self._parents.pop(visit, None)
+        if parent is not None:
+            parent.children.remove(visit)
+            if not parent.children and self._flights.get(parent.request) is not parent:
+                self._judge(parent)
+
+    def ack(
+        self, visit: Visit, entry: Entry, problem: str | None, loaded_url: str | None = None
+    ) -> None:
+        """Mark the entry handled, for good."""
+        entry.handled_at = datetime.now(UTC)
+        entry.loaded_url = loaded_url
+        if problem is not None:
+            entry.error_messages.append(problem)
+            self._report.count_problem(problem)
+        visit.forefront = False
+        self._frontier.update(visit)
+
+    def _requeue(self, flight: Flight, request: Request, reason: str) -> None:
+        """Send the same entry back, as the request is now."""
+        old = flight.visit
+        again = Visit(
+            None,
+            request,
+            priority=request.priority,
+            is_retry=True,
+            forefront=self._retries_first,
+            spider_errors=old.spider_errors,
+            lease=old.lease,
+        )
+        if old.entry is None:
+            if (parent := self._parents.pop(old, None)) is not None:
+                self._parents[again] = parent
+                parent.children.remove(old)
+                parent.children.add(again)
+            self._frontier.keep(again)
+            return
+        again.entry = self._retried(flight, old.entry, request, reason)
+        again.size = live_size(again.entry)
+        self._frontier.update(again)
+
+    def _retried(self, flight: Flight, old: Entry, request: Request, reason: str) -> Entry:
+        stored = flight.outgoing.stored_successor(request)
+        try:
+            entry = self._converter.encode(
+                request, old.unique_key, replaced=old, **stored._asdict()
+            )
+        except CodecError as error:
+            # This process crawls the new request; the next one will find the old one.
+            self._report.unserializable(request, error)
+            entry = old
+        else:
+            store_spider_errors(entry, flight.visit.spider_errors)
+        entry.retry_count = old.retry_count + 1
+        entry.error_messages = [*old.error_messages, reason]
+        entry.loaded_url = None
+        return entry
+
+
+def inflight_of(crawler: Crawler) -> InFlight | None:
+    """What the middlewares of a crawl report to; None where another scheduler is in use."""
+    return getattr(scrapy_private.scheduler(crawler), "inflight", None)
+
+
+def live_size(entry: Entry) -> int:
+    """Bytes of an entry that is in memory together with its live request, about."""
+    return 2 * entry.size
+
+
+def _target(request: Request) -> tuple[str, str, bytes]:
+    return request.method, request.url, request.body
+
+
+def _retries(request: Request) -> int:
+    times: Any = request.meta.get("retry_times")
+    return times if isinstance(times, int) else 0  # meta may come from a stranger
+
+
+def _redirects(request: Request) -> list[str]:
+    urls: Any = request.meta.get("redirect_urls")
+    return urls if isinstance(urls, list) else []

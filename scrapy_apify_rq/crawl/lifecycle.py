@@ -1,0 +1,186 @@
+"""How the queue of a crawl opens, what happens when it fails, and how it closes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Final, cast
+
+from scrapy import Request, Spider, signals
+
+from scrapy_apify_rq import scrapy_private
+from scrapy_apify_rq.actor.events import RunEvents
+from scrapy_apify_rq.backends import backend_for
+from scrapy_apify_rq.crawl.duplicates import Duplicates
+from scrapy_apify_rq.crawl.flight import describe
+from scrapy_apify_rq.crawl.inflight import InFlight
+from scrapy_apify_rq.crawl.progress import Progress
+from scrapy_apify_rq.crawl.report import Report
+from scrapy_apify_rq.crawl.resume import begin, remember_foreign_starts
+from scrapy_apify_rq.entries.converter import RequestConverter
+from scrapy_apify_rq.errors import BackendError
+from scrapy_apify_rq.frontier.frontier import Frontier
+from scrapy_apify_rq.frontier.notices import Bug, Notice
+from scrapy_apify_rq.frontier.visit import Visit
+
+if TYPE_CHECKING:
+    from scrapy.crawler import Crawler
+
+    from scrapy_apify_rq.config import Config
+
+# Seconds between two looks for finished requests while the engine, busy downloading, asks for none.
+_SETTLE_INTERVAL: Final = 0.02
+
+
+class Lifecycle:
+    """Makes the parts of one crawl, and opens and closes them.
+
+    It is also the frontier's ``Listener``: what happens to the queue is passed on to Scrapy here.
+    """
+
+    def __init__(self, crawler: Crawler, config: Config) -> None:
+        self._crawler = crawler
+        self._config = config
+        self._backend = backend_for(config, crawler.stats.inc_value)
+        self.report = Report(crawler, self._backend)
+        self.converter = RequestConverter.from_config(cast("Spider", crawler.spider), config)
+        self.frontier = Frontier(
+            self._backend,
+            self,
+            stats=crawler.stats,
+            window=config.window,
+            outbox=config.outbox,
+            memory=config.memory,
+            idle_before_close=config.idle_before_close,
+            retries_first=config.retry_forefront,
+        )
+        self.duplicates = Duplicates(crawler, config, self.frontier)
+        self.inflight = InFlight(crawler, config, self.frontier, self.converter, self.report)
+        self._progress = Progress(crawler, self._backend, self.report, bar=config.progress)
+        self._run_events = RunEvents(crawler, config, self.frontier.hold)
+        self._opened: AsyncExitStack | None = None  # closes what is open
+        self._close_reason = "shutdown"  # Scrapy's word for a spider that could not be opened
+        self.failure: BackendError | None = None  # why the spider has to be closed
+        self._settler: asyncio.Task[None] | None = None
+        self._closer: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Raises RuntimeError if Scrapy is not one that we know, ConfigError if the queue cannot be
+        used. If it cannot be reached, the spider is closed as soon as the engine runs.
+        """
+        scrapy_private.verify(self._crawler.engine)
+        async with AsyncExitStack() as opened:
+            await self.duplicates.open()
+            opened.push_async_callback(lambda: self.duplicates.close(self._close_reason))
+            opened.push_async_callback(self._backend.close)
+            opened.push_async_callback(self._progress.stop)
+            try:
+                await self._open_queue()
+            except BackendError as error:
+                # Raised from here, it would be buried under errors of an engine that is half up.
+                self.failed(error)
+            if self._config.gc_freeze:
+                _freeze_garbage(opened)
+            self._opened = opened.pop_all()
+
+    async def _open_queue(self) -> None:
+        """Open the backend, and start everything that works with it."""
+        await self._backend.open()
+        if self._config.access == "shared" and self._config.client_key is not None:
+            await self._backend.unlock()  # what a run before us held, with the same key
+        beginning = await begin(self._backend, self._config, self.report)
+        await remember_foreign_starts(self._backend, self._config, self.frontier)
+        self.frontier.open(has_pending=beginning.has_pending, is_new=beginning.is_new)
+        self._settler = asyncio.create_task(self._settle_regularly())
+        self._progress.start()
+        self._run_events.open()
+
+    async def close(self, reason: str) -> None:
+        if self._opened is None:
+            return
+        opened, self._opened = self._opened, None
+        self._close_reason = reason
+        async with opened:
+            self.settle()
+            if self._settler is not None:
+                self._settler.cancel()
+            await self._run_events.close()
+            await self.frontier.close()
+            self.report.close(await self._closing_line())
+
+    async def _closing_line(self) -> str:
+        if self._settler is None:
+            return self.report.not_opened()
+        if self.frontier.error is not None:
+            return self.report.unsaved(self.frontier.unsaved_adds, self.frontier.unsaved_updates)
+        return await self.report.summary()
+
+    # When Scrapy has finished with a request.
+
+    async def _settle_regularly(self) -> None:
+        while self.failure is None:
+            await asyncio.sleep(_SETTLE_INTERVAL)
+            self.settle()
+
+    def settle(self) -> None:
+        """Ack or requeue what Scrapy has finished. An error here closes the spider."""
+        try:
+            self.inflight.settle()
+        except Exception as error:  # of a stats collector of the project, say, or a bug here
+            self.notice(Bug(error))
+            self.failed(BackendError(describe(error), "apify_rq_error"))
+
+    # What the frontier reports: see frontier.Listener.
+
+    @property
+    def in_flight(self) -> Mapping[str, Visit]:
+        return self.inflight.visits
+
+    def wake(self) -> None:
+        scrapy_private.wake(self._crawler.engine)
+
+    def dropped(self, visit: Visit) -> None:
+        request = cast("Request", visit.request)
+        self.duplicates.log(request)
+        self._crawler.signals.send_catch_log(
+            signals.request_dropped, request=request, spider=self._crawler.spider
+        )
+
+    def refused(self, visit: Visit, reason: str) -> None:
+        """The queue cannot hold the request: it goes on in memory."""
+        self.report.unserializable(cast("Request", visit.request), reason)
+        self._crawler.stats.inc_value("scheduler/enqueued")
+        self._crawler.stats.inc_value("scheduler/enqueued/memory")
+
+    def notice(self, notice: Notice) -> None:
+        self.report.notice(notice)
+
+    def failed(self, error: BackendError) -> None:
+        if self.failure is None:
+            self.failure = error
+            self.report.failed(error)
+            # Before the engine runs it cannot close the spider. Then the scheduler does, as soon as
+            # the engine asks for a request.
+            if self._crawler.engine.running:
+                self.close_spider(error)
+
+    def close_spider(self, error: BackendError) -> None:
+        if self._closer is None:
+            # Kept, because the event loop itself holds its tasks weakly.
+            self._closer = asyncio.create_task(
+                self._crawler.engine.close_spider_async(reason=error.reason)
+            )
+
+
+def _freeze_garbage(opened: AsyncExitStack) -> None:
+    """Keep what was made before the crawl from the garbage collector, until the crawl is closed.
+
+    A full collection looks at every object, 80,000 of Scrapy's own among them, and holds up the
+    crawl meanwhile. A project that has frozen objects by itself knows what it does.
+    """
+    if hasattr(gc, "freeze") and not gc.get_freeze_count():  # PyPy has no freeze
+        gc.collect()
+        gc.freeze()
+        opened.callback(gc.unfreeze)

@@ -1,0 +1,220 @@
+"""All text for people: what the log says when a crawl opens, while it runs, and when it closes."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from scrapy import Request, signals
+
+from scrapy_apify_rq.errors import BackendError
+from scrapy_apify_rq.frontier.notices import (
+    Bug,
+    LeaseLost,
+    LeasesKept,
+    Notice,
+    OthersSeen,
+    RateReached,
+)
+
+if TYPE_CHECKING:
+    from scrapy.crawler import Crawler
+
+    from scrapy_apify_rq.backends.base import Backend, Info
+    from scrapy_apify_rq.entries.models import Entry
+    from scrapy_apify_rq.errors import CodecError
+
+logger = logging.getLogger(__name__)
+
+# How many reasons for failures the closing line names, their length, and how many are counted.
+_REASONS: Final = 5
+_REASON_LENGTH: Final = 100
+_REASONS_LIMIT: Final = 1000
+_WHEN_LOST: Final = {
+    "waiting": "before it was handed out. It is left to others",
+    "in flight": "while it was crawled. Another worker may crawl it, too",
+    "retried": "before its retry was saved. It is left to others",
+}
+
+
+class Sample(NamedTuple):
+    """The queue's counts, which include those of all its consumers, and this run's at that time."""
+
+    queue: Info
+    handled: int
+    enqueued: int
+    time: float
+
+
+class Report:
+    """What one crawl says about itself."""
+
+    def __init__(self, crawler: Crawler, backend: Backend) -> None:
+        self._crawler = crawler
+        self._stats = crawler.stats
+        self._backend = backend
+        self._problems: Counter[str] = Counter()
+        """How many requests failed, by their last error message."""
+        self._has_logged_unserializable = False
+
+    def log(self, level: int, text: str) -> None:
+        logger.log(level, text, extra={"spider": self._crawler.spider})
+
+    # Opening.
+
+    def opened(self, info: Info) -> None:
+        if not info.total:
+            self.log(logging.INFO, f"{self._title(info)}: new")
+        elif info.pending:
+            counts = f"{info.pending} pending, {info.handled} handled"
+            self.log(logging.INFO, f"{self._title(info)}: resuming, {counts}")
+        else:
+            self.log(
+                logging.WARNING,
+                f"{self._title(info)} is finished: {info.handled} handled, none pending. Only"
+                " requests that are new to it are crawled. To crawl all again, run once with"
+                " -s APIFY_RQ_PURGE_ON_START=True, or choose another APIFY_RQ_NAME",
+            )
+
+    def emptied(self, info: Info, *, asked_for: bool) -> None:
+        why = "its crawl was finished"
+        if asked_for:
+            why = f"{info.pending} of them pending, since APIFY_RQ_PURGE_ON_START is set"
+        self.log(logging.INFO, f"{self._title(info)}: emptied of {info.total} entries, {why}")
+
+    def _title(self, info: Info) -> str:
+        return f"Request queue {info.title!r} in {self._backend.location}"
+
+    # While it runs.
+
+    def unserializable(self, request: Request, reason: object) -> None:
+        self._stats.inc_value("scheduler/unserializable")
+        if not self._has_logged_unserializable:
+            self._has_logged_unserializable = True
+            self.log(
+                logging.WARNING,
+                f"{request} cannot be written to the queue: {reason}. It is crawled from memory and"
+                " lost if this process ends first. No more of these are logged; see the stat"
+                " scheduler/unserializable",
+            )
+
+    def undecodable(self, entry: Entry, error: CodecError) -> None:
+        self._stats.inc_value("apify_rq/undecodable")
+        self.log(
+            logging.ERROR,
+            f"Entry {entry.id} ({entry.url or 'no URL'}) is not a request: {error}. It is marked"
+            " handled, with this message",
+        )
+
+    def notice(self, notice: Notice) -> None:
+        match notice:
+            case RateReached(rate):
+                self.log(
+                    logging.INFO,
+                    f"The crawl is as fast as its request queue allows: {rate}. Requests are held"
+                    " back until the queue has taken the acks of those before",
+                )
+            case LeaseLost(entry, while_):
+                when = _WHEN_LOST[while_]
+                self.log(logging.INFO, f"The lease on entry {entry.id} ({entry.url}) ended {when}")
+            case LeasesKept(lock_secs, error):
+                why = error or "no answer"
+                self.log(
+                    logging.WARNING,
+                    f"The leases of this crawl could not be given back ({why}). They end by"
+                    f" themselves within {lock_secs} seconds (APIFY_RQ_LOCK_SECS)",
+                )
+            case OthersSeen(location):
+                self.log(
+                    logging.WARNING,
+                    f"Another program uses the request queue {location}, too. It may look, add and"
+                    " repair, but a second crawl of this queue in single access crawls pages twice:"
+                    " set APIFY_RQ_ACCESS = 'shared' for both, or run one at a time",
+                )
+            case Bug(error):
+                logger.error(
+                    "Bug in scrapy-apify-rq", exc_info=error, extra={"spider": self._crawler.spider}
+                )
+
+    def failed(self, error: BackendError) -> None:
+        self.log(logging.ERROR, f"{error} The spider is closed ({error.reason}).")
+
+    def count_problem(self, problem: str) -> None:
+        """Count a reason for the closing line. Messages that all differ must not fill memory."""
+        problem = problem.partition("\n")[0][:_REASON_LENGTH]
+        if problem in self._problems or len(self._problems) < _REASONS_LIMIT:
+            self._problems[problem] += 1
+
+    # Closing.
+
+    def close(self, text: str) -> None:
+        """Log the closing line below Scrapy's stats, where people look first."""
+        if self._crawler.engine.start_time is None:  # it will not stop, since it never ran
+            logger.info(text)
+            return
+        # The closure must not know the crawler, or its signals would keep it alive for ever.
+        self._crawler.signals.connect(lambda: logger.info(text), signals.engine_stopped, weak=False)
+
+    def not_opened(self) -> str:
+        return "The request queue could not be opened, so nothing was crawled"
+
+    def unsaved(self, adds: int, updates: int) -> str:
+        return (
+            f"The queue in {self._backend.location} failed. Not saved: {updates} requests that were"
+            f" finished or retried, which are still pending, and {adds} new requests, which are not"
+            " in the queue. The pages that led to them are still pending and lead to them again."
+            " Run the spider again to go on"
+        )
+
+    async def summary(self) -> str:
+        """This run and the queue, after everything is saved."""
+        handled, failed, retried = map(self.count, ("handled", "failed", "retried"))
+        run = f"this run handled {handled} ({failed} of them failed) and retried {retried}"
+        try:
+            info = await self._backend.info()
+        except BackendError as error:  # all is saved, so the run is as good as any
+            location = self._backend.location
+            return f"Request queue in {location}: {run}; its counts are unknown: {error}"
+        return (
+            f"{self._title(info)}: {run}; the queue holds {info.handled} handled,"
+            f" {info.pending} pending{self._reasons(failed)}"
+        )
+
+    def count(self, stat: str) -> int:
+        number: int = self._stats.get_value(f"apify_rq/{stat}", 0)
+        return number
+
+    def _reasons(self, failed: int) -> str:
+        """Why requests failed, the most frequent reasons first."""
+        most = self._problems.most_common(_REASONS)
+        parts = [f"{count} x {problem}" for problem, count in most]
+        if (others := failed - sum(count for _, count in most)) > 0:
+            parts.append(f"{others} for other reasons")
+        return f"; failed: {', '.join(parts)}" if parts else ""
+
+    # Progress.
+
+    def progress(self, before: Sample | None, now: Sample, since: Sample) -> None:
+        """Log how far the crawl is. ``before`` is the last sample, ``since`` where counting began.
+
+        Other consumers shorten the time that is left. Before the first answer nothing is known
+        about them, and the API's counts may lag behind what we know of ourselves.
+        """
+        seconds = now.time - (before or since).time
+        own = now.handled - (before or since).handled
+        total = own if before is None else max(own, now.queue.handled - before.queue.handled)
+        queue = now.queue
+        self.log(
+            logging.INFO,
+            f"Request queue: {queue.handled} handled, {queue.pending} pending; this run:"
+            f" {self.count('failed')} failed, {60 * own / seconds:.0f} pages/min;"
+            f" {_time_left(queue.pending, total / seconds)}",
+        )
+
+
+def _time_left(pending: int, per_second: float) -> str:
+    if per_second <= 0:
+        return "time left unknown" if pending else "none left"
+    return f"about {timedelta(seconds=round(pending / per_second))} left at this pace"

@@ -1,0 +1,48 @@
+"""Where a crawl begins: with a new queue, a resumed one, or one that is emptied first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from scrapy_apify_rq.entries.foreign import apify_start_key
+from scrapy_apify_rq.entries.unique_keys import request_id, start_key
+
+if TYPE_CHECKING:
+    from scrapy_apify_rq.backends.base import Backend
+    from scrapy_apify_rq.config import Config
+    from scrapy_apify_rq.crawl.report import Report
+    from scrapy_apify_rq.frontier.frontier import Frontier
+
+
+class Beginning(NamedTuple):
+    has_pending: bool
+    """The queue holds pending entries."""
+    is_new: bool
+    """The queue holds nothing at all."""
+
+
+async def begin(backend: Backend, config: Config, report: Report) -> Beginning:
+    """Empty the queue if that is asked for, or if its last crawl was finished and it is ours."""
+    info = await backend.info()
+    is_finished = info.total > 0 and not info.pending
+    # Over the API the queue may hold what others want to keep, as may a queue with a name. In
+    # shared access a worker may start when the others have done everything.
+    is_ours = config.queue_is_default and config.backend == "sqlite" and config.access == "single"
+    if info.total and (config.purge_on_start or (is_finished and is_ours)):
+        await backend.purge()
+        report.emptied(info, asked_for=config.purge_on_start)
+        return Beginning(has_pending=False, is_new=True)
+    report.opened(info)
+    return Beginning(has_pending=bool(info.pending), is_new=not info.total)
+
+
+async def remember_foreign_starts(backend: Backend, config: Config, frontier: Frontier) -> None:
+    """Know the start requests of ``apify.scrapy``, which puts random text before their keys."""
+    if config.unique_key != "crawlee":
+        return
+    counts: Counter[str] = Counter()
+    async for entry in backend.list():
+        if (key := apify_start_key(entry)) is not None:
+            counts[key] += 1
+            frontier.remember(request_id(start_key(key, counts[key])))

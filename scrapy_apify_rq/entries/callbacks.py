@@ -1,0 +1,62 @@
+"""Callbacks and errbacks are stored as names of the spider's methods, and found by them again."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Final
+
+from scrapy import Spider
+
+from scrapy_apify_rq.errors import CodecError
+
+_DESCRIPTORS: Final = (property, classmethod, staticmethod)
+
+
+class SpiderMethods:
+    """The methods of one spider, by name. Nothing else can be a callback of a stored request."""
+
+    def __init__(self, spider: Spider) -> None:
+        self._spider = spider
+        # A spider may set its name in __init__, which "scrapy rq" does not call.
+        self._title = repr(getattr(spider, "name", type(spider).__name__))
+        self._names: dict[Callable[..., Any], str | None] = {}
+
+    def get(self, name: object) -> Callable[..., Any]:
+        """Return the method of this name, or raise CodecError."""
+        # Looked up statically first, so that naming a property does not run it.
+        static = inspect.getattr_static(self._spider, str(name), None)
+        if callable(static) and not isinstance(static, _DESCRIPTORS):
+            method = getattr(self._spider, str(name))
+            if inspect.ismethod(method) and not str(name).startswith("__"):
+                return method
+        raise CodecError(f"spider {self._title} has no method {name!r}")
+
+    def name_of(self, function: Callable[..., Any]) -> str:
+        """Return the name by which ``get`` finds this method, or raise CodecError."""
+        key = getattr(function, "__func__", None)
+        if key is None or getattr(function, "__self__", None) is not self._spider:
+            name = self._find_name(function)
+        else:
+            if key not in self._names:
+                self._names[key] = self._find_name(function)
+            name = self._names[key]
+        if name is None:
+            raise CodecError(f"{function!r} is not a method of spider {self._title}")
+        return name
+
+    def _find_name(self, function: Callable[..., Any]) -> str | None:
+        if not inspect.ismethod(function):  # a lambda, perhaps a new one for each request
+            return None
+        own_name = getattr(function, "__name__", "")
+        # The attribute differs from __name__ for private methods and for aliases.
+        for name in (own_name, *vars(self._spider), *dir(type(self._spider))):
+            if name.isidentifier() and self._is(name, function):
+                return name
+        return None
+
+    def _is(self, name: str, function: Callable[..., Any]) -> bool:
+        try:
+            return self.get(name) == function
+        except CodecError:
+            return False

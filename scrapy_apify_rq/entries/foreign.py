@@ -1,0 +1,77 @@
+"""Entries that other programs wrote: the Apify SDK, Crawlee, and the Scrapy integration of Apify.
+
+``apify.scrapy`` 4.x puts ``Request.to_dict()`` into ``userData.scrapy_request`` as JSON text, with
+base64 for bytes. Earlier versions put a pickle there, which is refused. All other programs describe
+a request by the fields of the schema, and its page by ``userData.label``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Collection, Mapping
+
+from scrapy import Request
+
+from scrapy_apify_rq.entries.callbacks import SpiderMethods
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.request_classes import find_request_class
+from scrapy_apify_rq.entries.wire_fields import read_body
+from scrapy_apify_rq.errors import CodecError
+
+
+def read_plain(entry: Entry, methods: SpiderMethods, callbacks: Mapping[str, str]) -> Request:
+    """Read an entry of the schema's fields alone; ``callbacks`` names the method for each label."""
+    label = entry.user_data.get("label")
+    name = callbacks.get(label) if isinstance(label, str) else None
+    return Request(
+        url=entry.url,
+        method=entry.method,
+        headers=entry.headers,
+        body=read_body(entry, {}),
+        callback=None if name is None else methods.get(name),
+        meta={"userData": dict(entry.user_data)} if entry.user_data else None,
+    )
+
+
+def read_apify(entry: Entry, methods: SpiderMethods, trusted: Collection[str]) -> Request:
+    """Read what ``apify.scrapy`` 4.x wrote."""
+    text = entry.user_data["scrapy_request"]
+    if not isinstance(text, str) or not text.startswith("{"):
+        raise CodecError(
+            "userData.scrapy_request is not a JSON object; pickles, which apify.scrapy wrote"
+            " before version 4, are refused because reading one can run any code"
+        )
+    stored = json.loads(text)
+    cls = Request
+    if path := stored.get("_class"):
+        module, _, name = path.rpartition(".")
+        cls = find_request_class(f"{module}:{name}", trusted)
+    values = {name: stored[name] for name in cls.attributes if name in stored}
+    values["headers"] = {
+        name: [base64.b64decode(value) for value in stored_values]
+        for name, stored_values in stored.get("headers", {}).items()
+    }
+    values["body"] = base64.b64decode(stored.get("body", ""))
+    for name in ("callback", "errback"):
+        values[name] = methods.get(stored[name]) if stored.get(name) else None
+    others = {k: v for k, v in entry.user_data.items() if k != "scrapy_request"}
+    values["meta"] = {**values.get("meta", {}), **({"userData": others} if others else {})}
+    return cls(**values)
+
+
+def apify_start_key(entry: Entry) -> str | None:
+    """Return the key of a start request of ``apify.scrapy`` 4.x, without its random prefix.
+
+    ``apify.scrapy`` puts a random text before the key of a request with ``dont_filter``. None for
+    all other entries.
+    """
+    try:
+        stored = json.loads(entry.user_data["scrapy_request"])
+        meta = stored.get("meta", {})
+        is_start = meta.get("is_start_request") and stored.get("dont_filter")
+        # A retry or a redirect of a start request is an entry of its own and inherits its meta.
+        is_first = not (meta.get("retry_times") or meta.get("redirect_times"))
+    except (KeyError, ValueError, TypeError, AttributeError):  # written by others, or broken
+        return None
+    return entry.unique_key.partition("|")[2] if is_start and is_first else None

@@ -1,0 +1,60 @@
+"""Body and headers, between the bytes of Scrapy and the texts of the API.
+
+Where the API's field cannot hold them exactly, the bytes go into ``userData.scrapy`` as well.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from scrapy.http import Headers
+
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.value_reader import decode
+from scrapy_apify_rq.entries.values import encode
+
+
+def write_body(body: bytes, blob: dict[str, Any]) -> str | None:
+    """Return the ``payload``; a body that is not UTF-8 text goes into the blob instead."""
+    if not body:
+        return None
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        blob["body"] = base64.b64encode(body).decode()
+        return None
+
+
+def read_body(entry: Entry, blob: dict[str, Any]) -> bytes:
+    if "body" in blob:
+        return base64.b64decode(blob["body"], validate=True)
+    if isinstance(entry.payload, dict):  # Crawlee for JavaScript may store an object
+        return json.dumps(entry.payload).encode()
+    return (entry.payload or "").encode()
+
+
+def write_headers(headers: Headers, blob: dict[str, Any]) -> dict[str, str]:
+    """Return the ``headers`` for others to read; the blob gets them too if these are inexact."""
+    wire: dict[str, str] = {}
+    exact = True
+    for name, values in headers.items():
+        joined = b", ".join(values)
+        try:
+            wire[name.decode("ascii")] = joined.decode()
+        except UnicodeDecodeError:
+            wire[name.decode("latin-1")] = joined.decode("latin-1")
+            exact = False
+        exact = exact and len(values) == 1
+    if not exact:
+        blob["headers"] = [
+            [encode(name), [encode(value) for value in values]] for name, values in headers.items()
+        ]
+    return wire
+
+
+def read_headers(entry: Entry, blob: dict[str, Any]) -> list[tuple[bytes, list[bytes]]]:
+    if "headers" in blob:
+        return [(decode(name), [decode(v) for v in values]) for name, values in blob["headers"]]
+    return [(name.encode(), [value.encode()]) for name, value in (entry.headers or {}).items()]

@@ -1,0 +1,178 @@
+"""Single access: this process is the only consumer of the queue, so nothing is leased."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Coroutine
+from typing import Any, Final, Literal
+
+from scrapy_apify_rq.backends.base import Backend, Claim
+from scrapy_apify_rq.frontier.idle import Question
+from scrapy_apify_rq.frontier.notices import OthersSeen
+from scrapy_apify_rq.frontier.supply import Local, Wanted
+from scrapy_apify_rq.frontier.visit import Visit, entry_of
+
+# The window is low at this share of its limits. Refill late: the head lists our own window again
+# before new entries.
+_LOW_SHARE: Final = 4
+# Seconds between two claims that bring nothing while the window is low: at least, and at most.
+_SHORT_PAUSE: Final = 0.05
+_LONG_PAUSE: Final = 1.0
+
+
+class Single:
+    """Pending entries that are not in this process form the backlog. Claims bring them, in the
+    queue's order.
+
+    A claim may lag: it may miss a new entry, or still show one that was acked since.
+    """
+
+    def __init__(self, backend: Backend, local: Local) -> None:
+        self._backend = backend
+        self._local = local
+        self._window = local.window
+        self._has_backlog = True
+        """There may be one."""
+        self._unseen = 0
+        """How many of its entries we know of and wait to see in a claim."""
+        self._grown_at = -math.inf
+        """When the last of these became part of it."""
+        self._settled: dict[str, float] = {}
+        """By id and in order, when acks and requeues were confirmed, as long as a claim may still
+        show their entries as they were before.
+        """
+        self._asked_at = -math.inf
+        """When the last claim began."""
+        self._is_asking = False
+        self._again_at = 0.0
+        self._has_noted_others = False
+
+    @property
+    def again_at(self) -> float:
+        return self._again_at
+
+    @property
+    def hidden_until(self) -> float:
+        if not self._unseen:
+            return -math.inf
+        return self._grown_at + max(self._backend.lag, self._backend.consistency_delay)
+
+    def open(self, *, has_pending: bool) -> None:
+        self._has_backlog = has_pending
+
+    def work(self) -> list[Coroutine[Any, Any, None]]:
+        return []
+
+    def stop(self) -> None:
+        pass
+
+    # What became of our writes.
+
+    def stored(self, visit: Visit) -> None:
+        """The backlog is older, so it comes first, unless the new entry is more urgent."""
+        if visit.forefront or not self._has_backlog or self._window.outranks_last(visit):
+            self._push(visit)
+        else:
+            self._grow_backlog()
+
+    def found(self, id: str, *, was_handled: bool) -> None:
+        if not (was_handled or self._local.holds(id) or id in self._settled):
+            self._grow_backlog()
+
+    def requeued(self, visit: Visit, *, refused: bool) -> bool:
+        # If it is refused, nobody else will try it again.
+        self.acked(entry_of(visit).id)
+        self._push(visit)
+        return True
+
+    def acked(self, id: str) -> None:
+        now = time.monotonic()
+        self._settled.pop(id, None)  # so that the oldest stay in front
+        self._settled[id] = now
+        self._forget_settled(self._asked_at if self._is_asking else now)
+
+    def _forget_settled(self, asked_at: float) -> None:
+        """Drop ids whose write is older than the backend's lag."""
+        while self._settled:
+            oldest = next(iter(self._settled))
+            if self._settled[oldest] >= asked_at - self._backend.lag:
+                return
+            del self._settled[oldest]
+
+    def _push(self, visit: Visit) -> None:
+        self._window.push(visit)
+        for id in self._window.evict(last_size=visit.size):
+            self._settled.pop(id, None)  # its entry is pending, as an older claim shows it, too
+            self._grow_backlog()
+
+    def _grow_backlog(self) -> None:
+        self._has_backlog = True
+        self._unseen += 1
+        self._grown_at = time.monotonic()
+
+    # Claims.
+
+    def is_low(self) -> bool:
+        window = self._window
+        return (
+            self._has_backlog
+            and len(window.stored) <= window.limit // _LOW_SHARE
+            and window.size <= window.memory // _LOW_SHARE
+        )
+
+    def starve(self) -> None:
+        pass
+
+    def begin_claim(self, asked_at: float) -> Wanted:
+        self._asked_at = asked_at
+        self._is_asking = True
+        window = self._window
+        return Wanted(
+            max(window.limit - len(window.stored), 1), max(window.memory - window.size, 1)
+        )
+
+    def receive(self, claim: Claim) -> int:
+        self._is_asking = False
+        self._forget_settled(self._asked_at)
+        entries = [
+            entry
+            for entry, _ in claim.entries
+            if not self._local.holds(entry.id) and entry.id not in self._settled
+        ]
+        for entry in entries:
+            id = entry.id.encode()
+            if self._unseen and id in self._local.seen:
+                self._unseen -= 1
+            self._local.seen.add(id)
+            self._push(Visit.of(entry))
+        self._plan(claim, has_news=bool(entries))
+        return len(entries)
+
+    def _plan(self, claim: Claim, *, has_news: bool) -> None:
+        may_be_hidden = self._grown_at >= self._asked_at - self._backend.lag
+        if not may_be_hidden and not claim.more:
+            self._unseen = 0  # others have taken them
+        self._has_backlog = claim.more or self._unseen > 0
+        if has_news and claim.more:
+            self._again_at = 0.0
+        else:
+            pause = min(max(self._backend.lag / 4, _SHORT_PAUSE), _LONG_PAUSE)
+            self._again_at = self._asked_at + pause
+
+    def lost(self, visit: Visit, while_: Literal["waiting", "in flight", "retried"]) -> None:
+        raise AssertionError(f"{entry_of(visit).id} has a lease in single access")
+
+    def note_others(self) -> None:
+        if not self._has_noted_others:
+            self._has_noted_others = True
+            self._local.listener.notice(OthersSeen(self._backend.location))
+
+    async def is_work_left(self, question: Question) -> bool:
+        return False
+
+    async def release_window(self) -> None:
+        pass
+
+    async def release(self) -> None:
+        pass
