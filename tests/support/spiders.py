@@ -1,0 +1,38 @@
+"""Spiders that many crawls share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import scrapy
+from scrapy.http import Response
+
+
+class SiteSpider(scrapy.Spider):
+    """Starts at ``site`` + "/" and keeps the path of each page that its callbacks have had."""
+
+    name = "spider"
+
+    def __init__(self, site: str = "", **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.site = site
+        self.handled: list[str] = []
+
+    async def start(self) -> AsyncIterator[Any]:
+        yield scrapy.Request(f"{self.site}/")
+
+    def note(self, response: Response) -> None:
+        parts = urlsplit(response.url)
+        self.handled.append(parts.path + (f"?{parts.query}" if parts.query else ""))
+
+
+class Links(SiteSpider):
+    """Follows all links, and scrapes each page's path."""
+
+    def parse(self, response: Response) -> Iterator[Any]:
+        self.note(response)
+        yield {"path": self.handled[-1]}
+        for href in response.css("a::attr(href)").getall():
+            yield response.follow(href)
