@@ -9,7 +9,6 @@ session leaves these tests out, and pytest-twisted is off there (pyproject.toml)
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import os
@@ -22,7 +21,7 @@ from pytest_twisted import async_yield_fixture
 from scrapy.utils.defer import deferred_from_coro
 
 from tests.site import Site
-from tests.support.crawling import PATIENCE, Crawls
+from tests.support.crawling import Crawls
 from tests.support.queues import Queue, ServedQueue, serving
 
 _FOLDER = Path(__file__).parent
@@ -49,8 +48,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
     def run(**fixtures: Any) -> Any:
         return deferred_from_coro(test(**fixtures))
 
-    run.__wrapped__ = None  # type: ignore[attr-defined] # or it would pass for a coroutine
     pyfuncitem.obj = run
+
 
 
 @pytest.fixture(autouse=True)
@@ -85,4 +84,4 @@ def served(tmp_path: Path) -> Iterator[ServedQueue]:
 async def crawls(queue: Queue) -> Any:
     crawls = Crawls(queue)
     yield crawls
-    await deferred_from_coro(asyncio.wait_for(crawls.close(), PATIENCE))
+    await deferred_from_coro(crawls.close())

@@ -18,7 +18,7 @@ from scrapy.crawler import AsyncCrawlerRunner, Crawler
 
 from tests.support.queues import Queue
 
-PATIENCE = 20.0
+PATIENCE = 10.0
 """Seconds until a test stops to wait for something that comes at once unless the code is broken."""
 
 _PACKAGE = "scrapy_apify_rq"
@@ -75,11 +75,16 @@ class Crawl:
         logging.root.addHandler(self._log)
         logging.root.setLevel(logging.DEBUG)
         self.crawler = Crawler(spider, dict(settings))
+        self.is_open = False
+        self.crawler.signals.connect(self._opened, signals.spider_opened)
         self.crawler.signals.connect(self._scraped, signals.item_scraped)
         self.crawler.signals.connect(self._reached, signals.request_reached_downloader)
         run = AsyncCrawlerRunner(dict(settings)).crawl(self.crawler, **arguments)
         self.task = asyncio.ensure_future(run)
         self.task.add_done_callback(self._ended)
+
+    def _opened(self) -> None:
+        self.is_open = True
 
     def _scraped(self, item: Any) -> None:
         self.items.append(item)
@@ -105,6 +110,7 @@ class Crawl:
 
     async def abandon(self) -> None:
         """End all that is left of a crawl that did not end by itself."""
+        await asyncio.sleep(0)  # a coroutine that is cancelled before it starts is a warning
         if self.task.done():
             tasks = self.tasks_left
         else:
@@ -173,7 +179,7 @@ class Crawls:
         self._queue = queue
         self._all: list[Crawl] = []
 
-    def start(
+    async def start(
         self,
         spider: type[Spider],
         settings: Mapping[str, Any] | None = None,
@@ -181,9 +187,11 @@ class Crawls:
         queue: Queue | None = None,
         **arguments: Any,
     ) -> Crawl:
+        """Crawl; the spider is open when this returns, unless it could not be opened."""
         where = (queue or self._queue).settings
         crawl = Crawl(spider, {**_SETTINGS, **where, **(settings or {})}, arguments)
         self._all.append(crawl)
+        await wait_until(lambda: crawl.is_open or crawl.task.done(), "the spider's opening")
         return crawl
 
     async def run(
@@ -196,12 +204,12 @@ class Crawls:
         **arguments: Any,
     ) -> Crawl:
         """Crawl to the end."""
-        return await self.start(spider, settings, queue=queue, **arguments).end(patience)
+        crawl = await self.start(spider, settings, queue=queue, **arguments)
+        return await crawl.end(patience)
 
     async def close(self) -> None:
-        """Hold each crawl to what is true of all of them."""
-        hanging = [crawl for crawl in self._all if not crawl.task.done()]
+        """End what a failed test has left, and hold all crawls to this: no task outlives them."""
+        left = [task for crawl in self._all for task in crawl.tasks_left]
         for crawl in self._all:
             await crawl.abandon()
-        assert not hanging, "a crawl has not ended"
-        assert not [task for crawl in self._all for task in crawl.tasks_left]
+        assert not left

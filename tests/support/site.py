@@ -1,21 +1,32 @@
-"""Answers that a test holds back until it wants them, for the site of ``tests.site``."""
+"""Answers beyond those of ``tests.site``: held back until the test wants them, or in turn."""
 
 from __future__ import annotations
 
 import threading
-from tests.site import Hit, Page
+from collections.abc import Callable
 
-PATIENCE = 20.0
+from tests.site import Hit, Page
+from tests.support.crawling import PATIENCE
+
+Script = Page | str | int | Callable[[Hit], Page]
+
+
+def _play(script: Script, hit: Hit) -> Page:
+    if isinstance(script, int):
+        return Page(status=script)
+    if isinstance(script, str):
+        return Page(script)
+    return script if isinstance(script, Page) else script(hit)
 
 
 class Held:
-    """A page that is asked for, and answered when the test says so.
+    """A page that is answered when the test says so.
 
     ``begun`` is set once the site has been asked, and ``go`` lets it answer.
     """
 
-    def __init__(self, page: Page | str | int = 200) -> None:
-        self._page = _page(page)
+    def __init__(self, script: Script = 200) -> None:
+        self._script = script
         self.begun = threading.Event()
         self.go = threading.Event()
 
@@ -23,10 +34,17 @@ class Held:
         self.begun.set()
         if not self.go.wait(PATIENCE):
             return Page("the test did not let it go", 500)
-        return self._page
+        return _play(self._script, hit)
 
 
-def _page(page: Page | str | int) -> Page:
-    if isinstance(page, int):
-        return Page(status=page)
-    return Page(page) if isinstance(page, str) else page
+def in_turn(*scripts: Script) -> Callable[[Hit], Page]:
+    """Answer each hit with the next of these, and with the last one from then on."""
+    left = list(scripts)
+    lock = threading.Lock()
+
+    def answer(hit: Hit) -> Page:
+        with lock:
+            script = left.pop(0) if len(left) > 1 else left[0]
+        return _play(script, hit)
+
+    return answer
