@@ -6,7 +6,7 @@ Each test has two requests for one URL in flight, which differ only in what nobo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from scrapy import Request
@@ -18,29 +18,7 @@ from tests.site import Page, Site
 from tests.support.crawling import Crawls, wait_until
 from tests.support.queues import Queue
 from tests.support.site import Held, in_turn
-from tests.support.spiders import SiteSpider
-
-
-class Twins(SiteSpider):
-    """Asks for one page as "A", and once the site has been asked, as "B"."""
-
-    def __init__(self, site: str, **arguments: Any) -> None:
-        super().__init__(site, **arguments)
-        self.second = asyncio.Event()
-
-    async def start(self) -> AsyncIterator[Any]:
-        for who in "AB":
-            yield Request(
-                f"{self.site}/page", dont_filter=True, cb_kwargs={"who": who}, errback=self.failed
-            )
-            await self.second.wait()
-
-    def parse(self, response: Response, who: str) -> Iterator[Any]:
-        self.handled.append(who)
-        yield {"who": who, "status": response.status}
-
-    def failed(self, failure: Any) -> None:
-        """Errors are no surprise here."""
+from tests.support.spiders import Twins
 
 
 async def by_name(queue: Queue) -> dict[str, Entry]:

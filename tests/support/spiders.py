@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,3 +37,25 @@ class Links(SiteSpider):
         yield {"path": self.handled[-1]}
         for href in response.css("a::attr(href)").getall():
             yield response.follow(href)
+
+
+class Twins(SiteSpider):
+    """Asks for one page as "A", and once the site has been asked, as "B"."""
+
+    def __init__(self, site: str, **arguments: Any) -> None:
+        super().__init__(site, **arguments)
+        self.second = asyncio.Event()
+
+    async def start(self) -> AsyncIterator[Any]:
+        for who in "AB":
+            yield scrapy.Request(
+                f"{self.site}/page", dont_filter=True, cb_kwargs={"who": who}, errback=self.failed
+            )
+            await self.second.wait()
+
+    def parse(self, response: Response, who: str) -> Iterator[Any]:
+        self.handled.append(who)
+        yield {"who": who, "status": response.status}
+
+    def failed(self, failure: Any) -> None:
+        """Errors are no surprise here."""
