@@ -179,6 +179,20 @@ class Crawls:
         self._queue = queue
         self._all: list[Crawl] = []
 
+    def begin(
+        self,
+        spider: type[Spider],
+        settings: Mapping[str, Any] | None = None,
+        *,
+        queue: Queue | None = None,
+        **arguments: Any,
+    ) -> Crawl:
+        """Crawl; nothing has happened yet when this returns."""
+        where = (queue or self._queue).settings
+        crawl = Crawl(spider, {**_SETTINGS, **where, **(settings or {})}, arguments)
+        self._all.append(crawl)
+        return crawl
+
     async def start(
         self,
         spider: type[Spider],
@@ -188,9 +202,7 @@ class Crawls:
         **arguments: Any,
     ) -> Crawl:
         """Crawl; the spider is open when this returns, unless it could not be opened."""
-        where = (queue or self._queue).settings
-        crawl = Crawl(spider, {**_SETTINGS, **where, **(settings or {})}, arguments)
-        self._all.append(crawl)
+        crawl = self.begin(spider, settings, queue=queue, **arguments)
         await wait_until(lambda: crawl.is_open or crawl.task.done(), "the spider's opening")
         return crawl
 
