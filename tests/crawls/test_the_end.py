@@ -91,7 +91,7 @@ async def test_workers_stay_while_another_has_work(
     monkeypatch.setattr(ApifyBackend, "lag", 3.0)
     served.faults(Faults(head_lag=0.5))
     slow = {path: Page("page", delay=0.05) for path in PATHS}
-    chain = [f"/chain/{number}" for number in range(12)]
+    chain = [f"/chain/{number}" for number in range(4)]
     following = dict(zip(chain, [*(links(path) for path in chain[1:]), links(*PATHS)], strict=True))
     site.serve({"/": links(chain[0]), **slow})
     site.serve({path: Page(text, delay=0.1) for path, text in following.items()})
@@ -140,11 +140,14 @@ def assert_ended_well(crawl: Crawl) -> None:
 
 
 @pytest.mark.parametrize("status", [403, 404, 409])
-@pytest.mark.parametrize("nth", [1, 2, 15, 30, 31])
+@pytest.mark.parametrize("nth", [1, 2, 15, 30, 80, 121])
 async def test_one_put_of_many_is_refused(
     site: Site, served: ServedQueue, crawls: Crawls, status: int, nth: int
 ) -> None:
-    serve(site)
+    """While the crawl has enough to do, so that adds wait for company when the call fails."""
+    many = [f"/{number}" for number in range(60)]
+    site.serve({"/": links(*many), **{path: links(f"{path}/child") for path in many}})
+    site.serve({f"{path}/child": "page" for path in many})
     served.refuse(error(status), nth=nth, when=is_put)
     crawl = await crawls.run(Times, queue=served, site=site.url, patience=SOON)
     assert served.refused

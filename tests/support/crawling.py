@@ -25,6 +25,7 @@ _PACKAGE = "scrapy_apify_rq"
 _SETTINGS = {
     "ADDONS": {f"{_PACKAGE}.Addon": 500},
     "LOG_LEVEL": "DEBUG",
+    "REMOTE_CONTROL_ENABLED": False,
     "ROBOTSTXT_OBEY": False,
     "TELNETCONSOLE_ENABLED": False,
 }
@@ -61,14 +62,20 @@ class Crawl:
     """
 
     def __init__(
-        self, spider: type[Spider], settings: Mapping[str, Any], arguments: Mapping[str, Any]
+        self,
+        spider: type[Spider],
+        settings: Mapping[str, Any],
+        arguments: Mapping[str, Any],
+        has_company: Callable[[], bool],
     ) -> None:
         self.items: list[Any] = []
         self.fetched: list[Request] = []
         self.finished_at = 0.0
         """By the clock of the event loop, when the crawl's last step was done."""
         self.tasks_left: list[asyncio.Task[Any]] = []
-        """Our tasks that were still there when the crawl had ended: there must be none."""
+        """Our tasks that were still there when the crawl had ended: there must be none. Of crawls
+        that run at the same time, the last one to end has those of all."""
+        self._has_company = has_company
         self._tasks_before = asyncio.all_tasks()
         self._log = _Log()
         self._root_level = logging.root.level
@@ -96,8 +103,8 @@ class Crawl:
         self.finished_at = asyncio.get_running_loop().time()
         logging.root.removeHandler(self._log)
         logging.root.setLevel(self._root_level)
-        new = asyncio.all_tasks() - self._tasks_before
-        self.tasks_left = [task for task in new if _is_ours(task)]
+        if not self._has_company():
+            self.tasks_left = [task for task in asyncio.all_tasks() if _is_ours(task)]
 
     async def end(self, patience: float = PATIENCE) -> Crawl:
         """Wait for the end. Raises what the crawl raised, or AssertionError if it hangs."""
@@ -105,7 +112,7 @@ class Crawl:
             async with asyncio.timeout(patience):
                 await asyncio.shield(self.task)
         except TimeoutError:
-            raise AssertionError(f"no end after {patience} s: {self.log_text}") from None
+            raise AssertionError(f"no end after {patience} s: {self.log_text[-2000:]}") from None
         return self
 
     async def abandon(self) -> None:
@@ -189,7 +196,8 @@ class Crawls:
     ) -> Crawl:
         """Crawl; nothing has happened yet when this returns."""
         where = (queue or self._queue).settings
-        crawl = Crawl(spider, {**_SETTINGS, **where, **(settings or {})}, arguments)
+        merged = {**_SETTINGS, **where, **(settings or {})}
+        crawl = Crawl(spider, merged, arguments, lambda: self._is_another_running(crawl))
         self._all.append(crawl)
         return crawl
 
@@ -218,6 +226,9 @@ class Crawls:
         """Crawl to the end."""
         crawl = await self.start(spider, settings, queue=queue, **arguments)
         return await crawl.end(patience)
+
+    def _is_another_running(self, crawl: Crawl) -> bool:
+        return any(other is not crawl and not other.task.done() for other in self._all)
 
     async def close(self) -> None:
         """End what a failed test has left, and hold all crawls to this: no task outlives them."""
