@@ -64,12 +64,15 @@ async def test_page_whose_callback_downloads_its_request_again(
 
 
 class Unwritable(SiteSpider):
-    """Its page has a child that cannot be written to the queue."""
+    """Its page has a child that cannot be written: its callback is no method of the spider."""
 
     def parse(self, response: Response) -> Any:
         self.note(response)
-        # A function that is not a method of the spider has no name to store.
-        yield Request(f"{self.site}/child", callback=lambda response: self.note(response))
+
+        def parse_child(response: Response) -> None:
+            self.note(response)
+
+        yield Request(f"{self.site}/child", callback=parse_child)
 
 
 async def test_page_whose_child_is_in_memory_only(site: Site, queue: Queue, crawls: Crawls) -> None:

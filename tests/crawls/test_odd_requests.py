@@ -22,9 +22,7 @@ PATHS = [f"/{number}" for number in range(60)]
 class Yields(SiteSpider):
     """Its first page yields what ``requests`` makes with the site's address and the callback."""
 
-    def __init__(
-        self, requests: Callable[[str, Any], Iterator[Request]], **arguments: Any
-    ) -> None:
+    def __init__(self, requests: Callable[[str, Any], Iterator[Request]], **arguments: Any) -> None:
         super().__init__(**arguments)
         self.requests = requests
 
@@ -64,9 +62,7 @@ async def test_uncopyable_links_in_a_full_outbox(site: Site, crawls: Crawls, out
     def requests(address: str, callback: Any) -> Iterator[Request]:
         return (Uncopyable(f"{address}{path}", callback) for path in PATHS)
 
-    crawl = await crawls.run(
-        Yields, {"APIFY_RQ_OUTBOX": outbox}, requests=requests, site=site.url
-    )
+    crawl = await crawls.run(Yields, {"APIFY_RQ_OUTBOX": outbox}, requests=requests, site=site.url)
     assert Counter(crawl.spider.handled) == Counter(["/", *PATHS])
     assert_healthy(crawl)
 
@@ -87,9 +83,7 @@ async def test_one_object_yielded_twice(
         yield one
         yield Request(f"{address}/2", callback)
 
-    crawl = await crawls.run(
-        Yields, {"APIFY_RQ_OUTBOX": outbox}, requests=requests, site=site.url
-    )
+    crawl = await crawls.run(Yields, {"APIFY_RQ_OUTBOX": outbox}, requests=requests, site=site.url)
     assert Counter(crawl.spider.handled) == {"/": 1, "/1": 2, "/2": 1}
     assert_healthy(crawl)
 
@@ -116,9 +110,7 @@ async def test_lone_surrogate(
         for path in PATHS[30:59]:
             yield Request(f"{address}{path}", callback)
 
-    crawl = await crawls.run(
-        Yields, {"APIFY_RQ_OUTBOX": outbox}, requests=requests, site=site.url
-    )
+    crawl = await crawls.run(Yields, {"APIFY_RQ_OUTBOX": outbox}, requests=requests, site=site.url)
     assert Counter(crawl.spider.handled) == Counter(["/", *PATHS[:59]])
     assert crawl.reason == "finished"
     assert "Bug in scrapy-apify-rq" not in crawl.log_text

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from tests.site import Site, links
 from tests.support.crawling import Crawls
 from tests.support.spiders import Links
 
-STOCK = {"ADDONS": {}}
+STOCK: dict[str, Any] = {"ADDONS": {}}
 
 
 async def test_pages_and_items(site: Site, crawls: Crawls) -> None:

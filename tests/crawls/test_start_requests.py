@@ -103,9 +103,7 @@ async def test_crash_repeats_only_what_was_in_flight(
     assert (await copy.info()).total == 6
 
 
-async def test_workers_crawl_each_once(
-    site: Site, served: ServedQueue, crawls: Crawls
-) -> None:
+async def test_workers_crawl_each_once(site: Site, served: ServedQueue, crawls: Crawls) -> None:
     serve(site)
     settings = {"SPIDER_MIDDLEWARES": {Replaces: 543}, "APIFY_RQ_ACCESS": "shared"}
     workers = [

@@ -39,15 +39,14 @@ def serve(site: Site, count: int = len(PATHS)) -> None:
 
 
 def seconds_after_the_last_page(crawl: Crawl) -> float:
-    return crawl.finished_at - crawl.spider.last
+    last: float = crawl.spider.last
+    return crawl.finished_at - last
 
 
 # Soon.
 
 
-async def test_end_of_a_crawl_over_the_api(
-    site: Site, served: ServedQueue, crawls: Crawls
-) -> None:
+async def test_end_of_a_crawl_over_the_api(site: Site, served: ServedQueue, crawls: Crawls) -> None:
     """The last acks, the question whether anything is left, and the counts: four round trips."""
     serve(site)
     served.faults(Faults(latency=0.05))
@@ -197,7 +196,7 @@ async def test_each_call_is_refused_once(
             await crawl.end(SOON)
         except AssertionError as error_:
             raise AssertionError(f"call {nth} refused") from error_
-        except Exception:  # noqa: BLE001 (a queue that cannot be opened is an error of its own)
+        except Exception:  # a queue that cannot be opened raises
             assert crawl.reason != "finished"
         assert crawl.tasks_left == [], f"call {nth} refused"
         refused = served.refused

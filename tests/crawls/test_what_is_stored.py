@@ -134,9 +134,7 @@ async def test_retry_without_cookies_and_user_agent(
     site: Site, queue: Queue, crawls: Crawls
 ) -> None:
     again = Held("page")
-    site.serve(
-        {"/": Page("in", headers={"Set-Cookie": "session=1"}), "/next": in_turn(503, again)}
-    )
+    site.serve({"/": Page("in", headers={"Set-Cookie": "session=1"}), "/next": in_turn(503, again)})
     crawl = await crawls.start(LogsIn, ROTATING, site=site.url)
     await until_retried(crawls, crawl, again)
     entry = await queue.copy().entry("/next")
@@ -192,9 +190,7 @@ async def test_child_without_cookies_and_user_agent(
             else:
                 yield response.follow("/next")
 
-    site.serve(
-        {"/login": Page("in", headers={"Set-Cookie": "a=1"}), "/": "page", "/next": "page"}
-    )
+    site.serve({"/login": Page("in", headers={"Set-Cookie": "a=1"}), "/": "page", "/next": "page"})
     crawl = await crawls.run(Again, ROTATING, site=site.url)
     assert crawl.spider.handled == ["/", "/next"]
     assert not {"cookie", "user-agent"} & stored_headers(await queue.entry("/next"))
@@ -261,6 +257,7 @@ class ChangesOnPurpose(RetryMiddleware):
     def process_response(self, request: Request, response: Response, *_: Any) -> Any:
         if response.status != 503:
             return response
+        assert self.crawler.spider is not None
         retry = get_retry_request(request, spider=self.crawler.spider, reason="blocked")
         assert retry is not None
         retry.headers["X-Try"] = "2"

@@ -41,18 +41,14 @@ class GivesACopy:
 
 async def test_copy_of_the_request(site: Site, queue: Queue, crawls: Crawls) -> None:
     serve(site)
-    crawl = await crawls.run(
-        Links, {"DOWNLOADER_MIDDLEWARES": {GivesACopy: 500}}, site=site.url
-    )
+    crawl = await crawls.run(Links, {"DOWNLOADER_MIDDLEWARES": {GivesACopy: 500}}, site=site.url)
     await assert_all_good(crawl, queue, site)
 
 
 async def test_copy_while_a_twin_is_downloading(site: Site, queue: Queue, crawls: Crawls) -> None:
     first = Held(404)
     site.serve({"/page": in_turn(first, "B")})
-    crawl = await crawls.start(
-        Twins, {"DOWNLOADER_MIDDLEWARES": {GivesACopy: 500}}, site=site.url
-    )
+    crawl = await crawls.start(Twins, {"DOWNLOADER_MIDDLEWARES": {GivesACopy: 500}}, site=site.url)
     await wait_until(first.begun.is_set)
     crawl.spider.second.set()
     await wait_until(lambda: crawl.spider.handled == ["B"])
@@ -105,9 +101,7 @@ class AsksAnother:
 async def test_request_of_its_own(site: Site, queue: Queue, crawls: Crawls) -> None:
     raw = {f"{path}?raw=1": "page" for path in PATHS}
     site.serve({"/?raw=1": links(*PATHS), **raw})
-    crawl = await crawls.run(
-        Links, {"DOWNLOADER_MIDDLEWARES": {AsksAnother: 500}}, site=site.url
-    )
+    crawl = await crawls.run(Links, {"DOWNLOADER_MIDDLEWARES": {AsksAnother: 500}}, site=site.url)
     await assert_all_good(crawl, queue, site)
 
 

@@ -37,7 +37,7 @@ async def wait_until(
     """Wait until the condition holds, which is looked at 200 times a second."""
     try:
         async with asyncio.timeout(patience):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 (what Scrapy does sets no event)
                 await asyncio.sleep(0.005)
     except TimeoutError:
         raise AssertionError(f"{what} did not come true within {patience} s") from None
@@ -209,9 +209,11 @@ class Crawls:
         queue: Queue | None = None,
         **arguments: Any,
     ) -> Crawl:
-        """Crawl; the spider is open when this returns, unless it could not be opened."""
+        """Crawl; the spider is open when this returns."""
         crawl = self.begin(spider, settings, queue=queue, **arguments)
         await wait_until(lambda: crawl.is_open or crawl.task.done(), "the spider's opening")
+        if crawl.task.done():
+            await crawl.task  # it raises why there is no spider
         return crawl
 
     async def run(
