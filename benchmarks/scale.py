@@ -127,21 +127,9 @@ def remember(count: int, who: str) -> dict[str, float]:
 
 
 def _frontier() -> Frontier:
-    def unused(*_: Any) -> Any:
-        raise AssertionError
-
-    return Frontier(
-        SqliteBackend(Path()),
-        stats=MemoryStatsCollector(Crawler(_Links)),
-        window=_WINDOW,
-        outbox=_WINDOW,
-        idle_before_close=0,
-        urgency=unused,
-        wake=unused,
-        dropped=unused,
-        refused=unused,
-        failed=unused,
-    )
+    nobody: Any = None  # no listener is needed to remember ids
+    stats = MemoryStatsCollector(Crawler(_Links))
+    return Frontier(SqliteBackend(Path()), nobody, stats=stats, window=_WINDOW, outbox=_WINDOW)
 
 
 def _in_a_process(*arguments: object) -> dict[str, float]:

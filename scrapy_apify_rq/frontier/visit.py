@@ -33,7 +33,7 @@ class Visit:
     lease: float | None = None
     """Unix time at which the lease ends, 0 once it is lost; None where no lease is needed."""
     size: int = 0
-    """Bytes that it holds in memory, about."""
+    """Bytes that it holds in memory, about. Not to be changed while it waits in the frontier."""
 
     @classmethod
     def of(cls, entry: Entry) -> Visit:
