@@ -96,7 +96,7 @@ async def time_calls(folder: Path, site: str, rounds: int) -> dict[str, float]:
     total = (await backend.info()).total
     gc.freeze()  # as a crawl does: what was imported is not looked through again and again
     for n in range(rounds):
-        claim = await timed("claim", partial(backend.claim, _WINDOW, ()))
+        claim = await timed("claim", partial(backend.claim, _WINDOW, (), 2**40))
         new = list(entries(total + n * _BATCH, _BATCH, site))
         await timed("add", partial(backend.add, new, forefront=False))
         acked = [claimed.entry for claimed in claim.entries[:_BATCH]]
