@@ -7,7 +7,7 @@ belongs. When Scrapy has finished with one, it gives the verdict: the entry is a
 pipelines, in asyncio tasks and Deferreds that copy the context (``contextvars``) in which the
 request was handed out. ``take`` sets a variable there, so it names the request in flight on whose
 behalf any code runs, whatever copies of requests and responses a middleware makes. The same
-variable marks the iteration of ``start()``.
+variable marks start requests on their way from ``start()``.
 
 **When is it finished?** When it is neither in the engine's slot nor in the scraper's. A callback
 may hand its own request to the engine again, which takes it out of the first; the second holds it
@@ -17,7 +17,8 @@ live in memory only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import Enum
@@ -44,23 +45,27 @@ if TYPE_CHECKING:
 
 
 class _Mark(Enum):
-    START = "the iteration of start()"
+    START = "a start request on its way to the scheduler"
 
 
 # On whose behalf the present code runs. None: nobody's, for example an extension's.
 _behalf: ContextVar[Flight | _Mark | None] = ContextVar("scrapy_apify_rq_behalf", default=None)
 
 
-def mark_start() -> None:
-    """From here on this task iterates ``start()``; see ``InFlight.is_start``."""
+@contextmanager
+def start_request() -> Iterator[None]:
+    """What is scheduled meanwhile by this task is a start request.
+
+    Spider middlewares may put others in the place of the spider's; these count, too. What
+    ``start()`` itself hands to the engine does not.
+    """
     _behalf.set(_Mark.START)
+    yield
+    _behalf.set(None)
 
 
 def is_start() -> bool:
-    """Whether the present code schedules what ``start()`` yields.
-
-    A spider middleware may put other requests in the place of the spider's; these count, too.
-    """
+    """Whether the present code schedules a start request."""
     return _behalf.get() is _Mark.START
 
 

@@ -8,12 +8,14 @@ https://docs.scrapy.org/en/latest/topics/scheduler.html
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
+from queuelib.queue import LifoMemoryQueue
 from scrapy import Request, Spider
 from scrapy.core.scheduler import BaseScheduler
 from scrapy.core.scheduler import Scheduler as StockScheduler
 from scrapy.utils.defer import deferred_from_coro
+from scrapy.utils.misc import load_object
 from twisted.internet.defer import Deferred
 
 from scrapy_apify_rq import scrapy_private
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from scrapy.crawler import Crawler
+    from scrapy.settings import BaseSettings
 
 
 class Scheduler(BaseScheduler):
@@ -59,6 +62,7 @@ class Scheduler(BaseScheduler):
     def __init__(self, crawler: Crawler, config: Config) -> None:
         self._stats = crawler.stats
         self._is_lifo = config.order == "lifo"
+        self._start_line = _start_line(crawler.settings)
         self._life = Lifecycle(crawler, config)
         self._converter = self._life.converter
         self._duplicates = self._life.duplicates
@@ -84,13 +88,15 @@ class Scheduler(BaseScheduler):
         key = self._duplicates.new_key(request)
         if key is None:
             return False
-        is_newest_first = self._is_lifo and not is_start()
+        started = is_start()
+        newest_first = self._is_lifo and not (started and self._start_line == "fifo")
         visit = Visit(
             None,
             request,
             priority=request.priority,
-            forefront=request.priority > 0 or is_newest_first,
-            newest_first=is_newest_first,
+            forefront=request.priority > 0 or newest_first,
+            newest_first=newest_first,
+            is_start=started and self._start_line == "lifo",
         )
         stored = self.inflight.stored_form(request)
         try:
@@ -153,3 +159,14 @@ class Scheduler(BaseScheduler):
         # A failing queue must not look like a finished one.
         is_failing = self._life.failure is not None
         return is_failing or len(self.inflight) > 0 or self.frontier.has_pending()
+
+
+def _start_line(settings: BaseSettings) -> Literal["fifo", "lifo", "common"]:
+    """How Scrapy's own scheduler would line up start requests, with APIFY_RQ_ORDER = "lifo".
+
+    https://docs.scrapy.org/en/latest/topics/settings.html#scheduler-start-memory-queue
+    """
+    queue = settings["SCHEDULER_START_MEMORY_QUEUE"]
+    if not queue:
+        return "common"  # in one line with all others
+    return "lifo" if issubclass(load_object(queue), LifoMemoryQueue) else "fifo"

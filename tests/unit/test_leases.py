@@ -78,7 +78,7 @@ def test_no_worker_leaves_while_one_crawls_though_the_head_lags(tmp_path: Path) 
         await asyncio.gather(*(crawl(number) for number in range(3)))
         assert len(crawled) == 5
         assert min(left.values()) > crawled[-1]
-        assert max(left.values()) < crawled[-1] + 3
+        assert max(left.values()) < crawled[-1] + 15  # the lag, and a pause
         await asyncio.gather(*(driver.frontier.close() for driver in drivers))
         for driver in drivers:
             await driver.close()
