@@ -23,6 +23,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from scrapy import Request
 
@@ -48,8 +49,9 @@ class _Mark(Enum):
     START = "a start request on its way to the scheduler"
 
 
-# On whose behalf the present code runs. None: nobody's, for example an extension's.
-_behalf: ContextVar[Flight | _Mark | None] = ContextVar("scrapy_apify_rq_behalf", default=None)
+# On whose behalf the present code runs. None: nobody's, for example an extension's. A weak reference,
+# because contexts outlive a request: a connection that is kept open has the one that it was made in.
+_behalf: ContextVar[ref[Flight] | _Mark | None] = ContextVar("scrapy_apify_rq_behalf", default=None)
 
 
 @contextmanager
@@ -112,7 +114,7 @@ class InFlight:
         self._flights[request] = flight
         if visit.entry is not None:
             self._visits[visit.entry.id] = visit
-        _behalf.set(flight)
+        _behalf.set(ref(flight))
 
     def take_nothing(self) -> None:
         """The engine gets no request now: what it does next is not on behalf of the last one."""
@@ -139,11 +141,12 @@ class InFlight:
         return self._on_behalf() or itself
 
     def _on_behalf(self) -> Flight | None:
-        flight = _behalf.get()
-        if not isinstance(flight, Flight):
+        behalf = _behalf.get()
+        flight = behalf() if isinstance(behalf, ref) else None
+        # Not one that Scrapy has finished, nor one of another crawler in this process.
+        if flight is None or self._flights.get(flight.request) is not flight:
             return None
-        # Not one that is settled, nor one of another crawler in this process.
-        return flight if self._flights.get(flight.request) is flight else None
+        return flight
 
     # What the middlewares report.
 

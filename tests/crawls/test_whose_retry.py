@@ -56,7 +56,9 @@ async def test_retry_while_its_twin_is_downloading(
     assert not any(entry.failed for entry in stored.values())
     assert stored["B"].retry_count == 1
 
-    resumed = await crawls.run(Twins, queue=copy, site=site.url)
+    resumed = await crawls.start(Twins, queue=copy, site=site.url)
+    resumed.spider.second.set()
+    await resumed.end()
     assert sorted(resumed.spider.handled) == ["A", "B"]
 
 
