@@ -58,7 +58,7 @@ WRONG: dict[str, tuple[dict[str, Any], Callable[[Path], None], list[str]]] = {
     "unwritable folder": (
         {},
         file_in_place_of_folder,
-        [f"storage/{FILE_NAME}", "Set APIFY_RQ_STORAGE_DIR to a folder that can be written to"],
+        [f"storage/{FILE_NAME}", "Set APIFY_RQ_STORAGE_DIR to a writable folder"],
     ),
     "no database": (
         {},

@@ -82,7 +82,7 @@ class Other(Spider):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_two_spiders_in_one_process_have_a_queue_each(tmp_path: Path, script: str) -> None:
     with Site({"/": links("/1"), "/1": links("/2")}, default="page") as site:
-        settings = {"APIFY_RQ_NAME": None}
+        settings = {"APIFY_RQ_NAME": None, "APIFY_RQ_GC_FREEZE": True}
         project = Project(tmp_path, TWO_SPIDERS, site=site.url, settings=settings)
         crawl = project.run(script=PREAMBLE + dedent(SCRIPTS[script]))
     assert crawl.returncode == 0, crawl.log

@@ -49,8 +49,9 @@ class _Mark(Enum):
     START = "a start request on its way to the scheduler"
 
 
-# On whose behalf the present code runs. None: nobody's, for example an extension's. A weak reference,
-# because contexts outlive a request: a connection that is kept open has the one that it was made in.
+# On whose behalf the present code runs. None: nobody's, for example an extension's.
+# The reference is weak, because contexts outlive a request: a connection that is kept open holds
+# the one in which it was made.
 _behalf: ContextVar[ref[Flight] | _Mark | None] = ContextVar("scrapy_apify_rq_behalf", default=None)
 
 

@@ -67,4 +67,4 @@ def test_every_room_has_a_level_and_every_level_a_room() -> None:
 def test_imports_are_found_wherever_they_are() -> None:
     rooms = {room for _, room in imported(Path("entries/converter.py"))}
     assert {"entries", "config", "errors", "limits"} <= rooms  # config: only for type checkers
-    assert "backends" in {room for _, room in imported(Path("crawl/scheduler.py"))}
+    assert "backends" in {room for _, room in imported(Path("crawl/lifecycle.py"))}

@@ -17,7 +17,7 @@ from scrapy_apify_rq.entries.models import Entry
 
 # Entries that are fetched at a time: at most, and while their size is unknown.
 _PARALLEL: Final = 64
-_PARALLEL_AT_FIRST: Final = 4
+_PARALLEL_AT_FIRST: Final = 16
 # How much one entry counts in the average size.
 _WEIGHT: Final = 1 / 8
 # How many entries are kept complete, at most.
