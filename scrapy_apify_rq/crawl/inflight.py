@@ -17,8 +17,7 @@ live in memory only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import Enum
@@ -55,16 +54,13 @@ class _Mark(Enum):
 _behalf: ContextVar[ref[Flight] | _Mark | None] = ContextVar("scrapy_apify_rq_behalf", default=None)
 
 
-@contextmanager
-def start_request() -> Iterator[None]:
-    """What is scheduled meanwhile by this task is a start request.
+def mark_start_requests(are_next: bool) -> None:
+    """Say whether what this task schedules from now on are start requests.
 
-    Spider middlewares may put others in the place of the spider's; these count, too. What
-    ``start()`` itself hands to the engine does not.
+    Spider middlewares may put others in the place of the spider's; these count, too. What the code
+    of ``start()`` itself hands to the engine does not.
     """
-    _behalf.set(_Mark.START)
-    yield
-    _behalf.set(None)
+    _behalf.set(_Mark.START if are_next else None)
 
 
 def is_start() -> bool:

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from scrapy_apify_rq import backends, scrapy_private
 from scrapy_apify_rq.config import Config
-from scrapy_apify_rq.crawl.inflight import inflight_of, start_request
+from scrapy_apify_rq.crawl.inflight import inflight_of, mark_start_requests
 from scrapy_apify_rq.entries.converter import RequestConverter
 from scrapy_apify_rq.entries.unique_keys import normalize_url
 from scrapy_apify_rq.errors import ConfigError
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # Seconds for which a callback may yield before other work gets its turn.
 _TURN: Final = 0.005
+# Bytes of a body from which on one request is enough for a turn.
+_LARGE: Final = 16 * 1024
 
 
 def checked_config(crawler: Crawler) -> Config | None:
@@ -115,13 +117,13 @@ class SpiderMiddleware:
     async def process_start(self, start: AsyncIterator[Any]) -> AsyncIterator[Any]:
         scheduler = self._scheduler()
         async for output in start:
-            if scheduler is not None and isinstance(output, Request):
-                if scheduler.is_full():
-                    await scheduler.room(output)
-                with start_request():
-                    yield output
-            else:
-                yield output
+            if scheduler is not None and isinstance(output, Request) and scheduler.is_full():
+                await scheduler.room(output)
+            mark_start_requests(True)
+            yield output
+            mark_start_requests(False)
+        # A middleware may still hold back some, for example to yield them in another order.
+        mark_start_requests(True)
 
     def process_spider_input(self, response: Response) -> None:
         if (inflight := inflight_of(self._crawler)) is not None:
@@ -138,8 +140,11 @@ class SpiderMiddleware:
                 await asyncio.sleep(0)
                 turn_ends = math.inf
             turn_ends = min(turn_ends, time.monotonic() + _TURN)
-            if scheduler is not None and isinstance(output, Request) and scheduler.is_full():
-                await scheduler.room(output)
+            if scheduler is not None and isinstance(output, Request):
+                if scheduler.is_full():
+                    await scheduler.room(output)
+                if len(output.body) > _LARGE:
+                    turn_ends = 0  # it counts as waiting only once Scrapy has scheduled it
             yield output
 
     def spider_error(self, failure: Failure, response: Response | Failure | None) -> None:

@@ -60,7 +60,9 @@ class Report:
         self._has_logged_unserializable = False
 
     def log(self, level: int, text: str) -> None:
-        logger.log(level, text, extra={"spider": self._crawler.spider})
+        # A request may hold lone surrogates, which no log file can.
+        writable = text.encode(errors="backslashreplace").decode()
+        logger.log(level, "%s", writable, extra={"spider": self._crawler.spider})
 
     # Opening.
 
@@ -152,10 +154,12 @@ class Report:
     def close(self, text: str) -> None:
         """Log the closing line below Scrapy's stats, where people look first."""
         if self._crawler.engine.start_time is None:  # it will not stop, since it never ran
-            logger.info(text)
+            logger.info("%s", text)
             return
         # The closure must not know the crawler, or its signals would keep it alive for ever.
-        self._crawler.signals.connect(lambda: logger.info(text), signals.engine_stopped, weak=False)
+        self._crawler.signals.connect(
+            lambda: logger.info("%s", text), signals.engine_stopped, weak=False
+        )
 
     def not_opened(self) -> str:
         return "The request queue could not be opened, so nothing was crawled"

@@ -14,7 +14,7 @@ from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.server.faults import Faults
 from tests.api import Call, error
 from tests.site import Page, Site, links
-from tests.support.crawling import Crawl, Crawls
+from tests.support.crawling import Crawl, Crawls, wait_until
 from tests.support.queues import ServedQueue
 from tests.support.spiders import Links
 
@@ -57,20 +57,26 @@ async def test_end_of_a_crawl_over_the_api(site: Site, served: ServedQueue, craw
     assert seconds_after_the_last_page(crawl) < 0.8
 
 
+@pytest.mark.parametrize("is_alone", [True, False])
 async def test_end_of_a_resumed_crawl_over_the_api(
-    site: Site, served: ServedQueue, crawls: Crawls
+    site: Site, served: ServedQueue, crawls: Crawls, monkeypatch: pytest.MonkeyPatch, is_alone: bool
 ) -> None:
-    """It is alone on its queue, since it has the client key of the run before."""
+    """Under the client key of the run before it is alone on its queue, and has nothing to wait for
+    once it has been open for longer than the queue may lag.
+    """
+    monkeypatch.setattr(ApifyBackend, "consistency_delay", 1.5)
+    keys = ("ours", "ours" if is_alone else "another")
     serve(site)
-    stopped = await crawls.run(
-        Times, {"CLOSESPIDER_PAGECOUNT": 5, "CONCURRENT_REQUESTS": 2}, queue=served, site=site.url
-    )
+    few = {"CLOSESPIDER_PAGECOUNT": 5, "CONCURRENT_REQUESTS": 2, "APIFY_RQ_CLIENT_KEY": keys[0]}
+    stopped = await crawls.run(Times, few, queue=served, site=site.url)
     assert stopped.reason == "closespider_pagecount"
     served.faults(Faults(latency=0.05))
-    crawl = await crawls.run(Times, queue=served, site=site.url)
+    slow = {"DOWNLOAD_DELAY": 0.1, "DOWNLOAD_DELAY_JITTER": 0, "APIFY_RQ_CLIENT_KEY": keys[1]}
+    crawl = await crawls.run(Times, slow, queue=served, site=site.url)
     assert crawl.reason == "finished"
     assert (await served.info()).pending == 0
-    assert seconds_after_the_last_page(crawl) < 0.8
+    seconds = seconds_after_the_last_page(crawl)
+    assert seconds < 0.8 if is_alone else seconds > 1.4
 
 
 async def test_end_of_an_embedded_crawl(site: Site, crawls: Crawls) -> None:
@@ -242,5 +248,6 @@ async def test_stop_at_each_call(
             await asyncio.wait(current[0].tasks_left, timeout=SOON)
         current[0].tasks_left = [task for task in current[0].tasks_left if not task.done()]
         assert current[0].tasks_left == [], f"stopped at call {nth}"
+        await wait_until(lambda current=current: current[0].reason)
         assert current[0].reason in ("finished", "shutdown"), f"stopped at call {nth}"
     assert nth > 8
