@@ -573,7 +573,7 @@ def traced(scheduler):
 
 class Wrong(Scheduler):
     def enqueue_request(self, request):
-        self._life._backend._db.execute("SELECT 1").fetchone()
+        self._life._backend._database.connection.execute("SELECT 1").fetchone()
         return super().enqueue_request(request)
 
     def next_request(self):

@@ -26,7 +26,9 @@ from typing import Any, Final, NamedTuple, NoReturn
 from aiohttp import hdrs, web
 
 from scrapy_apify_rq.backends.base import Added
-from scrapy_apify_rq.backends.sqlite.store import QueueRecord, Row, Store, StoredQueue
+from scrapy_apify_rq.backends.sqlite.queues import QueueRecord
+from scrapy_apify_rq.backends.sqlite.store import Store, StoredQueue
+from scrapy_apify_rq.backends.sqlite.table import Row
 from scrapy_apify_rq.entries.models import Entry, wire_date
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.limits import (
@@ -406,8 +408,6 @@ class _Api:
 
     async def _get_queue(self, call: _Call) -> web.Response:
         record = await self._store.get(call.key)
-        if record is None:
-            raise not_found("Request Queue")
         return _answer(self._queue_object(record, call.request))
 
     async def _update_queue(self, call: _Call) -> web.Response:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter
 
-from scrapy_apify_rq.backends.sqlite.store import Row
+from scrapy_apify_rq.backends.sqlite.table import Row
 
 Fate = Literal["good", "dropped", "limited", "failed", "lost"]
 
