@@ -1,6 +1,6 @@
 """The leases of one client on the entries of one queue. The API calls them locks.
 
-Its methods are synchronous. Those that take ``counters`` must run in a transaction of ``Queues``
+Its methods are synchronous. Those that take ``counters`` must run in a transaction of ``Catalog``
 that stores them.
 """
 
@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from scrapy_apify_rq.backends.base import Lock
+from scrapy_apify_rq.backends.sqlite.catalog import Counters
 from scrapy_apify_rq.backends.sqlite.database import Database
-from scrapy_apify_rq.backends.sqlite.queues import Counters
 from scrapy_apify_rq.backends.sqlite.table import Place, Row, Table, Text
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, Lock, State, Updated
+from scrapy_apify_rq.backends.sqlite.catalog import Catalog, Counters, QueueRecord
 from scrapy_apify_rq.backends.sqlite.database import FILE_NAME, Database, connect
 from scrapy_apify_rq.backends.sqlite.leases import Leases, Taken
-from scrapy_apify_rq.backends.sqlite.queues import Counters, QueueRecord, Queues
 from scrapy_apify_rq.backends.sqlite.table import Table
 from scrapy_apify_rq.config import DEFAULTS
 from scrapy_apify_rq.entries.models import Entry
@@ -36,16 +36,16 @@ def check(folder: Path, id: str | None) -> None:
     database = Database(folder, patience=0)
     database.open()
     try:
-        if id and _find(Queues(database, time.time), id, None) is None:
+        if id and _find(Catalog(database, time.time), id, None) is None:
             raise _missing(id, database)
     finally:
         database.close()
 
 
-def _find(queues: Queues, id: str | None, name: str | None) -> QueueRecord | None:
+def _find(catalog: Catalog, id: str | None, name: str | None) -> QueueRecord | None:
     if id and "~" in id:  # `username~name` on the platform; here there is one user
         name = id.partition("~")[2]
-    return queues.find(id=id, name=name)
+    return catalog.find(id=id, name=name)
 
 
 def _missing(id: str, database: Database) -> ConfigError:
@@ -86,7 +86,7 @@ class SqliteBackend:
         self._id = id
         self.lock_secs = lock_secs
         self._database = Database(folder, patience)
-        self._queues = Queues(self._database, now)
+        self._catalog = Catalog(self._database, now)
         self._table = Table(self._database, now)
         client_key = client_key or secrets.token_hex(16)
         self._leases = Leases(self._database, self._table, client_key, now)
@@ -108,18 +108,18 @@ class SqliteBackend:
         self._table.key = await self._database.transaction(self._get_or_create)
 
     def _get_or_create(self) -> int:
-        record = _find(self._queues, self._id, self._name)
+        record = _find(self._catalog, self._id, self._name)
         if record is not None:
             return record.key
         if self._id:
             raise _missing(self._id, self._database)
-        return self._queues.create(self._name)
+        return self._catalog.create(self._name)
 
     async def close(self) -> None:
         self._database.close()
 
     async def info(self) -> Info:
-        record = await self._database.patiently(lambda: self._queues.get(self._table.key))
+        record = await self._database.patiently(lambda: self._catalog.get(self._table.key))
         return Info(
             record.id,
             record.name,
@@ -194,7 +194,7 @@ class SqliteBackend:
         if not self._database.file.exists():
             return False
         self._database.open()
-        record = _find(self._queues, self._id, self._name)
+        record = _find(self._catalog, self._id, self._name)
         if record is not None:
             self._table.key = record.key
         return record is not None
@@ -202,7 +202,7 @@ class SqliteBackend:
     async def names(self) -> list[str]:
         if not self._database.was_opened:
             return []
-        return await self._database.patiently(lambda: self._queues.newest_names(_MOST_NAMES))
+        return await self._database.patiently(lambda: self._catalog.newest_names(_MOST_NAMES))
 
     async def purge(self) -> None:
         await self._write(self._table.clear)
@@ -234,4 +234,6 @@ class SqliteBackend:
 
     async def _write(self, work: Callable[[Counters], _T]) -> _T:
         """Run ``work`` in a transaction, and store the counters that it changed."""
-        return await self._database.transaction(lambda: self._queues.counted(self._table.key, work))
+        return await self._database.transaction(
+            lambda: self._catalog.counted(self._table.key, work)
+        )

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from scrapy_apify_rq.backends.base import Added
+from scrapy_apify_rq.backends.sqlite.catalog import Catalog, Counters, QueueRecord
 from scrapy_apify_rq.backends.sqlite.database import Database
 from scrapy_apify_rq.backends.sqlite.leases import Leases, Locked
-from scrapy_apify_rq.backends.sqlite.queues import Counters, QueueRecord, Queues
 from scrapy_apify_rq.backends.sqlite.table import Row, Table
 from scrapy_apify_rq.entries.models import Entry
 
@@ -27,7 +27,7 @@ class Store:
 
     def __init__(self, folder: Path, patience: float, now: Callable[[], float]) -> None:
         self._database = Database(folder, patience)
-        self._queues = Queues(self._database, now)
+        self._catalog = Catalog(self._database, now)
         self._now = now
         self._uses: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self._accessed_at: dict[int, float] = {}
@@ -40,19 +40,19 @@ class Store:
         self._database.close()
 
     def find(self, *, id: str | None = None, name: str | None = None) -> QueueRecord | None:
-        return self._queues.find(id=id, name=name)
+        return self._catalog.find(id=id, name=name)
 
     async def get(self, key: int) -> QueueRecord:
         """Return a record with up-to-date statistics. Raises BackendError if it was deleted."""
         await self._store_uses()
-        return self._queues.get(key)
+        return self._catalog.get(key)
 
     async def page(
         self, *, offset: int, limit: int, newest_first: bool, unnamed: bool
     ) -> tuple[list[QueueRecord], int]:
         """Return a page of queues in order of their creation, and how many queues there are."""
         await self._store_uses()
-        return self._queues.page(
+        return self._catalog.page(
             offset=offset, limit=limit, newest_first=newest_first, unnamed=unnamed
         )
 
@@ -60,25 +60,25 @@ class Store:
         """Return the queue of this name, and whether it is new. Without a name it always is."""
 
         def work() -> tuple[int, bool]:
-            found = self._queues.find(name=name)
-            return (found.key, False) if found else (self._queues.create(name), True)
+            found = self._catalog.find(name=name)
+            return (found.key, False) if found else (self._catalog.create(name), True)
 
         key, created = await self._database.transaction(work)
         return await self.get(key), created
 
     async def change(self, key: int, values: dict[str, str | None]) -> bool:
         """Set name, title or general_access. Return False if another queue has the name."""
-        return await self._database.transaction(lambda: self._queues.change(key, values))
+        return await self._database.transaction(lambda: self._catalog.change(key, values))
 
     async def drop(self, key: int) -> None:
-        await self._database.transaction(lambda: self._queues.drop(key))
+        await self._database.transaction(lambda: self._catalog.drop(key))
 
     async def note_client(self, record: QueueRecord, client_key: str | None) -> bool:
         """Note which client called. Return whether the queue has had several clients."""
         if record.had_multiple_clients or (client_key and client_key == record.client_key):
             return bool(record.had_multiple_clients)
         return await self._database.transaction(
-            lambda: self._queues.add_client(record.key, client_key)
+            lambda: self._catalog.add_client(record.key, client_key)
         )
 
     def count(self, key: int, *, reads: int = 0, head_items_read: int = 0) -> None:
@@ -91,7 +91,7 @@ class Store:
 
         def work() -> None:
             for key, count in uses.items():
-                self._queues.add_uses(
+                self._catalog.add_uses(
                     key,
                     reads=count["reads"],
                     head_items_read=count["head_items_read"],
@@ -102,22 +102,22 @@ class Store:
             await self._database.transaction(work)
 
     def queue(self, key: int, client_key: str) -> StoredQueue:
-        return StoredQueue(self._database, self._queues, key, client_key, self._now)
+        return StoredQueue(self._database, self._catalog, key, client_key, self._now)
 
 
 class StoredQueue:
-    """A queue of an open ``Store``, as one client sees it. Callers without a key have the key ""."""
+    """A queue of an open ``Store``, as one client sees it. Without a key the client is ""."""
 
     def __init__(
         self,
         database: Database,
-        queues: Queues,
+        catalog: Catalog,
         key: int,
         client_key: str,
         now: Callable[[], float],
     ) -> None:
         self._database = database
-        self._queues = queues
+        self._catalog = catalog
         self._table = Table(database, now, key)
         self._leases = Leases(database, self._table, client_key, now)
 
@@ -170,4 +170,6 @@ class StoredQueue:
 
     async def _write(self, work: Callable[[Counters], _T]) -> _T:
         """Run ``work`` in a transaction, and store the counters that it changed."""
-        return await self._database.transaction(lambda: self._queues.counted(self._table.key, work))
+        return await self._database.transaction(
+            lambda: self._catalog.counted(self._table.key, work)
+        )

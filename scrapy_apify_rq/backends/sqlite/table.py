@@ -1,6 +1,6 @@
 """The entries of one queue: rows of the table of requests.
 
-Its methods are synchronous. Those that take ``counters`` must run in a transaction of ``Queues``
+Its methods are synchronous. Those that take ``counters`` must run in a transaction of ``Catalog``
 that stores them.
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from scrapy_apify_rq.backends.base import Added, State
+from scrapy_apify_rq.backends.sqlite.catalog import Counters
 from scrapy_apify_rq.backends.sqlite.database import Database
-from scrapy_apify_rq.backends.sqlite.queues import Counters
 from scrapy_apify_rq.entries.models import Entry
 
 Place = tuple[int, str]

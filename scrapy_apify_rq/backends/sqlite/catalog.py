@@ -1,4 +1,4 @@
-"""The table of queues: which queues the file holds, their counters and their statistics.
+"""The queues that the file holds: their names, counters and statistics.
 
 Its methods are synchronous. Those that change something must run in a transaction.
 """
@@ -72,9 +72,7 @@ _STORE_COUNTERS: Final = (
 )
 
 
-class Queues:
-    """All queues of one file."""
-
+class Catalog:
     def __init__(self, database: Database, now: Callable[[], float]) -> None:
         self._database = database
         self._now = now
