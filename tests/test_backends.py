@@ -126,7 +126,7 @@ class Queues:
         for name in NAMES:
             async with self.open(name) as backend:
                 assert isinstance(backend, ApifyBackend)
-                await backend._delete_queue()
+                await backend._api.delete_queue()
 
     @asynccontextmanager
     async def open(self, name: str = "queue", **options: Any) -> AsyncIterator[Backend]:

@@ -573,7 +573,7 @@ def traced(scheduler):
 
 class Wrong(Scheduler):
     def enqueue_request(self, request):
-        self._life._backend._db.execute("SELECT 1").fetchone()
+        self._life._backend._database.connection.execute("SELECT 1").fetchone()
         return super().enqueue_request(request)
 
     def next_request(self):
@@ -907,15 +907,17 @@ def test_invariant_6_a_shorter_lock_is_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("access", "retried"), [("single", 1), ("shared", 0)])
 def test_invariant_6_what_the_queue_refuses_is_not_reported_as_saved(
-    tmp_path: Path, access: str, retried: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, access: str, retried: int
 ) -> None:
+    monkeypatch.setattr(ApifyBackend, "lag", 0.1)
+    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.1)
+
     async def work() -> None:
         async with serving(tmp_path) as api:
             lock_secs = 1 if access == "shared" else None
             backend = ApifyBackend(
                 api.url, None, name=QUEUE, lock_secs=lock_secs, inc_stat=lambda stat: None
             )
-            backend.lag = backend.consistency_delay = 0.1
             await backend.open()
             await backend.add([make_entry("/acked"), make_entry("/retried")], forefront=False)
             api.before = lambda call: error(400) if call.method == "PUT" else None

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from scrapy_apify_rq.backends.sqlite import queue as sqlite
-from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME, SqliteBackend, connect
+from scrapy_apify_rq.backends.sqlite import database
+from scrapy_apify_rq.backends.sqlite.database import FILE_NAME, connect
+from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.errors import BackendError, ConfigError
@@ -66,7 +67,7 @@ async def test_each_connection_is_closed(tmp_path: Path, monkeypatch: pytest.Mon
         return made[-1]
 
     await (await opened(tmp_path)).close()
-    monkeypatch.setattr(sqlite, "connect", remembered)
+    monkeypatch.setattr(database, "connect", remembered)
     backend = SqliteBackend(tmp_path, name="other")
     assert not await backend.find()
     await backend.open()
@@ -272,8 +273,8 @@ async def test_no_statement_scans_or_sorts_the_entries(tmp_path: Path) -> None:
     backend = await opened(tmp_path, lock_secs=60)
     single = await opened(tmp_path)
     statements: set[str] = set()
-    for db in (backend._db, single._db):  # the only way to see what is really asked
-        db.set_trace_callback(statements.add)
+    for queue in (backend, single):  # the only way to see what is really asked
+        queue._database.connection.set_trace_callback(statements.add)
     ids = [request_id("a"), request_id("b")]
     await backend.add([entry("a"), entry("b"), entry("c")], forefront=False)
     await single.claim(2, (), PLENTY)
@@ -309,7 +310,7 @@ async def test_a_claim_does_not_go_through_the_ids(tmp_path: Path, lock_secs: in
     backend = await opened(tmp_path, lock_secs=lock_secs)
     await backend.add([entry("a"), entry("b")], forefront=False)
     statements: set[str] = set()
-    backend._db.set_trace_callback(statements.add)
+    backend._database.connection.set_trace_callback(statements.add)
     assert len((await backend.claim(9, (), PLENTY)).entries) == 2
     await backend.close()
     asked = [text for text in statements if "requests" in text]

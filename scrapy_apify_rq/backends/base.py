@@ -103,10 +103,12 @@ class Backend(Protocol):
     """Seconds between two answers "nothing pending" before they are believed."""
     counts_reads: bool
     """The platform bills each entry that ``list`` and ``count`` look at."""
-    patience: float
-    """Seconds for which a failing call is tried again before it raises."""
     lock_secs: int | None
     """Seconds that a lease lasts. None in single access."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which a failing call is tried again before it raises."""
 
     @property
     def location(self) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter
 
-from scrapy_apify_rq.backends.sqlite.store import Row
+from scrapy_apify_rq.backends.sqlite.table import Row
 
 Fate = Literal["good", "dropped", "limited", "failed", "lost"]
 
@@ -155,6 +155,11 @@ class Misbehaviour:
             "operations": dict(self.calls),
             "outcomes": dict(self.outcomes),
         }
+
+
+def in_states(rows: Collection[Row | None], states: Collection[str], now: float) -> list[Row]:
+    """Those of the ``hidden`` rows that existed and had one of these states."""
+    return [row for row in rows if row is not None and row.state(now) in states]
 
 
 class _Bucket:

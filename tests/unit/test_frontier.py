@@ -285,8 +285,7 @@ def test_a_call_that_never_returns_does_not_keep_close(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work() -> None:
-        backend = Remote(tmp_path)
-        backend.patience = 0
+        backend = Remote(tmp_path, patience=0)
         driver = await Driver(backend).open("/page")
         page = await driver.next()
         setattr(backend, name, hang)

@@ -1,4 +1,4 @@
-"""Reads complete entries by id, in order, until a number of bytes is used up.
+"""Reads complete entries: those with given ids until a number of bytes is used up, or all of them.
 
 An entry can have 9 MB, and a claim asks for up to 1,000 of them. So the reader learns how large the
 entries of this queue are, and fetches only as many at a time as probably fit.
@@ -7,11 +7,14 @@ entries of this queue are, and fetches only as many at a time as probably fit.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from scrapy_apify_rq.backends.apify import wire
+from scrapy_apify_rq.backends.apify.endpoints import Endpoints
+from scrapy_apify_rq.backends.apify.http import AnswerTooLong
 from scrapy_apify_rq.backends.apify.parallel import run_ahead
 from scrapy_apify_rq.entries.models import Entry
 
@@ -26,6 +29,11 @@ MOST_COMPLETE: Final = 10_000
 # some more bytes would.
 _BYTES_PER_TURN: Final = 256 * 1024
 _PARSING_COST: Final = 2048
+# Entries in the first page of a list, while their size is unknown: each can have 9 MB.
+_FIRST_PAGE: Final = 10
+# The API would give 10,000 entries in one answer, which would block the event loop for seconds.
+_LONGEST_PAGE: Final = 1000
+_PAGE_BYTES: Final = 4 * 1024 * 1024
 
 
 class Complete:
@@ -85,12 +93,10 @@ class Read:
 
 
 class Reader:
-    """Reads entries that it has kept complete, and fetches the others with ``fetch``."""
+    """Reads entries from ``complete``, which keeps up to ``memory`` bytes, or from the API."""
 
-    def __init__(
-        self, fetch: Callable[[str], Coroutine[Any, Any, bytes | None]], memory: int
-    ) -> None:
-        self._fetch = fetch
+    def __init__(self, api: Endpoints, memory: int) -> None:
+        self._api = api
         self.complete = Complete(memory)
         self._average: float | None = None
         """The average size of the entries fetched lately, None before the first."""
@@ -107,7 +113,7 @@ class Reader:
         """
         ids = list(dict.fromkeys(ids))
         missing = {id for id in ids if id not in self.complete}
-        calls = (self._fetch_one(id) for id in ids if id in missing)
+        calls = (self._fetch(id) for id in ids if id in missing)
         read = Read(size)
         async with aclosing(run_ahead(calls, lambda: self._width(read.left))) as fetched:
             for n, id in enumerate(ids):
@@ -131,11 +137,13 @@ class Reader:
                 await self._pause_after(len(text))
         return read
 
-    async def _fetch_one(self, id: str) -> bytes | None:
-        text = await self._fetch(id)
-        if text is not None:
-            before = len(text) if self._average is None else self._average
-            self._average = before + (len(text) - before) * _WEIGHT
+    async def _fetch(self, id: str) -> bytes | None:
+        item = await self._api.get_request(id)
+        if item is None:
+            return None
+        text = wire.to_json(item)
+        before = len(text) if self._average is None else self._average
+        self._average = before + (len(text) - before) * _WEIGHT
         return text
 
     def _width(self, left: int) -> int:
@@ -146,3 +154,30 @@ class Reader:
         if self._parsed > _BYTES_PER_TURN:
             self._parsed = 0
             await asyncio.sleep(0)
+
+    async def list(self, states: str | None) -> AsyncGenerator[tuple[str, bytes], None]:
+        """Yield id and JSON of all entries in these states of the API, page by page."""
+        limit = self.fit(_PAGE_BYTES, unknown=_FIRST_PAGE)
+        cursor: str | None = None
+        while True:
+            page = await self._page(limit, states, cursor)
+            size = 0
+            for n, item in enumerate(page["items"]):
+                text = wire.to_json(item)
+                size += len(text)
+                yield item["id"], text
+                if n % 100 == 99:
+                    await asyncio.sleep(0)
+            cursor = page.get("nextCursor")
+            if not cursor:
+                return
+            limit = _PAGE_BYTES * len(page["items"]) // max(size, 1)
+
+    async def _page(self, limit: int, states: str | None, cursor: str | None) -> Any:
+        """Return a page of up to ``limit`` entries, or of fewer if they are too long for one."""
+        limit = max(1, min(limit, _LONGEST_PAGE))
+        while True:
+            try:
+                return await self._api.list_requests(limit, states=states, cursor=cursor)
+            except AnswerTooLong:  # never with a limit of 1
+                limit = max(1, limit // 8)

@@ -1,4 +1,4 @@
-"""Claims in single access: reads the head of the API's queue without taking leases.
+"""Access without leases, for the only client of a queue: reads the head of the API's queue.
 
 The head lists ids in the queue's order. It may be seconds behind our writes and says little about
 an entry. So this module remembers pending entries in full, which saves a call for each, and which
@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import aclosing
-from typing import Any, Final, Protocol
+from typing import Final
 
+from scrapy_apify_rq.backends.apify.endpoints import HEAD_LIMIT, Endpoints
 from scrapy_apify_rq.backends.apify.reader import MOST_COMPLETE, Reader
 from scrapy_apify_rq.backends.base import Claim, Claimed
 from scrapy_apify_rq.entries.models import Entry
-
-HEAD_LIMIT: Final = 1000
 
 # With this many entries to fetch, listing all pending ones is cheaper than a GET for each.
 _LIST_FROM: Final = 50
@@ -26,29 +25,16 @@ _LIST_FROM: Final = 50
 _FIRST_FETCH: Final = 16
 
 
-class Queue(Protocol):
-    """What this module needs of the backend."""
+class SingleAccess:
+    """Claims entries without leases. ``Backend`` says what lag and consistency delay are."""
 
-    lag: float
-    consistency_delay: float
-
-    @property
-    def pending_count(self) -> int:
-        """How many entries the API last said are pending."""
-
-    async def read_head(self, limit: int) -> Any:
-        """Return the API's answer; its ``items`` have the ids, in the queue's order."""
-
-    def stored(self, states: str) -> AsyncGenerator[tuple[str, bytes], None]:
-        """Yield id and JSON of all entries in these states of the API, in any order."""
-
-
-class Head:
-    """Claims entries without leases. The backend reports every write that the API confirmed."""
-
-    def __init__(self, queue: Queue, reader: Reader) -> None:
-        self._queue = queue
+    def __init__(
+        self, api: Endpoints, reader: Reader, *, lag: float, consistency_delay: float
+    ) -> None:
+        self._api = api
         self._reader = reader
+        self._lag = lag
+        self._consistency_delay = consistency_delay
         self._complete = reader.complete
         self._listable = True
         """Whether all pending entries fit into memory, as far as we know."""
@@ -63,8 +49,14 @@ class Head:
         self._alone: bool | None = None
         """Whether the API knows of no other client; None before the first answer."""
 
+    async def prolong(self, ids: Collection[str]) -> dict[str, float]:
+        return {}  # we take no leases
+
+    async def unlock(self, ids: Collection[str] | None = None) -> None:
+        if ids is None:  # a run in shared access may have left some in our name
+            await self._api.unlock_requests()
+
     def wrote(self, id: str, text: bytes) -> None:
-        """Note that the entry is pending with this JSON."""
         self._acked.pop(id, None)
         self._complete.keep(id, text)
 
@@ -78,13 +70,14 @@ class Head:
         for id in ids:
             self._complete.pop(id)
 
-    async def claim(self, limit: int, unwanted: set[str], size: int) -> Claim:
-        """As ``Backend.claim``, but never entries with an ``unwanted`` id."""
+    async def claim(
+        self, limit: int, known: Collection[str], refused: Collection[str], size: int
+    ) -> Claim:
         self._forget_acked()
-        unwanted = unwanted - self._acked.keys()
+        unwanted = {*known, *refused} - self._acked.keys()
         # One more than wanted, to know whether there are more.
         asked = min(limit + len(unwanted) + 2 * self._stale + 1, HEAD_LIMIT)
-        head = await self._queue.read_head(asked)
+        head = await self._api.get_head(asked)
         others = self._note_clients(head["hadMultipleClients"])
         ids = [item["id"] for item in head["items"]]
         self._stale = sum(id in self._acked for id in ids)
@@ -97,7 +90,7 @@ class Head:
             entries, is_cut = await self._requeued_by_others(ids, size)
         # An id that does not exist yet may be a new entry. One that stays away is a deleted one.
         now = time.monotonic()
-        is_expected = any(now - since < self._queue.lag for since in self._absent.values())
+        is_expected = any(now - since < self._lag for since in self._absent.values())
         return Claim(
             [Claimed(entry, None) for entry in entries],
             more or is_cut or is_expected,
@@ -107,7 +100,7 @@ class Head:
 
     def _forget_acked(self) -> None:
         """Drop ids whose ack is older than the lag."""
-        oldest = time.monotonic() - self._queue.lag
+        oldest = time.monotonic() - self._lag
         while self._acked and self._acked[id := next(iter(self._acked))] < oldest:
             del self._acked[id]
 
@@ -123,7 +116,7 @@ class Head:
         The head lists them like those that it lists only because it lags. A GET tells them apart.
         It is worth its price when the crawl would end otherwise.
         """
-        before = time.monotonic() - self._queue.consistency_delay
+        before = time.monotonic() - self._consistency_delay
         listed = [id for id in ids if self._acked.get(id, before) < before]
         read = await self._reader.read(listed[:_FIRST_FETCH], size)
         for entry in read.entries:
@@ -152,11 +145,12 @@ class Head:
     def _is_listable(self) -> bool:
         """Whether all pending entries probably fit into memory."""
         fitting = self._reader.fit(self._complete.memory, unknown=MOST_COMPLETE)
-        return self._listable and self._queue.pending_count <= min(fitting, MOST_COMPLETE)
+        pending: int = self._api.queue["pendingRequestCount"]
+        return self._listable and pending <= min(fitting, MOST_COMPLETE)
 
     async def _read_list(self) -> None:
         """Keep all pending entries complete, as far as there is room."""
-        async with aclosing(self._queue.stored("pending")) as stored:
+        async with aclosing(self._reader.list("pending")) as stored:
             async for id, text in stored:
                 # The list may lag: what we have of an entry is newer.
                 if id in self._complete or id in self._acked:

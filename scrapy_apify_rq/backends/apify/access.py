@@ -1,0 +1,32 @@
+"""The two ways to use a queue: ``single`` takes no leases, ``shared`` takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Protocol
+
+from scrapy_apify_rq.backends.base import Claim
+
+
+class Access(Protocol):
+    """Claims entries. The backend reports to it every write that the API confirmed."""
+
+    async def claim(
+        self, limit: int, known: Collection[str], refused: Collection[str], size: int
+    ) -> Claim:
+        """As ``Backend.claim``, but never entries whose id is in ``refused``."""
+
+    async def prolong(self, ids: Collection[str]) -> dict[str, float]:
+        """As ``Backend.prolong``."""
+
+    async def unlock(self, ids: Collection[str] | None = None) -> None:
+        """As ``Backend.unlock``."""
+
+    def wrote(self, id: str, text: bytes) -> None:
+        """Note that the entry is pending, stored with this JSON."""
+
+    def acked(self, id: str) -> None:
+        """Note that the entry is handled."""
+
+    def deleted(self, ids: Iterable[str]) -> None:
+        """Note that these entries do not exist any more."""

@@ -1,0 +1,279 @@
+"""The endpoints of the API that concern one request queue: a method for each.
+
+A method knows the path, the query, the class of rate, and which refusals are answers. It raises
+BackendError for every other refusal, because that one is final for the whole queue.
+Source: https://docs.apify.com/api/v2/storage-request-queues
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import quote
+
+from scrapy_apify_rq.backends.apify.http import (
+    Answer,
+    AnswerTooLong,
+    Client,
+    Refused,
+    TransientError,
+)
+from scrapy_apify_rq.errors import BackendError
+from scrapy_apify_rq.limits import BATCH_RATE, CRUD_RATE, OTHER_RATE
+
+# How many ids of the head the API gives at a time.
+HEAD_LIMIT: Final = 1000
+
+# Refusals that are about one entry. All others are about the queue.
+_ABOUT_ENTRIES: Final = frozenset(
+    (
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+    )
+)
+_MISSING: Final = frozenset((HTTPStatus.NOT_FOUND,))
+# A lock that is not ours is a 400.
+_NOT_LOCKED: Final = frozenset((HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND))
+# Refusals that are about the queue: the closing reason and the cure.
+_CURES: Final[dict[int, tuple[str, str]]] = {
+    HTTPStatus.UNAUTHORIZED: (
+        "apify_rq_unauthorized",
+        "Set APIFY_TOKEN to a valid token: https://console.apify.com/settings/integrations.",
+    ),
+    HTTPStatus.FORBIDDEN: (
+        "apify_rq_unauthorized",
+        "The APIFY_TOKEN may not use this queue: give it the permission, or choose another queue"
+        " with APIFY_RQ_NAME or APIFY_RQ_ID.",
+    ),
+    HTTPStatus.NOT_FOUND: (
+        "apify_rq_gone",
+        "The queue does not exist or was deleted: check APIFY_RQ_ID and APIFY_API_BASE_URL, or set"
+        " APIFY_RQ_NAME to create one.",
+    ),
+}
+_OTHER_CURE: Final = (
+    "apify_rq_unavailable",
+    "Check APIFY_API_BASE_URL, and APIFY_RQ_NAME or APIFY_RQ_ID.",
+)
+
+
+class Endpoints:
+    """Calls the endpoints of the queue with this id, or else with this name."""
+
+    def __init__(
+        self, client: Client, client_key: str, *, id: str | None, name: str | None
+    ) -> None:
+        self._client = client
+        self._client_key = client_key
+        self._id = id
+        self._name = name
+        self._path = f"request-queues/{quote(id or f'~{name}', safe='~')}"
+        self.queue: dict[str, Any] = {}
+        """The API's last answer about the queue itself; empty before the first one."""
+
+    @property
+    def location(self) -> str:
+        """Where the queue is, for people."""
+        return str(self.queue.get("consoleUrl") or self._name or self._id or "without a name")
+
+    @property
+    def is_opened_by_name(self) -> bool:
+        """Whether the queue can be deleted and created again."""
+        return self._id is None and self._name is not None
+
+    # Queues.
+
+    async def open_queue(self) -> None:
+        """Get the queue. One without an id is created if it does not exist."""
+        await (self.create_queue() if self._id is None else self.get_queue())
+
+    async def get_queue(self) -> None:
+        """Ask for the queue's counts."""
+        self._use((await self._call("queue_get", "GET", self._path, rate=OTHER_RATE)).data)
+
+    async def find_queue(self) -> bool:
+        """Get the queue. Return False if it does not exist."""
+        answer = await self._call_if_any("queue_get", "GET", self._path, rate=OTHER_RATE)
+        if answer is not None:
+            self._use(answer.data)
+        return answer is not None
+
+    async def create_queue(self) -> None:
+        """Get the queue of our name, or create it. Without a name, create one that has none."""
+        query = {} if self._name is None else {"name": self._name}
+        path = "request-queues"
+        answer = await self._call("queue_create", "POST", path, rate=OTHER_RATE, query=query)
+        self._use(answer.data)
+
+    async def delete_queue(self) -> None:
+        """Delete the queue. A call whose answer was lost may have deleted it already."""
+        await self._call_if_any("queue_delete", "DELETE", self._path, rate=OTHER_RATE)
+
+    async def list_queues(self, limit: int) -> Any:
+        """Return queues of the account, the newest first."""
+        query = {"limit": limit, "desc": "true"}
+        path = "request-queues"
+        return (await self._call("queues_list", "GET", path, rate=OTHER_RATE, query=query)).data
+
+    # The head and its locks.
+
+    async def get_head(self, limit: int) -> Any:
+        """Return the ids of the first pending entries, in the queue's order."""
+        path = f"{self._path}/head"
+        query = {"limit": limit, "clientKey": self._client_key}
+        return (await self._call("head_get", "GET", path, rate=OTHER_RATE, query=query)).data
+
+    async def lock_head(self, limit: int, lock_secs: int) -> Answer:
+        """Lock the first pending entries that are not locked, and answer their ids."""
+        path = f"{self._path}/head/lock"
+        query = {"limit": limit, "lockSecs": lock_secs, "clientKey": self._client_key}
+        return await self._call("head_lock", "POST", path, rate=BATCH_RATE, query=query)
+
+    async def put_lock(self, id: str, lock_secs: int) -> bool:
+        """Prolong our lock. Return False if we do not hold it."""
+        return await self._call_lock("PUT", id, lockSecs=lock_secs)
+
+    async def delete_lock(self, id: str) -> bool:
+        """End our lock. Return False if we do not hold it."""
+        return await self._call_lock("DELETE", id)
+
+    async def unlock_requests(self) -> None:
+        """End all locks of our client key."""
+        path = f"{self._path}/requests/unlock"
+        query = {"clientKey": self._client_key}
+        await self._call("unlock", "POST", path, rate=OTHER_RATE, query=query)
+
+    # Requests, which we call entries.
+
+    async def add_requests(self, texts: Iterable[bytes], *, forefront: bool) -> Answer:
+        """Add entries, given as JSON. Raises Refused if the API does not take one of them."""
+        return await self._call(
+            "requests_batch_add",
+            "POST",
+            f"{self._path}/requests/batch",
+            expected=_ABOUT_ENTRIES,
+            rate=BATCH_RATE,
+            body=b"[" + b",".join(texts) + b"]",
+            query={
+                "forefront": "true" if forefront else "false",
+                "clientKey": self._client_key,
+            },
+        )
+
+    async def delete_requests(self, ids: Collection[str]) -> Any:
+        """Delete entries. The answer may leave some of them unprocessed."""
+        answer = await self._call(
+            "requests_batch_delete",
+            "DELETE",
+            f"{self._path}/requests/batch",
+            rate=BATCH_RATE,
+            body=json.dumps([{"id": id} for id in ids]).encode(),
+            query={"clientKey": self._client_key},
+        )
+        return answer.data
+
+    async def get_request(self, id: str) -> Any:
+        """Return an entry as the API gives it, or None if it does not exist."""
+        path = f"{self._path}/requests/{quote(id, safe='')}"
+        answer = await self._call_if_any("request_get", "GET", path, rate=CRUD_RATE)
+        return None if answer is None else answer.data
+
+    async def put_request(self, id: str, text: bytes, *, forefront: bool) -> Answer:
+        """Replace an entry by this JSON. Raises Refused if the API does not take it."""
+        query = {"clientKey": self._client_key}
+        if forefront:
+            query["forefront"] = "true"
+        return await self._call(
+            "request_put",
+            "PUT",
+            f"{self._path}/requests/{quote(id, safe='')}",
+            expected=_ABOUT_ENTRIES,
+            rate=CRUD_RATE,
+            body=text,
+            query=query,
+        )
+
+    async def list_requests(self, limit: int, *, states: str | None, cursor: str | None) -> Any:
+        """Return a page of the entries in these states of the API.
+
+        Raises AnswerTooLong if the page is too long to be read and a shorter one is possible.
+        """
+        optional = {"filter": states, "cursor": cursor}
+        query = {name: value for name, value in optional.items() if value is not None}
+        try:
+            answer = await self._client.call(
+                "requests_list",
+                "GET",
+                f"{self._path}/requests",
+                rate=OTHER_RATE,
+                query={**query, "limit": limit, "clientKey": self._client_key},
+            )
+        except Refused as error:
+            if isinstance(error, AnswerTooLong) and limit > 1:
+                raise
+            raise self._fatal(error) from None
+        return answer.data
+
+    async def wait_for_unprocessed(self, name: str, count: int, attempt: int, since: float) -> None:
+        """Wait before a batch is sent again of which the API left ``count`` entries unprocessed.
+
+        Raises BackendError when it was first sent, at ``since``, too long ago.
+        """
+        problem = TransientError(f"{count} entries unprocessed", maybe_done=True)
+        await self._client.back_off(name, problem, attempt, since)
+
+    # How they are called.
+
+    def _use(self, queue: dict[str, Any]) -> None:
+        self.queue = queue
+        self._path = f"request-queues/{queue['id']}"
+
+    async def _call(
+        self,
+        name: str,
+        method: str,
+        path: str,
+        *,
+        expected: Collection[int] = (),
+        **options: Any,
+    ) -> Answer:
+        """Raises Refused for a status that is ``expected``, and BackendError for any other."""
+        try:
+            return await self._client.call(name, method, path, **options)
+        except Refused as error:
+            if error.status in expected:
+                raise
+            raise self._fatal(error) from None
+
+    async def _call_if_any(
+        self,
+        name: str,
+        method: str,
+        path: str,
+        *,
+        none_at: Collection[int] = _MISSING,
+        **options: Any,
+    ) -> Answer | None:
+        """Return None if the API says that the thing does not exist."""
+        try:
+            return await self._call(name, method, path, expected=none_at, **options)
+        except Refused:
+            return None
+
+    async def _call_lock(self, method: str, id: str, **query: int) -> bool:
+        answer = await self._call_if_any(
+            f"lock_{method.lower()}",
+            method,
+            f"{self._path}/requests/{quote(id, safe='')}/lock",
+            none_at=_NOT_LOCKED,
+            rate=CRUD_RATE,
+            query={**query, "clientKey": self._client_key},
+        )
+        return answer is not None
+
+    def _fatal(self, error: Refused) -> BackendError:
+        reason, cure = _CURES.get(error.status, _OTHER_CURE)
+        return BackendError(f"Request queue {self.location}: {error}. {cure}", reason)

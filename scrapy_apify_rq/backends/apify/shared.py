@@ -1,0 +1,88 @@
+"""Access with leases, for several clients at one queue: the API locks the entries that we claim.
+
+Nothing of an entry is kept here: another client may change every entry that we have no lease on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from scrapy_apify_rq.backends.apify.endpoints import Endpoints
+from scrapy_apify_rq.backends.apify.parallel import run_all
+from scrapy_apify_rq.backends.apify.reader import Reader
+from scrapy_apify_rq.backends.base import Claim, Claimed
+from scrapy_apify_rq.limits import MAX_BATCH
+
+
+class SharedAccess:
+    """Claims entries with leases of ``lock_secs``, prolongs the leases and ends them."""
+
+    def __init__(self, api: Endpoints, reader: Reader, *, lock_secs: int) -> None:
+        self._api = api
+        self._reader = reader
+        self._lock_secs = lock_secs
+        self._has_strays = False
+        """Whether an answer was lost, so that we may hold leases that we do not know about."""
+
+    async def claim(
+        self, limit: int, known: Collection[str], refused: Collection[str], size: int
+    ) -> Claim:
+        if self._has_strays and not known:
+            await self.unlock()
+            self._has_strays = False
+        # Claim fewer than asked for if only these fit.
+        limit = min(limit, max(self._reader.fit(size, unknown=limit), 1))
+        # By our own clock, taken before the call: not later than the API's.
+        asked_at = time.time()
+        heads = await run_all(
+            self._lock_head(min(MAX_BATCH, limit - start)) for start in range(0, limit, MAX_BATCH)
+        )
+        found = [item["id"] for head in heads for item in head["items"]]
+        ids = [id for id in found if id not in refused]
+        # A head may lag, and another client may have changed an entry since. A GET is exact.
+        read = await self._reader.read(ids, size)
+        if unwanted := [*set(found).intersection(refused), *read.rest]:
+            await self.unlock(unwanted)
+        lease = asked_at + min(self._lock_secs, *(head["lockSecs"] for head in heads))
+        return Claim(
+            [Claimed(entry, lease) for entry in read.entries],
+            more=len(ids) >= limit or bool(read.rest),
+            # A lock on an entry that we may not update is not worth waiting for.
+            leased=bool(ids) or (not found and await self._is_any_leased(heads[0])),
+        )
+
+    async def _lock_head(self, limit: int) -> Any:
+        answer = await self._api.lock_head(limit, self._lock_secs)
+        self._has_strays = self._has_strays or answer.maybe_repeated
+        return answer.data
+
+    async def _is_any_leased(self, empty_head: dict[str, Any]) -> bool:
+        answer: bool | None = empty_head.get("queueHasLockedRequests")  # optional in the API
+        if answer is not None:
+            return answer
+        await self._api.get_queue()
+        return int(self._api.queue["pendingRequestCount"]) > 0
+
+    async def prolong(self, ids: Collection[str]) -> dict[str, float]:
+        leases = await run_all(map(self._prolong, ids))
+        return {id: lease for id, lease in zip(ids, leases, strict=True) if lease is not None}
+
+    async def _prolong(self, id: str) -> float | None:
+        lease = time.time() + self._lock_secs
+        return lease if await self._api.put_lock(id, self._lock_secs) else None
+
+    async def unlock(self, ids: Collection[str] | None = None) -> None:
+        if ids is None:
+            await self._api.unlock_requests()
+        else:
+            await run_all(map(self._api.delete_lock, ids))
+
+    # The API itself ends the lease of an entry that is written or deleted.
+
+    def wrote(self, id: str, text: bytes) -> None: ...
+
+    def acked(self, id: str) -> None: ...
+
+    def deleted(self, ids: Iterable[str]) -> None: ...

@@ -1,0 +1,39 @@
+"""Entries as the API takes and gives them: as JSON, without the id when we send them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.limits import MAX_BODY
+
+# The rest of a body is for brackets and commas.
+PAYLOAD_LIMIT: Final = MAX_BODY - 1024
+
+
+def to_send(entry: Entry) -> bytes:
+    """The JSON that we send. Without the id, which the API makes itself and refuses to take."""
+    return entry.to_json(with_id=False).encode()
+
+
+def as_stored(id: str, sent: bytes) -> bytes:
+    """The JSON as it is stored, from what was sent."""
+    return b'{"id":"%s",%s' % (id.encode(), sent[1:])
+
+
+def to_json(item: Any) -> bytes:
+    """The JSON of an entry that the API gave us."""
+    return json.dumps(item).encode()
+
+
+def content(entry: Entry) -> Any:
+    """What is stored of an entry, to compare it with another."""
+    return json.loads(to_send(entry))
+
+
+def too_long(text: bytes) -> str:
+    """Say why this JSON is too long to be sent. Return an empty string if it is not."""
+    if len(text) <= PAYLOAD_LIMIT:
+        return ""
+    return f"its {len(text):,} bytes are more than the API takes"

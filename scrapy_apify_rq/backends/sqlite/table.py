@@ -1,0 +1,231 @@
+"""The entries of one queue: rows of the table of requests.
+
+Its methods are synchronous. Those that take ``counters`` must run in a transaction of ``Catalog``
+that stores them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+from scrapy_apify_rq.backends.base import Added, State
+from scrapy_apify_rq.backends.sqlite.catalog import Counters
+from scrapy_apify_rq.backends.sqlite.database import Database
+from scrapy_apify_rq.entries.models import Entry
+
+Place = tuple[int, str]
+"""The rowid and the id of an entry."""
+Text = tuple[str, bytes]
+"""The id and the JSON of an entry."""
+
+
+class Row(NamedTuple):
+    """An entry as it is stored. ``position`` is None once it is handled."""
+
+    id: str
+    json: str
+    position: int | None
+    lock_by: str | None
+    lock_expires_at: float | None
+
+    def state(self, now: float) -> Literal["handled", "locked", "pending"]:
+        if self.position is None:
+            return "handled"
+        return "locked" if (self.lock_expires_at or 0) > now else "pending"
+
+
+_INSERT: Final = (
+    "INSERT INTO requests (queue, id, position, failed, json) VALUES (?, ?, ?, ?, ?)"
+    " ON CONFLICT DO NOTHING"
+)
+_ROW: Final = f"SELECT {', '.join(Row._fields)} FROM requests WHERE queue = :queue"
+_FREE: Final = "coalesce(lock_expires_at, 0) <= :now"
+# Without the plus, SQLite would collect all pending entries and sort them by id.
+_FILTERS: Final = {
+    frozenset[str](): "TRUE",
+    frozenset({"locked"}): "+position IS NOT NULL AND lock_expires_at > :now",
+    frozenset({"pending"}): f"+position IS NOT NULL AND {_FREE}",
+    frozenset({"locked", "pending"}): "+position IS NOT NULL",
+}
+# Left to choose an index, SQLite may take one that makes it sort the rows again for each page.
+_IN_STATE: Final[dict[State | None, str]] = {
+    None: "NOT INDEXED WHERE queue = :queue",
+    "pending": "NOT INDEXED WHERE queue = :queue AND position IS NOT NULL",
+    "handled": "NOT INDEXED WHERE queue = :queue AND position IS NULL",
+    "failed": "INDEXED BY requests_failed WHERE queue = :queue AND failed",
+    "locked": "NOT INDEXED WHERE queue = :queue AND position IS NOT NULL"
+    " AND lock_expires_at > :now",
+}
+# As bytes, since another program may have written something that is not UTF-8.
+_JSON: Final = "CAST(json AS BLOB)"
+
+
+class Table:
+    """The entries of the queue with this key."""
+
+    def __init__(self, database: Database, now: Callable[[], float], key: int = 0) -> None:
+        self._database = database
+        self._now = now
+        self.key = key
+        """0, which no queue has, until the backend of a crawl has found or made its queue."""
+
+    # Changes
+
+    def add(self, entries: Sequence[Entry], forefront: bool, counters: Counters) -> list[Added]:
+        # One by one, since each can have 9 MB of JSON.
+        return [self._add(entry, forefront, counters) for entry in entries]
+
+    def _add(self, entry: Entry, forefront: bool, counters: Counters) -> Added:
+        counters.writes += 1
+        handled = entry.is_handled
+        if self._insert(entry, counters.place(handled, forefront)):
+            counters.total += 1
+            counters.handled += handled
+            return Added(entry.id, False, False)
+        (old,) = self._database.connection.execute(
+            "SELECT position FROM requests WHERE queue = ? AND id = ?", (self.key, entry.id)
+        ).fetchone()
+        return Added(entry.id, True, old is None)
+
+    def _insert(self, entry: Entry, position: int | None) -> bool:
+        """Return False if the queue has an entry of this id."""
+        values = (self.key, entry.id, position, entry.failed, entry.to_json())
+        return self._database.connection.execute(_INSERT, values).rowcount == 1
+
+    def replace(self, entry: Entry, forefront: bool, counters: Counters) -> Added:
+        """Store the entry whether it is new or not. The answer describes the queue before."""
+        counters.writes += 1
+        handled = entry.is_handled
+        position = counters.place(handled, forefront)
+        db = self._database.connection
+        old = db.execute(
+            "SELECT rowid, position IS NULL FROM requests WHERE queue = ? AND id = ?",
+            (self.key, entry.id),
+        ).fetchone()
+        if old is None:
+            self._insert(entry, position)
+            counters.total += 1
+        else:
+            db.execute(
+                "UPDATE requests SET position = ?, failed = ?, json = ?, lock_by = NULL,"
+                " lock_expires_at = NULL WHERE rowid = ?",
+                (position, entry.failed, entry.to_json(), old[0]),
+            )
+        was_handled = old is not None and bool(old[1])
+        counters.handled += handled - was_handled
+        return Added(entry.id, old is not None, was_handled)
+
+    def move_to_front(self, id: str, counters: Counters) -> None:
+        """Move a pending entry to the very front."""
+        self._database.connection.execute(
+            "UPDATE requests SET position = ? WHERE queue = ? AND id = ?",
+            (counters.place(handled=False, forefront=True), self.key, id),
+        )
+
+    def delete(self, ids: Collection[str], counters: Counters) -> None:
+        for id in ids:
+            # Not "RETURNING position IS NULL": SQLite 3.40.1 returns 0 for a position that is
+            # NULL, if the column queue is NOT NULL.
+            gone = self._database.connection.execute(
+                "DELETE FROM requests WHERE queue = ? AND id = ? RETURNING position",
+                (self.key, id),
+            ).fetchone()
+            if gone is not None:
+                counters.total -= 1
+                counters.handled -= gone[0] is None
+                counters.deletes += 1
+
+    def clear(self, counters: Counters) -> None:
+        self._database.connection.execute("DELETE FROM requests WHERE queue = ?", (self.key,))
+        counters.total = counters.handled = 0
+
+    # Reads for a claim
+
+    def head(
+        self, limit: int, known: Collection[str], condition: str = ""
+    ) -> tuple[list[Place], bool]:
+        """The first pending entries that are not ``known``, and whether there are more.
+
+        With rowids, since finding a row by its id costs a read of the file in a large queue.
+        """
+        found = self._database.connection.execute(
+            f"SELECT rowid, id FROM requests WHERE queue = ? AND position IS NOT NULL {condition}"
+            " ORDER BY position LIMIT ?",
+            (self.key, limit + len(known) + 1),
+        )
+        rows = [row for row in found if row[1] not in known]
+        return rows[:limit], len(rows) > limit
+
+    def read(
+        self, places: Sequence[Place], size: int, *, even_if_large: bool
+    ) -> tuple[list[Text], bool]:
+        """Read these entries up to ``size`` bytes, and whether that left some out.
+
+        ``even_if_large`` reads the first one whatever its size. A row that no longer holds the
+        entry of this id is skipped.
+        """
+        # A join in this order yields the rows in theirs, one by one: the rows that do not fit are
+        # never read.
+        query = (
+            f"WITH wanted (row) AS (VALUES {', '.join(['(?)'] * len(places))})"
+            f" SELECT id, {_JSON} FROM wanted CROSS JOIN requests"
+            " ON requests.rowid = wanted.row AND +queue = ?"
+        )
+        ids = {id for _, id in places}
+        texts: list[Text] = []
+        if places:
+            values = (*(rowid for rowid, _ in places), self.key)
+            for id, text in self._database.connection.execute(query, values):
+                if id not in ids:
+                    continue
+                size -= len(text)
+                if size < 0 and (texts or not even_if_large):
+                    return texts, True
+                texts.append((id, text))
+        return texts, False
+
+    # Reads for the tools
+
+    def get(self, id: str) -> Text | None:
+        query = f"SELECT id, {_JSON} FROM requests WHERE queue = ? AND id = ?"
+        found: Text | None = self._database.connection.execute(query, (self.key, id)).fetchone()
+        return found
+
+    def page(self, state: State | None, *, after: int, limit: int) -> list[tuple[int, str, bytes]]:
+        """Rowid, id and JSON of entries in this state, in the order of their rowids."""
+        query = (
+            f"SELECT rowid, id, {_JSON} FROM requests {_IN_STATE[state]}"
+            " AND rowid > :after ORDER BY rowid LIMIT :limit"
+        )
+        values = {"queue": self.key, "now": self._now(), "after": after, "limit": limit}
+        return self._database.connection.execute(query, values).fetchall()
+
+    def count(self, state: State) -> int:
+        query = f"SELECT count(*) FROM requests {_IN_STATE[state]}"
+        values = {"queue": self.key, "now": self._now()}
+        return int(self._database.connection.execute(query, values).fetchone()[0])
+
+    # Reads for the server
+
+    def row(self, id: str) -> Row | None:
+        return next(iter(self._rows("AND id = :id", id=id)), None)
+
+    def first_rows(self, limit: int, *, locked: bool) -> list[Row]:
+        """Return the first pending entries in the queue's order, locked ones only if ``locked``."""
+        free = "" if locked else f"AND {_FREE}"
+        return self._rows(
+            f"AND position IS NOT NULL {free} ORDER BY position LIMIT :limit", limit=limit
+        )
+
+    def rows_by_id(self, limit: int, *, after: str, states: frozenset[str]) -> list[Row]:
+        """Return entries in these states, or all entries, in the order of their ids."""
+        return self._rows(
+            f"AND id > :after AND {_FILTERS[states]} ORDER BY id LIMIT :limit",
+            after=after,
+            limit=limit,
+        )
+
+    def _rows(self, more: str, **values: Any) -> list[Row]:
+        values |= {"queue": self.key, "now": self._now()}
+        return [Row(*row) for row in self._database.connection.execute(f"{_ROW} {more}", values)]

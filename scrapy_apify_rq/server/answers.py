@@ -1,0 +1,71 @@
+"""The form of the server's answers, in which Apify's reference describes them.
+
+As in ``application``, "Choice:" marks what the reference leaves open.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from aiohttp import web
+
+from scrapy_apify_rq.backends.base import Added
+from scrapy_apify_rq.backends.sqlite.table import Row
+from scrapy_apify_rq.entries.models import wire_date
+from scrapy_apify_rq.server.parameters import ApiError
+
+_CUT: Final = "...[truncated]"
+_CUT_LENGTH: Final = 128
+
+
+def answer(data: object, status: int = 200, **headers: str) -> web.Response:
+    return raw_answer(json.dumps(data, ensure_ascii=False), status, **headers)
+
+
+def raw_answer(data: str, status: int = 200, **headers: str) -> web.Response:
+    return web.Response(
+        text=f'{{"data":{data}}}', status=status, content_type="application/json", headers=headers
+    )
+
+
+def error_answer(error: ApiError) -> web.Response:
+    return web.json_response(
+        {"error": {"type": error.type, "message": str(error)}}, status=error.status
+    )
+
+
+def date(timestamp: float) -> str:
+    return wire_date(datetime.fromtimestamp(timestamp, UTC))
+
+
+def registration(added: Added) -> dict[str, Any]:
+    return {
+        "requestId": added.id,
+        "wasAlreadyPresent": added.was_already_present,
+        "wasAlreadyHandled": added.was_already_handled,
+    }
+
+
+def head_item(row: Row) -> dict[str, Any]:
+    """An entry as the head shows it. Choice: POST head/lock cuts long texts as GET head does."""
+    entry = json.loads(row.json)
+    item = {name: entry[name] for name in ("uniqueKey", "url", "method", "retryCount")}
+    for name in ("uniqueKey", "url"):
+        if len(item[name]) > _CUT_LENGTH:
+            item[name] = item[name][: _CUT_LENGTH - len(_CUT)] + _CUT
+    return {"id": row.id, **item}
+
+
+def full(row: Row, now: float) -> str:
+    """The JSON of an entry, with its lock if it is locked.
+
+    Choice: an expired lock does not show; lists show the same as a GET by id.
+    """
+    if row.state(now) != "locked" or row.lock_expires_at is None:
+        return row.json
+    lock = {"lockExpiresAt": date(row.lock_expires_at)}
+    if row.lock_by:
+        lock["lockByClient"] = row.lock_by
+    return f"{row.json[:-1]},{json.dumps(lock)[1:]}"
