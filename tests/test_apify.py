@@ -376,9 +376,9 @@ async def test_what_others_put_back_is_claimed_though_we_acked_it(
         await ours.update(entries, forefront=False)
         entries[1].handled_at = None
         await tool.update([entries[1]], forefront=True)
-        # At first it might be a late head that shows it, as it does in most cases.
-        assert await claimed(ours) == []
-        await asyncio.sleep(1)
+        # While there is other work, it is most probably a late head that shows it.
+        assert await claimed(ours, known=entries[:1]) == []
+        # Before the crawl would end, it is worth a look.
         assert await claimed(ours) == [entries[1]]
         assert len(q.api.of("GET", f"/requests/{entries[1].id}")) == 1
 
@@ -494,7 +494,9 @@ async def test_a_backlog_of_large_entries_is_not_listed(tmp_path: Path) -> None:
             assert not q.api.of("GET", "/requests")
             fetched.append(len([call for call in q.api.calls if call.path != "/head"]))
         assert seen == entries[:20]
-        assert fetched == [5, 5, 5, 5]
+        # At first the size is unknown, so calls are made that are then of no use.
+        assert fetched[0] <= 16 + 5
+        assert fetched[1:] == [5, 5, 5]
 
 
 @asynchronous
@@ -507,7 +509,7 @@ async def test_few_large_entries_are_fetched_at_a_time(tmp_path: Path) -> None:
         assert seen == entries[:3]
         # The sizes were unknown: what did not fit is given back.
         assert len([call for call in q.api.calls if call.method == "DELETE"]) == 27
-        assert len([call for call in q.api.calls if call.method == "GET"]) <= 4
+        assert len([call for call in q.api.calls if call.method == "GET"]) <= 16 + 3
         q.api.calls.clear()
         assert await claimed(backend, 30, size=350_000) == entries[3:6]
         (call,) = q.api.of("POST", "/head/lock")
@@ -952,7 +954,7 @@ async def test_no_call_outlives_those_that_were_cancelled_twice() -> None:
         return number
 
     async def read_ahead() -> None:
-        async with aclosing(run_ahead(map(call, range(9)), lambda: 3)) as results:
+        async with aclosing(run_ahead((partial(call, n) for n in range(9)), lambda: 3)) as results:
             async for _ in results:
                 raise AssertionError
 
@@ -980,7 +982,7 @@ async def test_calls_ahead_come_in_order_and_are_never_more_than_may_be() -> Non
         running -= 1
         return number
 
-    results = run_ahead(map(call, range(10)), lambda: 3)
+    results = run_ahead((partial(call, n) for n in range(10)), lambda: 3)
     assert [number async for number in results] == list(range(10))
     assert most == 3
 

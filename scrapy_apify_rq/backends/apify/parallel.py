@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable
-from itertools import islice
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -24,25 +23,34 @@ async def run_all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def run_ahead(
-    calls: Iterable[Coroutine[Any, Any, T]], width: Callable[[], int]
+    calls: Iterable[Callable[[], Coroutine[Any, Any, T]]], width: Callable[[], int]
 ) -> AsyncGenerator[T, None]:
     """Yield the results of the calls in order, with up to ``width()`` of them under way.
 
-    A call is made only when there is room for it. Closing the generator cancels those under way.
+    A call is made only when there is room for it. Where the width shrinks, the last ones are
+    cancelled and made again later. Closing the generator cancels those under way.
     """
     waiting = iter(calls)
-    tasks: deque[asyncio.Task[T]] = deque()
+    again: deque[Callable[[], Coroutine[Any, Any, T]]] = deque()
+    running: deque[tuple[Callable[[], Coroutine[Any, Any, T]], asyncio.Task[T]]] = deque()
     try:
         while True:
-            room = max(width() - len(tasks), 0)
-            tasks.extend(asyncio.create_task(call) for call in islice(waiting, room))
-            if not tasks:
+            excess = [running.pop() for _ in range(len(running) - max(width(), 1))]
+            again.extendleft(call for call, _ in excess)
+            await _end([task for _, task in excess])
+            while len(running) < width() and (call := _next(again, waiting)) is not None:
+                running.append((call, asyncio.create_task(call())))
+            if not running:
                 return
-            result = await tasks[0]
-            tasks.popleft()
+            result = await running[0][1]
+            running.popleft()
             yield result
     finally:
-        await _end(tasks)
+        await _end([task for _, task in running])
+
+
+def _next(first: deque[T], then: Iterator[T]) -> T | None:
+    return first.popleft() if first else next(then, None)
 
 
 async def _end(tasks: Collection[asyncio.Task[Any]]) -> None:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from scrapy_apify_rq.backends.apify import wire
@@ -113,7 +114,7 @@ class Reader:
         """
         ids = list(dict.fromkeys(ids))
         missing = {id for id in ids if id not in self.complete}
-        calls = (self._fetch(id) for id in ids if id in missing)
+        calls = (partial(self._fetch, id) for id in ids if id in missing)
         read = Read(size)
         async with aclosing(run_ahead(calls, lambda: self._width(read.left))) as fetched:
             for n, id in enumerate(ids):

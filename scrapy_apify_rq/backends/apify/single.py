@@ -87,7 +87,9 @@ class SingleAccess:
         if first:
             entries, is_cut = await self._read(first, size)
         else:
-            entries, is_cut = await self._requeued_by_others(ids, size)
+            # With nothing known the crawl would end, so its latest acks are worth a look, too.
+            age = self._consistency_delay if known else 0
+            entries, is_cut = await self._requeued_by_others(ids, age, size)
         # An id that does not exist yet may be a new entry. One that stays away is a deleted one.
         now = time.monotonic()
         is_expected = any(now - since < self._lag for since in self._absent.values())
@@ -110,13 +112,14 @@ class SingleAccess:
         self._alone = not several
         return has_come
 
-    async def _requeued_by_others(self, ids: Sequence[str], size: int) -> tuple[list[Entry], bool]:
-        """Read entries that we acked and that others have made pending again.
+    async def _requeued_by_others(
+        self, ids: Sequence[str], age: float, size: int
+    ) -> tuple[list[Entry], bool]:
+        """Read entries that we acked ``age`` seconds ago and that others have made pending again.
 
         The head lists them like those that it lists only because it lags. A GET tells them apart.
-        It is worth its price when the crawl would end otherwise.
         """
-        before = time.monotonic() - self._consistency_delay
+        before = time.monotonic() - age
         listed = [id for id in ids if self._acked.get(id, before) < before]
         read = await self._reader.read(listed[:_FIRST_FETCH], size)
         for entry in read.entries:
