@@ -129,20 +129,13 @@ def remember(count: int, scheduler: str) -> dict[str, float]:
 
 
 def _frontier() -> Frontier:
-    def unused(*_: Any) -> Any:
-        raise AssertionError
-
+    nobody: Any = None  # no listener is needed to remember ids
     return Frontier(
         SqliteBackend(Path()),
+        nobody,
         stats=MemoryStatsCollector(Crawler(_Links)),
         window=_WINDOW,
         outbox=_WINDOW,
-        idle_before_close=0,
-        urgency=unused,
-        wake=unused,
-        dropped=unused,
-        refused=unused,
-        failed=unused,
     )
 
 

@@ -21,8 +21,10 @@ _MODULES: Final = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load late what only a crawl needs: to offer ``scrapy rq``, Scrapy imports this package at
-    each of its commands.
+    """Import a public name when it is first used.
+
+    Scrapy imports this package for each of its commands, to offer ``scrapy rq``. Only a crawl needs
+    the rest.
     """
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

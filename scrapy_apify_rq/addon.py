@@ -1,4 +1,4 @@
-"""One-line installation: ``ADDONS = {"scrapy_apify_rq.Addon": 500}``.
+"""Installation in one line: ``ADDONS = {"scrapy_apify_rq.Addon": 500}``.
 
 https://docs.scrapy.org/en/latest/topics/addons.html
 """
@@ -9,23 +9,25 @@ from typing import Final
 
 from scrapy.exceptions import NotConfigured
 from scrapy.settings import BaseSettings
+from scrapy.utils.misc import load_object
 
 from scrapy_apify_rq.config import is_enabled
 from scrapy_apify_rq.crawl.middlewares import DownloaderMiddleware, SpiderMiddleware
 from scrapy_apify_rq.crawl.scheduler import Scheduler
 
-# Next to the downloader and next to the spider: see the middlewares.
+# Next to the downloader, and next to the spider: see the middlewares.
 _INNERMOST: Final = 10_000
 
 
 class Addon:
-    """Puts the scheduler and both middlewares in place."""
+    """Installs the scheduler and the middlewares, unless the project has installed them itself."""
 
     def update_settings(self, settings: BaseSettings) -> None:
         if not is_enabled(settings):
             raise NotConfigured
         settings.set("SCHEDULER", Scheduler, "addon")
-        if settings["SCHEDULER"] is not Scheduler:
+        # Not issubclass: for Scrapy, any class with the same methods is a subclass of a scheduler.
+        if Scheduler not in load_object(settings["SCHEDULER"]).__mro__:
             raise NotConfigured(
                 f"the SCHEDULER setting is {settings['SCHEDULER']!r} and takes precedence; remove"
                 " it to keep the requests in a request queue"

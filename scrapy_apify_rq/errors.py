@@ -1,16 +1,16 @@
 """The exceptions of this package.
 
     RequestQueueError
-        ConfigError    a setting is wrong, or what it points at cannot be used
+        ConfigError    a setting is wrong, or names something that cannot be used
         CodecError     a request cannot be written as JSON, or an entry cannot be read back
-        BackendError   the queue failed and retrying did not cure it
+        BackendError   the queue failed, and retries did not help
 
-Every message names the setting, file or entry it is about, and the cure where there is one.
+Every message names the setting, file or entry, and the cure if there is one.
 """
 
 
 class RequestQueueError(Exception):
-    """Base of all errors that this package raises."""
+    """Base class of all errors that this package raises."""
 
 
 class ConfigError(RequestQueueError, ValueError):

@@ -60,8 +60,10 @@ def _scraper_slot_has_active() -> bool:
 
 def scheduler(crawler: Crawler) -> object:
     """The scheduler in use; None before the spider is opened and after it is closed."""
-    engine = crawler.engine
-    slot = None if engine is None else engine._slot
+    try:
+        slot = crawler.engine._slot
+    except (AttributeError, RuntimeError):  # 2.16, 2.18: there is no engine yet
+        return None
     return None if slot is None else slot.scheduler
 
 

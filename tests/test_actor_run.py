@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import signal
 import subprocess
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from scrapy.settings import default_settings
+from scrapy import Spider
+from scrapy.crawler import Crawler
+from scrapy.settings import Settings, default_settings
 
 from scrapy_apify_rq.actor import events as actor
+from scrapy_apify_rq.config import Config
 from tests.actor import environ
 from tests.api import serving_in_thread
 from tests.platform import SECRET, Platform
@@ -296,6 +303,58 @@ def test_a_bad_connection_does_not_disturb_the_crawl(tmp_path: Path, gate: Gate)
     assert "is being aborted" not in log
     assert "Spider closed (finished)" in log
     assert len(site.paths) == handled(project) == len(PAGES) + 2
+
+
+async def accept_and_ignore(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Be a websocket server that sends "migrating" and never answers, not even to a close."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    (key,) = [line.split()[1] for line in head.splitlines() if "sec-websocket-key" in line.lower()]
+    digest = hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()
+    writer.write(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + b64encode(digest) + b"\r\n\r\n"
+    )
+    message = b'{"name": "migrating"}'
+    writer.write(bytes([0x81, len(message)]) + message)
+    with suppress(ConnectionError):
+        await reader.read()
+    writer.close()
+
+
+def test_no_task_outlives_close_and_close_does_not_wait_long() -> None:
+    held = asyncio.Event()
+
+    async def hold() -> None:
+        held.set()
+        await asyncio.sleep(60)
+
+    async def work() -> None:
+        server = await asyncio.start_server(accept_and_ignore, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        environ = {
+            "ACTOR_EVENTS_WEBSOCKET_URL": f"ws://127.0.0.1:{port}",
+            "ACTOR_TIMEOUT_AT": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),
+        }
+        config = Config.from_settings(Settings(), environ, "spider")
+        crawler = Crawler(Spider)
+        crawler.crawling = True
+        crawler.engine = SimpleNamespace(running=False)  # and it never runs
+        events = actor.RunEvents(crawler, config, hold)
+        before = asyncio.all_tasks()
+        events.open()
+        await asyncio.wait_for(held.wait(), 10)
+        await events.aborting()
+        await asyncio.sleep(0.2)
+        ours = {t for t in asyncio.all_tasks() - before if "RunEvents" in str(t.get_coro())}
+        assert len(ours) == 5
+        began = time.monotonic()
+        await events.close()
+        assert time.monotonic() - began < 5
+        assert all(task.done() for task in ours)
+        await asyncio.sleep(0.1)  # the server sees the end of the connection
+        server.close()
+
+    asyncio.run(work())
 
 
 # The Apify SDK in the same process

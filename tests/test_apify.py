@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import wraps
@@ -23,8 +23,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from scrapy_apify_rq.backends.apify import head, http
+from scrapy_apify_rq.backends.apify import http
 from scrapy_apify_rq.backends.apify import queue as apify
+from scrapy_apify_rq.backends.apify.parallel import run_ahead, run_all
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.backends.base import Added, Claim, Updated
 from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
@@ -335,7 +336,7 @@ async def test_an_entry_that_is_gone_does_not_keep_the_crawl_up(tmp_path: Path) 
         q.api.before = first(9, lambda: error(404), "GET", f"/requests/{numbered(1)[0].id}")
         assert (await backend.claim(10, (), PLENTY)).more
         await asyncio.sleep(0.1)
-        assert await backend.claim(10, (), PLENTY) == Claim([], False, alone=True)
+        assert await backend.claim(10, (), PLENTY) == Claim([], False)
 
 
 @asynchronous
@@ -406,7 +407,7 @@ async def test_a_backlog_that_fits_is_listed(tmp_path: Path) -> None:
             seen += await claimed(backend, 134, known=seen)
             seen += await claimed(backend, 100, known=seen)
             assert seen == numbered(200)
-            assert [call.path for call in q.api.calls] == ["/head", *["/requests"] * 2, "/head"]
+            assert [call.path for call in q.api.calls] == ["/head", "/requests", "/head"]
             assert q.api.calls[1].query["filter"] == "pending"
 
 
@@ -454,11 +455,66 @@ async def test_a_late_list_does_not_undo_what_we_have_put(tmp_path: Path) -> Non
 
 
 @asynchronous
-async def test_a_list_is_read_in_pages_until_there_is_no_more_room(
+async def test_a_list_is_read_until_there_is_no_more_room(tmp_path: Path) -> None:
+    """Small entries promise that all fit, and then come large ones."""
+    entries = [*numbered(20), *numbered(1580, 20, user_data={"text": "x" * 900})]
+    async with queue(tmp_path) as q, q.open(memory=300_000) as backend:
+        async with stored(tmp_path) as embedded:
+            await embedded.add(entries, forefront=False)
+        seen = await claimed(backend)
+        assert not q.api.of("GET", "/requests")
+        seen += await claimed(backend, 300, known=seen)
+        assert seen == entries[:316]
+        assert len(q.api.of("GET", "/requests")) == 1
+        q.api.calls.clear()
+        seen += await claimed(backend, known=seen)
+        assert seen == entries[:416]
+        assert not q.api.of("GET", "/requests")
+        assert len([e async for e in backend.list("pending")]) == 1600
+
+
+@asynchronous
+async def test_a_backlog_of_large_entries_is_not_listed(tmp_path: Path) -> None:
+    """Only as many are fetched as fit into the claim, once their size is known."""
+    entries = numbered(80, payload="x" * 100_000)
+    async with stored(tmp_path) as embedded:
+        await embedded.add(entries, forefront=False)
+    async with queue(tmp_path) as q, q.open(memory=1_000_000) as backend:
+        seen: list[Entry] = []
+        fetched: list[int] = []
+        for _ in range(4):
+            q.api.calls.clear()
+            found = await claimed(backend, known=seen, size=550_000)
+            assert len(found) == 5
+            seen += found
+            assert not q.api.of("GET", "/requests")
+            fetched.append(len([call for call in q.api.calls if call.path != "/head"]))
+        assert seen == entries[:20]
+        assert fetched == [5, 5, 5, 5]
+
+
+@asynchronous
+async def test_few_large_entries_are_fetched_at_a_time(tmp_path: Path) -> None:
+    entries = numbered(30, payload="x" * 100_000)
+    async with queue(tmp_path) as q, q.open(lock_secs=60) as backend:
+        async with stored(tmp_path) as embedded:
+            await embedded.add(entries, forefront=False)
+        seen = await claimed(backend, 30, size=350_000)
+        assert seen == entries[:3]
+        # The sizes were unknown: what did not fit is given back.
+        assert len([call for call in q.api.calls if call.method == "DELETE"]) == 27
+        assert len([call for call in q.api.calls if call.method == "GET"]) <= 4
+        q.api.calls.clear()
+        assert await claimed(backend, 30, size=350_000) == entries[3:6]
+        (call,) = q.api.of("POST", "/head/lock")
+        assert call.query["limit"] == "3"
+        assert len(q.api.calls) == 4
+
+
+@asynchronous
+async def test_the_pages_of_a_list_have_few_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A whole list of large entries would take a gigabyte, and hold up the crawl."""
-    monkeypatch.setattr(head, "_COMPLETE_BYTES", 300_000)
     monkeypatch.setattr(apify, "_PAGE_BYTES", 200_000)
     pages: list[int] = []
 
@@ -467,22 +523,30 @@ async def test_a_list_is_read_in_pages_until_there_is_no_more_room(
             pages.append(len(data["items"]))
         return data
 
-    entries = numbered(1600, user_data={"text": "x" * 900})
+    entries = numbered(400, user_data={"text": "x" * 1900})
     async with queue(tmp_path) as q, q.open() as backend:
         async with stored(tmp_path) as embedded:
             await embedded.add(entries, forefront=False)
         q.api.after = after
-        seen = await claimed(backend)
-        seen += await claimed(backend, 300, known=seen)
-        assert seen == entries[:316]
-        assert pages[0] == 100
-        assert all(size <= 200 for size in pages)
-        assert sum(pages) < 600
-        q.api.calls.clear()
-        seen += await claimed(backend, known=seen)
-        assert seen == entries[:416]
-        assert not q.api.of("GET", "/requests")
-        assert len([e async for e in backend.list("pending")]) == 1600
+        assert sorted(keys([e async for e in backend.list()])) == keys(entries)
+        assert pages[0] == 10
+        assert all(90 < size <= 100 for size in pages[1:-1])
+
+
+@asynchronous
+async def test_a_page_that_is_too_long_is_asked_for_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "_LONGEST_ANSWER", 150_000)
+    entries = [*numbered(10), *numbered(10, 10, payload="x" * 100_000)]
+    entries.sort(key=lambda entry: entry.id)
+    async with queue(tmp_path) as q, q.open() as backend:
+        async with stored(tmp_path) as embedded:
+            await embedded.add(entries, forefront=False)
+        assert [e async for e in backend.list()] == entries
+        monkeypatch.setattr(http, "_LONGEST_ANSWER", 90_000)
+        with pytest.raises(BackendError, match="the answer is longer than 90,000 bytes"):
+            assert [e async for e in backend.list()]
 
 
 # What is kept
@@ -581,6 +645,39 @@ async def test_a_refused_update_is_reported_and_not_claimed_again(
         assert "no good" in "".join(messages)
         assert await backend.claim(10, (), PLENTY) == Claim([], False, alone=True)
         assert (await backend.info()).pending == 2
+
+
+def tasks_of_the_backend() -> list[str]:
+    """The server has tasks in this loop, too."""
+    names = (str(task.get_coro()) for task in asyncio.all_tasks())
+    return [name for name in names if "ApifyBackend" in name or "run_a" in name]
+
+
+def page(status: int) -> web.Response:
+    """As a proxy answers."""
+    return web.Response(status=status, text="<html>No</html>", content_type="text/html")
+
+
+@pytest.mark.parametrize("answer", [error, page])
+@pytest.mark.parametrize("status", [400, 403, 404, 409, 413])
+@asynchronous
+async def test_one_refused_update_of_many_leaves_nothing_waiting(
+    tmp_path: Path, status: int, answer: Callable[[int], Any]
+) -> None:
+    done = [entry(e.unique_key, handled_at=HANDLED_AT) for e in numbered(50)]
+    async with queue(tmp_path) as q, q.open() as backend:
+        await fill(backend, numbered(50))
+        q.api.before = lambda call: answer(status) if call.path.endswith(done[7].id) else None
+        async with asyncio.timeout(5):
+            if status in (400, 413):
+                updated = await backend.update(done, forefront=False)
+                assert [n for n, one in enumerate(updated) if one.refused] == [7]
+                assert (await backend.info()).handled == 49
+            else:
+                with pytest.raises(BackendError, match=str(status)):
+                    await backend.update(done, forefront=False)
+            assert tasks_of_the_backend() == []
+            await backend.close()
 
 
 @asynchronous
@@ -829,6 +926,54 @@ async def test_when_one_fails_no_other_goes_on(tmp_path: Path) -> None:
         assert not q.api.calls
 
 
+@asynchronous
+async def test_no_call_outlives_those_that_were_cancelled_twice() -> None:
+    ended: list[int] = []
+
+    async def call(number: int) -> int:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            for _ in range(5):
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0.02)
+            ended.append(number)
+        return number
+
+    async def read_ahead() -> None:
+        async with aclosing(run_ahead(map(call, range(9)), lambda: 3)) as results:
+            async for _ in results:
+                raise AssertionError
+
+    for calls in (run_all(map(call, range(3))), read_ahead()):
+        ended.clear()
+        running = asyncio.create_task(calls)
+        for _ in range(2):
+            await asyncio.sleep(0.01)
+            running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert ended == [0, 1, 2]
+
+
+@asynchronous
+async def test_calls_ahead_come_in_order_and_are_never_more_than_may_be() -> None:
+    running = 0
+    most = 0
+
+    async def call(number: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01 * (3 - number % 3))
+        running -= 1
+        return number
+
+    results = run_ahead(map(call, range(10)), lambda: 3)
+    assert [number async for number in results] == list(range(10))
+    assert most == 3
+
+
 # Purging and deleting
 
 
@@ -980,6 +1125,7 @@ async def test_a_cancelled_call_leaves_nothing_behind(tmp_path: Path) -> None:
         calls.cancel()
         with pytest.raises(asyncio.CancelledError):
             await calls
+        await asyncio.sleep(0.1)  # the server still gets calls that were sent before
         q.api.before = lambda call: None
         await backend.update([entry("00000", handled_at=HANDLED_AT)], forefront=False)
         assert [e async for e in backend.list()] == [entry("00000", handled_at=HANDLED_AT)]

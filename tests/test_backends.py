@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -442,6 +443,90 @@ async def test_a_long_queue_is_claimed_in_order(queues: Queues) -> None:
     async with queues.open() as backend:
         await fill(backend, numbered(250))
         assert await keys(backend, 1000) == [entry.unique_key for entry in numbered(250)]
+
+
+@pytest.mark.parametrize("lock_secs", [None, 60])
+@asynchronous
+async def test_a_claim_has_no_more_bytes_than_asked_for(
+    queues: Queues, lock_secs: int | None
+) -> None:
+    large = [entry(f"{n}", payload=f"{n}" * 100_000) for n in range(7)]
+    async with queues.open() as other, queues.open(lock_secs=lock_secs) as backend:
+        await fill(other, large)
+        found: list[str] = []
+        sizes: list[int] = []
+        more = True
+        while more:
+            answer = await claim(backend, 100, known=found, size=250_000)
+            found += [claimed.entry.unique_key for claimed in answer.entries]
+            sizes.append(len(answer.entries))
+            more = answer.more
+            if lock_secs:  # what did not fit is free
+                assert await listed(other, "locked") == set(found)
+        assert found == [entry.unique_key for entry in large]
+        assert sizes == [2, 2, 2, 1]
+
+
+@pytest.mark.parametrize("lock_secs", [None, 60])
+@asynchronous
+async def test_a_claim_has_at_least_one_entry(queues: Queues, lock_secs: int | None) -> None:
+    small, large = entry("a"), entry("b", payload="x" * 100_000)
+    async with queues.open() as other, queues.open(lock_secs=lock_secs) as backend:
+        await other.add([large, small, handled("c")], forefront=False)
+        answers = [await claim(backend, known=known, size=1000) for known in ([], ["b"])]
+        assert [[one.entry for one in answer.entries] for answer in answers] == [[large], [small]]
+        assert answers[0].more
+
+
+LARGE = 5 * 1024 * 1024
+
+
+async def claim_large(queues: Queues) -> None:
+    """Handle all entries, and print by how many bytes the memory of this process grew."""
+    done: set[str] = set()
+    async with queues.open() as backend:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        more = True
+        while more:
+            answer = await backend.claim(1000, done, 4 * LARGE)
+            more = answer.more
+            for claimed in answer.entries:
+                claimed.entry.handled_at = HANDLED_AT
+                await backend.update([claimed.entry], forefront=False)
+                done.add(claimed.entry.id)
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(json.dumps([len(done), grown * 1024]))
+
+
+def test_large_entries_take_little_memory(queues: Queues) -> None:
+    if queues.kind == "live":
+        pytest.skip("it would send 100 MB")
+    count = 20
+
+    async def prepare() -> None:
+        async with queues.open() as backend:
+            for n in range(count):
+                await backend.add([entry(f"{n}", payload="x" * LARGE)], forefront=False)
+
+    asyncio.run(prepare())
+    with queues.child("claim_large") as child:
+        done, grown = json.loads(child.communicate(timeout=120)[0])
+    assert done == count
+    # One claim, the next one while it is still there, and copies of some entries on their way.
+    assert grown < 14 * LARGE
+
+
+@asynchronous
+async def test_a_claim_says_whether_the_queue_is_ours_alone(queues: Queues) -> None:
+    async with queues.open() as backend:
+        await backend.add(entries("a"), forefront=False)
+        assert (await claim(backend)).alone
+        if queues.kind != "sqlite":
+            async with queues.open("queue") as other:
+                await claim(other)
+            assert not (await claim(backend)).alone
+    async with queues.open("two", lock_secs=60) as backend:
+        assert not (await claim(backend)).alone
 
 
 # update

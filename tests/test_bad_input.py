@@ -1,4 +1,4 @@
-"""What a user is told: wrong input before the crawl starts, the queue's state before and after."""
+"""What the log says: wrong input before the crawl starts, the queue's state before and after."""
 
 from __future__ import annotations
 

@@ -68,9 +68,11 @@ def test_defaults() -> None:
         "purge_on_start": False,
         "window": 1000,
         "outbox": 2000,
+        "memory": 64 * 2**20,
         "idle_before_close": 0.0,
         "progress": False,
         "unavailable_timeout": 600.0,
+        "gc_freeze": False,
         "events_url": None,
         "timeout_at": None,
     }

@@ -573,7 +573,7 @@ def traced(scheduler):
 
 class Wrong(Scheduler):
     def enqueue_request(self, request):
-        self.backend._db.execute("SELECT 1").fetchone()
+        self._life._backend._db.execute("SELECT 1").fetchone()
         return super().enqueue_request(request)
 
     def next_request(self):
@@ -683,8 +683,8 @@ class DyingScheduler(Scheduler):
         name, _, count = os.environ.get("DIE_AT", "").partition(" ")
         if name:
             self.left = int(count)
-            self.call = getattr(self.backend, name)
-            setattr(self.backend, name, self.die)
+            self.call = getattr(self._life._backend, name)
+            setattr(self._life._backend, name, self.die)
 
     async def die(self, *args, **options):
         self.left -= 1
@@ -832,7 +832,7 @@ def test_invariant_6_a_queue_locked_for_too_long_closes_the_spider(tmp_path: Pat
         again = project.crawl()
     assert failed.stats["finish_reason"] == "apify_rq_unavailable"
     assert failed.log.count("The spider is closed (apify_rq_unavailable)") == 1
-    assert "could not be saved" in failed.log
+    assert "Not saved: " in failed.log
     assert "Traceback" not in failed.log
     assert pending > 0
     assert len(site.paths) - hits_before == pending == again.stats["apify_rq/handled"]
@@ -854,7 +854,8 @@ def test_invariant_6_a_flush_that_fails_is_reported(tmp_path: Path) -> None:
         failed = project.crawl()
         locks[0].close()
     assert failed.stats["finish_reason"] == "closespider_pagecount"
-    assert "3 changes could not be saved" in failed.log
+    assert "Not saved: 1 requests that were finished or retried" in failed.log
+    assert "and 2 new requests, which are not in the queue" in failed.log
     assert "never retrieved" not in failed.log
     assert project.entry("/").handled_at is None
 
@@ -1078,7 +1079,7 @@ from scrapy_apify_rq import Scheduler
 
 class WatchedScheduler(Scheduler):
     def next_request(self):
-        self.stats.max_value("window_max", len(self))
+        self._stats.max_value("window_max", len(self))
         return super().next_request()
 """
 

@@ -660,7 +660,7 @@ def test_a_request_that_cannot_be_written_is_crawled_from_memory(unfiltered: Lif
         assert {"url": f"{unfiltered.site.url}{path}"} in unfiltered.items
         assert unfiltered.entries(path) == []
     assert unfiltered.crawl.stats["scheduler/unserializable"] == 2
-    assert unfiltered.crawl.log.count("cannot be written to the queue") == 1
+    assert unfiltered.crawl.log.count("Unable to serialize request") == 1
     assert unfiltered.crawl.stats["dupefilter/filtered"] == 1
 
 
@@ -698,7 +698,7 @@ def test_a_request_that_raises_when_it_is_written_is_crawled_from_memory(tmp_pat
     assert life.entry("/again").handled_at is not None
     assert life.entries("/bad") == []
     assert life.crawl.stats["scheduler/unserializable"] == 2
-    assert "cannot be written to the queue: RuntimeError: in no mood." in life.crawl.log
+    assert "reason: RuntimeError: in no mood." in life.crawl.log
 
 
 # Started again

@@ -551,7 +551,7 @@ def test_attributes_of_the_wrong_kind(attributes: object) -> None:
         f"{HERE}:SPIDER",
     ],
 )
-def test_a_class_that_is_no_request(path: str) -> None:
+def test_a_class_that_is_not_a_request(path: str) -> None:
     refusal(own({"v": 1, "class": path}))
     refusal(own({"v": 1, "meta": {"x": {"$item": [path, []]}}}))
 
@@ -595,7 +595,7 @@ def test_a_trusted_module_is_imported(tmp_path: Path, monkeypatch: pytest.Monkey
         "name",
     ],
 )
-def test_a_callback_that_is_no_method(name: str) -> None:
+def test_a_callback_that_is_not_a_method(name: str) -> None:
     assert "has no method" in refusal(own({"v": 1, "callback": name}))
     refusal(own({"v": 1, "errback": name}))
     refusal(apify(callback=name))
@@ -734,7 +734,7 @@ def test_labels_name_callbacks(user_data: dict[str, Any], callback: object) -> N
 
 
 @pytest.mark.parametrize("url", ["", "no scheme", "/path"])
-def test_a_url_that_is_none(url: str) -> None:
+def test_a_text_that_is_not_a_url(url: str) -> None:
     refusal(foreign(url=url))
 
 

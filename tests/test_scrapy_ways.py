@@ -334,7 +334,7 @@ def test_a_lambda_as_callback_is_crawled_from_memory(
     assert "/lambda" not in entries
     assert ways.stats["scheduler/unserializable"] == 1
     assert ways.stats["scheduler/dequeued/memory"] == 1
-    assert "cannot be written to the queue" in ways.crawl.log
+    assert "Unable to serialize request" in ways.crawl.log
 
 
 def test_get_retry_request_in_a_callback_requeues_the_entry(

@@ -1,9 +1,9 @@
-"""What the platform does with an Actor run, told over a websocket and by the clock.
+"""Events of an Actor run: they come over a websocket, and the end of its time by the clock.
 
 https://docs.apify.com/platform/actors/development/programming-interface/system-events
 
-Nothing is lost where an event does not come: the queue alone says what is still to be done. An
-event only saves a page from being fetched twice, or a run from being cut off.
+A missed event loses nothing, since the queue holds all that is still to be done. An event only
+saves pages from being fetched twice, and runs from being killed before they have closed.
 """
 
 from __future__ import annotations
@@ -29,29 +29,31 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Seconds in which a run must end after the event "aborting", or before its time is up: half of them
-# for the pages under way, half for closing pipelines, feeds and the queue.
+# Seconds that a run has to end after "aborting", or before its time is up: half of them for the
+# pages under way, half for closing pipelines, feeds and the queue.
 _TIME_TO_STOP: Final = 30.0
-# Seconds between two attempts to connect: doubling, from and to.
+# Seconds between two attempts to connect. They double from the first to the longest.
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 60.0
-# Seconds between two pings, by which a dead connection is found out.
+# Seconds between two pings, which detect a dead connection.
 _HEARTBEAT: Final = 30.0
-# The server closes with one of these for what connecting again would not change: 1008 is a run that
-# it does not know, or one with too many connections; the others are errors of the protocol.
+# Seconds that the server has to answer when we close the websocket.
+_CLOSE_PATIENCE: Final = 1.0
+# Connecting again after one of these codes would not help: 1008 means that the server does not know
+# the run, or that the run has too many connections. The others are errors of the protocol.
 _FINAL_CODES: Final = frozenset({1002, 1003, 1007, 1008, 1010})
 
 
 class RunEvents:
     """Acts on the events of the Actor run between ``open`` and ``close``.
 
-    On "migrating" ``hold`` is awaited, at each such event, and the crawl stays open until the
-    platform ends the process: one that exits with 0 would end the run as succeeded. On "aborting",
-    and when the run's time is nearly up, the crawl is stopped as with Ctrl-C; downloads and
-    callbacks that take too long are abandoned, their requests being still pending in the queue.
+    "migrating" calls ``hold`` each time. The crawl then stays open until the platform ends the
+    process, since exiting with 0 would end the run as succeeded. "aborting", and the end of the
+    run's time, stop the crawl as Ctrl-C does. Downloads and callbacks that take too long are
+    abandoned; their requests stay pending in the queue.
 
-    An ``apify.Actor`` that is initialised in this process has a connection of its own, which is
-    used then. Outside of a run nothing happens. Never raises.
+    If ``apify.Actor`` is initialised in this process, its connection is used instead of one of our
+    own. Outside an Actor run nothing happens. Never raises.
     """
 
     def __init__(
@@ -62,9 +64,10 @@ class RunEvents:
         self._timeout_at = config.timeout_at
         self._hold = hold
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stopper: asyncio.Task[None] | None = None
+        self._is_stopping = False
+        self._stop_task: asyncio.Task[None] | None = None
         self._sdk: Any = None
-        self._warned = False
+        self._has_warned = False
 
     def open(self) -> None:
         if self._timeout_at is not None:
@@ -73,27 +76,37 @@ class RunEvents:
             self._spawn(self._listen(self._url))
 
     async def close(self) -> None:
-        """Called by the stop that is under way, if there is one; so that must not be awaited."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """End all tasks and connections within a few seconds, except a stop that is under way: it
+        calls this method and waits for it.
+        """
         if self._sdk is not None:
-            with suppress(RuntimeError):  # the Actor has exited already
+            with suppress(RuntimeError):  # the Actor has already exited
                 self._sdk.Actor.off(self._sdk.Event.MIGRATING, self.migrating)
                 self._sdk.Actor.off(self._sdk.Event.ABORTING, self.aborting)
+        # The first cancellation closes the websocket, the second one ends the wait for its answer.
+        for _ in range(2):
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=2 * _CLOSE_PATIENCE)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._note_end)
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("Bug in scrapy-apify-rq", exc_info=error)
 
     # What happens on an event.
 
     async def migrating(self) -> None:
         self._log(
             logging.INFO,
-            "The Actor run is about to be migrated: nothing more is handed out, and what is under"
-            " way is saved. The process waits for the platform to end it",
+            "The Actor run is about to be migrated: no more requests are started, and those under"
+            " way are saved. The process waits for the platform to end it",
         )
         await self._hold()
 
@@ -103,23 +116,29 @@ class RunEvents:
     async def _watch_the_clock(self, timeout_at: datetime) -> None:
         left = (timeout_at - datetime.now(UTC)).total_seconds()
         if left > 0:
-            # A run that is shorter than the time to stop shall crawl all the same.
+            # A run that is shorter than the time to stop should still crawl.
             seconds = min(_TIME_TO_STOP, left / 2)
             await asyncio.sleep(left - seconds)
             self._stop("has nearly used up its time", seconds)
 
     def _stop(self, why: str, seconds: float) -> None:
-        if self._stopper is not None:
+        if self._is_stopping:
             return
+        self._is_stopping = True
         self._log(logging.WARNING, f"The Actor run {why}: stopping within {seconds:.0f} seconds")
-        self._stopper = asyncio.create_task(self._stop_crawler())
+        self._spawn(self._stop_crawler())
         self._spawn(self._abandon_after(seconds / 2))
 
     async def _stop_crawler(self) -> None:
-        # Before the engine runs, stop_async() would not stop it, and nothing could any more.
+        # Before the engine runs, stop_async() would do nothing, and it works only once.
         while self._crawler.crawling and not self._crawler.engine.running:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-        # While the spider is being closed, it would end the process in the middle of that.
+        # Not one of our tasks: it contains close().
+        self._stop_task = asyncio.create_task(self._stop_unless_closing())
+        self._stop_task.add_done_callback(self._note_end)
+
+    async def _stop_unless_closing(self) -> None:
+        # During a close, stop_async() would end the process before the close is complete.
         if not scrapy_private.is_closing(self._crawler.engine):
             await self._crawler.stop_async()
 
@@ -129,38 +148,43 @@ class RunEvents:
             self._log(
                 logging.WARNING,
                 f"{unfinished} requests are still under way and abandoned. They stay pending in"
-                " the queue: the next run crawls them",
+                " the queue, and the next run crawls them",
             )
-        while True:  # until we are closed, since the engine closes one part after the other
+        while True:  # until close(), since the engine closes one part after the other
             scrapy_private.abandon(self._crawler.engine)
             await asyncio.sleep(0.1)
 
-    # How an event comes here.
+    # How events arrive.
 
     def _listen_through_sdk(self) -> bool:
-        """True if the SDK's ``Actor`` is initialised; a second connection could be refused."""
+        """Use the connection of the SDK, if there is one: a second one could be refused."""
         sdk: Any = sys.modules.get("apify")
         if sdk is None:
             return False
         try:
             sdk.Actor.on(sdk.Event.MIGRATING, self.migrating)
             sdk.Actor.on(sdk.Event.ABORTING, self.aborting)
-        except RuntimeError:  # it is imported and not initialised
+        except RuntimeError:  # it is imported but not initialised
             return False
         self._sdk = sdk
         return True
 
     async def _listen(self, url: str) -> None:
-        import aiohttp  # late: a crawl that is no Actor run may do without it
+        import aiohttp  # late: only an Actor run needs it
 
+        timeout = aiohttp.ClientWSTimeout(ws_close=_CLOSE_PATIENCE)
         pause = _FIRST_PAUSE
         async with aiohttp.ClientSession() as session:
             while True:
                 began = time.monotonic()
                 try:
-                    code = await self._receive(session, url)
+                    async with session.ws_connect(
+                        url, heartbeat=_HEARTBEAT, timeout=timeout
+                    ) as socket:
+                        await self._receive(socket)
+                    code = socket.close_code
                 except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
-                    # Its text may hold the address, and so what is secret in it.
+                    # Without its text, which may quote the address with its secret.
                     reason = type(error).__name__
                 else:
                     reason = f"closed with code {code}"
@@ -173,36 +197,34 @@ class RunEvents:
                 await asyncio.sleep(pause * random.uniform(0.5, 1))
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
-    async def _receive(self, session: aiohttp.ClientSession, url: str) -> int | None:
-        """Act on what comes until the connection ends; the code that it was closed with."""
-        async with session.ws_connect(url, heartbeat=_HEARTBEAT) as socket:
-            async for message in socket:
-                name = _event_name(message.data)
-                if name == "migrating":
-                    self._spawn(self.migrating())
-                elif name == "aborting":
-                    await self.aborting()
-                elif name is None:
-                    self._warn("a message that is no event")
-        return socket.close_code
+    async def _receive(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        """Act on messages until the connection ends."""
+        async for message in socket:
+            name = _event_name(message.data)
+            if name == "migrating":
+                self._spawn(self.migrating())
+            elif name == "aborting":
+                await self.aborting()
+            elif name is None:
+                self._warn("received a message that is not an event")
 
-    # What is told of it.
+    # Log lines.
 
     def _warn(self, reason: str) -> None:
-        """The first time only: a server that does not work is no matter of the crawl."""
+        """Warn once, since the crawl works without the events."""
         self._log(
-            logging.DEBUG if self._warned else logging.WARNING,
+            logging.DEBUG if self._has_warned else logging.WARNING,
             f"The connection for the events of the Actor run: {reason}. The crawl goes on without"
-            " them; what is under way at a migration or an abort is crawled again",
+            " them; after a migration or an abort, pages that were under way are crawled again",
         )
-        self._warned = True
+        self._has_warned = True
 
     def _log(self, level: int, text: str) -> None:
         logger.log(level, text, extra={"spider": self._crawler.spider})
 
 
 def _event_name(message: object) -> str | None:
-    """None: it is not an event."""
+    """Return the name of an event, or None if the message is not an event."""
     try:
         name = json.loads(message)["name"]  # type: ignore[arg-type]
     except (ValueError, TypeError, KeyError, RecursionError):

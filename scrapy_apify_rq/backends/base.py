@@ -98,7 +98,7 @@ class Backend(Protocol):
     linger: float
     """Seconds for which an add may wait to share a call with others. 0 where calls are cheap."""
     lag: float
-    """Seconds after a write of ours for which ``claim`` may still show the queue without it."""
+    """Seconds for which ``claim`` may still show the queue without our latest writes."""
     consistency_delay: float
     """Seconds between two answers "nothing pending" before they are believed."""
     counts_reads: bool

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from scrapy.exceptions import UsageError
 from scrapy.settings import Settings
 
-from scrapy_apify_rq.config import is_loopback, storage_dir
+from scrapy_apify_rq.config import storage_dir
 from scrapy_apify_rq.errors import ConfigError
 from scrapy_apify_rq.server.faults import Faults
+from scrapy_apify_rq.setting_readers import is_loopback
 
 if TYPE_CHECKING:
     from aiohttp import web

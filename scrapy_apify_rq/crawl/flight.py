@@ -26,7 +26,7 @@ class Stage(IntEnum):
     """The response has reached the callback."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Flight:
     """One request in flight, and what the middlewares have reported about it."""
 

@@ -7,7 +7,7 @@ belongs. When Scrapy has finished with one, it gives the verdict: the entry is a
 pipelines, in asyncio tasks and Deferreds that copy the context (``contextvars``) in which the
 request was handed out. ``take`` sets a variable there, so it names the request in flight on whose
 behalf any code runs, whatever copies of requests and responses a middleware makes. The same
-variable marks the iteration of ``start()``.
+variable marks start requests on their way from ``start()``.
 
 **When is it finished?** When it is neither in the engine's slot nor in the scraper's. A callback
 may hand its own request to the engine again, which takes it out of the first; the second holds it
@@ -17,11 +17,13 @@ live in memory only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from scrapy import Request
 
@@ -44,23 +46,28 @@ if TYPE_CHECKING:
 
 
 class _Mark(Enum):
-    START = "the iteration of start()"
+    START = "a start request on its way to the scheduler"
 
 
-# On whose behalf the present code runs. None: nobody's, for example an extension's.
-_behalf: ContextVar[Flight | _Mark | None] = ContextVar("scrapy_apify_rq_behalf", default=None)
+# On whose behalf the present code runs. None: nobody's, for example an extension's. A weak reference,
+# because contexts outlive a request: a connection that is kept open has the one that it was made in.
+_behalf: ContextVar[ref[Flight] | _Mark | None] = ContextVar("scrapy_apify_rq_behalf", default=None)
 
 
-def mark_start() -> None:
-    """From here on this task iterates ``start()``; see ``InFlight.is_start``."""
+@contextmanager
+def start_request() -> Iterator[None]:
+    """What is scheduled meanwhile by this task is a start request.
+
+    Spider middlewares may put others in the place of the spider's; these count, too. What
+    ``start()`` itself hands to the engine does not.
+    """
     _behalf.set(_Mark.START)
+    yield
+    _behalf.set(None)
 
 
 def is_start() -> bool:
-    """Whether the present code schedules what ``start()`` yields.
-
-    A spider middleware may put other requests in the place of the spider's; these count, too.
-    """
+    """Whether the present code schedules a start request."""
     return _behalf.get() is _Mark.START
 
 
@@ -107,7 +114,7 @@ class InFlight:
         self._flights[request] = flight
         if visit.entry is not None:
             self._visits[visit.entry.id] = visit
-        _behalf.set(flight)
+        _behalf.set(ref(flight))
 
     def take_nothing(self) -> None:
         """The engine gets no request now: what it does next is not on behalf of the last one."""
@@ -134,11 +141,12 @@ class InFlight:
         return self._on_behalf() or itself
 
     def _on_behalf(self) -> Flight | None:
-        flight = _behalf.get()
-        if not isinstance(flight, Flight):
+        behalf = _behalf.get()
+        flight = behalf() if isinstance(behalf, ref) else None
+        # Not one that Scrapy has finished, nor one of another crawler in this process.
+        if flight is None or self._flights.get(flight.request) is not flight:
             return None
-        # Not one that is settled, nor one of another crawler in this process.
-        return flight if self._flights.get(flight.request) is flight else None
+        return flight
 
     # What the middlewares report.
 

@@ -161,17 +161,25 @@ class Lifecycle:
         if self.failure is None:
             self.failure = error
             self.report.failed(error)
-            # Before the engine runs it cannot close the spider. Then the scheduler does, as soon as
-            # the engine asks for a request.
-            if self._crawler.engine.running:
-                self.close_spider(error)
+            self.has_to_end()
 
-    def close_spider(self, error: BackendError) -> None:
-        if self._closer is None:
+    def has_to_end(self) -> bool:
+        """Whether the crawl must not go on; it is ended as soon as the engine runs.
+
+        The scheduler asks whenever the engine asks it for a request.
+        """
+        engine = self._crawler.engine
+        if self.failure is None and self._crawler.crawling:
+            return False
+        if engine.running and self._closer is None:
+            if self.failure is not None:
+                end = engine.close_spider_async(reason=self.failure.reason)
+            else:
+                # Crawler.stop_async() was called before the engine ran, and Scrapy forgets that.
+                end = engine.stop_async()
             # Kept, because the event loop itself holds its tasks weakly.
-            self._closer = asyncio.create_task(
-                self._crawler.engine.close_spider_async(reason=error.reason)
-            )
+            self._closer = asyncio.create_task(end)
+        return True
 
 
 def _freeze_garbage(opened: AsyncExitStack) -> None:

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from scrapy_apify_rq import backends, scrapy_private
 from scrapy_apify_rq.config import Config
-from scrapy_apify_rq.crawl.inflight import inflight_of, mark_start
+from scrapy_apify_rq.crawl.inflight import inflight_of, start_request
 from scrapy_apify_rq.entries.converter import RequestConverter
 from scrapy_apify_rq.entries.unique_keys import normalize_url
 from scrapy_apify_rq.errors import ConfigError
@@ -114,12 +114,14 @@ class SpiderMiddleware:
 
     async def process_start(self, start: AsyncIterator[Any]) -> AsyncIterator[Any]:
         scheduler = self._scheduler()
-        if scheduler is not None:
-            mark_start()
         async for output in start:
-            if scheduler is not None and isinstance(output, Request) and scheduler.is_full():
-                await scheduler.room(output)
-            yield output
+            if scheduler is not None and isinstance(output, Request):
+                if scheduler.is_full():
+                    await scheduler.room(output)
+                with start_request():
+                    yield output
+            else:
+                yield output
 
     def process_spider_input(self, response: Response) -> None:
         if (inflight := inflight_of(self._crawler)) is not None:

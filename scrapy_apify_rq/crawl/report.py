@@ -95,8 +95,8 @@ class Report:
             self._has_logged_unserializable = True
             self.log(
                 logging.WARNING,
-                f"{request} cannot be written to the queue: {reason}. It is crawled from memory and"
-                " lost if this process ends first. No more of these are logged; see the stat"
+                f"Unable to serialize request: {request} - reason: {reason}. It is crawled from"
+                " memory and not written to the queue. No more of these are logged; see the stat"
                 " scheduler/unserializable",
             )
 

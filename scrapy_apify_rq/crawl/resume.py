@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from scrapy_apify_rq.entries.converter import apify_start_key
+from scrapy_apify_rq.entries.foreign import apify_start_key
 from scrapy_apify_rq.entries.unique_keys import request_id, start_key
 
 if TYPE_CHECKING:

@@ -8,12 +8,14 @@ https://docs.scrapy.org/en/latest/topics/scheduler.html
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
+from queuelib.queue import LifoMemoryQueue
 from scrapy import Request, Spider
 from scrapy.core.scheduler import BaseScheduler
 from scrapy.core.scheduler import Scheduler as StockScheduler
 from scrapy.utils.defer import deferred_from_coro
+from scrapy.utils.misc import load_object
 from twisted.internet.defer import Deferred
 
 from scrapy_apify_rq import scrapy_private
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from scrapy.crawler import Crawler
+    from scrapy.settings import BaseSettings
 
 
 class Scheduler(BaseScheduler):
@@ -59,15 +62,16 @@ class Scheduler(BaseScheduler):
     def __init__(self, crawler: Crawler, config: Config) -> None:
         self._stats = crawler.stats
         self._is_lifo = config.order == "lifo"
+        self._start_line = _start_line(crawler.settings)
         self._life = Lifecycle(crawler, config)
         self._converter = self._life.converter
         self._duplicates = self._life.duplicates
-        self._frontier = self._life.frontier
+        self.frontier = self._life.frontier
         self.inflight = self._life.inflight
 
     def __len__(self) -> int:
         """Requests waiting in this process; the queue may hold many more."""
-        return self._frontier.ready
+        return self.frontier.ready
 
     def open(self, spider: Spider) -> Deferred[None]:
         return deferred_from_coro(self._life.open())
@@ -84,45 +88,46 @@ class Scheduler(BaseScheduler):
         key = self._duplicates.new_key(request)
         if key is None:
             return False
-        is_newest_first = self._is_lifo and not is_start()
+        started = is_start()
+        newest_first = self._is_lifo and not (started and self._start_line == "fifo")
         visit = Visit(
             None,
             request,
             priority=request.priority,
-            forefront=request.priority > 0 or is_newest_first,
-            newest_first=is_newest_first,
+            forefront=request.priority > 0 or newest_first,
+            newest_first=newest_first,
+            is_start=started and self._start_line == "lifo",
         )
         stored = self.inflight.stored_form(request)
         try:
             entry = self._converter.encode(request, key, **(stored._asdict() if stored else {}))
         except CodecError as error:
-            self._frontier.remember(request_id(key))
+            self.frontier.remember(request_id(key))
             self._life.refused(visit, str(error))
             self.inflight.adopt(visit)
-            self._frontier.keep(visit)
+            self.frontier.keep(visit)
         else:
             visit.entry = entry
             visit.size = live_size(entry)
-            self._frontier.add(visit)
+            self.frontier.add(visit)
         return True
 
     def is_full(self) -> bool:
         """The spider is to wait for ``room`` before it yields another request."""
-        return self._frontier.is_full()
+        return self.frontier.is_full()
 
     async def room(self, request: Request) -> None:
         """Wait until the queue can take this request, which it need not do with a duplicate."""
         if self._duplicates.needs_room(request):
-            await self._frontier.room()
+            await self.frontier.room()
 
     # From the queue to Scrapy.
 
     def next_request(self) -> Request | None:
-        if self._life.failure is not None:
-            self._life.close_spider(self._life.failure)
+        if self._life.has_to_end():
             return None
         self._life.settle()
-        while (visit := self._frontier.next()) is not None:
+        while (visit := self.frontier.next()) is not None:
             if (request := self._request(visit)) is not None:
                 self.inflight.take(visit, request)
                 self._stats.inc_value("scheduler/dequeued")
@@ -153,4 +158,15 @@ class Scheduler(BaseScheduler):
         self._life.settle()
         # A failing queue must not look like a finished one.
         is_failing = self._life.failure is not None
-        return is_failing or len(self.inflight) > 0 or self._frontier.has_pending()
+        return is_failing or len(self.inflight) > 0 or self.frontier.has_pending()
+
+
+def _start_line(settings: BaseSettings) -> Literal["fifo", "lifo", "common"]:
+    """How Scrapy's own scheduler would line up start requests, with APIFY_RQ_ORDER = "lifo".
+
+    https://docs.scrapy.org/en/latest/topics/settings.html#scheduler-start-memory-queue
+    """
+    queue = settings["SCHEDULER_START_MEMORY_QUEUE"]
+    if not queue:
+        return "common"  # in one line with all others
+    return "lifo" if issubclass(load_object(queue), LifoMemoryQueue) else "fifo"

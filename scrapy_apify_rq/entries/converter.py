@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any, Final
 from scrapy import Request, Spider
 
 from scrapy_apify_rq.entries.callbacks import SpiderMethods
-from scrapy_apify_rq.entries.foreign import apify_start_key as apify_start_key
 from scrapy_apify_rq.entries.foreign import read_apify, read_plain
 from scrapy_apify_rq.entries.item_classes import class_path
 from scrapy_apify_rq.entries.models import Entry

@@ -35,7 +35,7 @@ def wire_date(value: datetime) -> str:
 
 def read_date(text: str) -> datetime:
     """Read a date of the API, in UTC unless it names an offset; raises ValueError if it cannot."""
-    date = datetime.fromisoformat(text.upper())  # Python knows no small z
+    date = datetime.fromisoformat(text.upper())  # Python refuses a small z
     return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
 
 

@@ -36,7 +36,7 @@ _KEY_HEADERS: Final = frozenset(("accept", "accept-language", "authorization", "
 
 def request_id(unique_key: str) -> str:
     """Return the id that the platform gives to a unique key; verified against executed vectors."""
-    # A key with a lone surrogate belongs to a request that cannot be stored; here it gets an id too.
+    # A key with a lone surrogate cannot be stored, but the scheduler asks for its id before that.
     data = unique_key.encode(errors="surrogatepass")
     encoded = b2a_base64(sha256(data).digest(), newline=False)
     return encoded.translate(None, b"+/=")[:_ID_LENGTH].decode()

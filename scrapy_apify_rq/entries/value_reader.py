@@ -87,7 +87,7 @@ def _text(payload: Any) -> str:
 
 
 def _canonical(payload: Any, parse: Callable[[str], _T], write: Callable[[_T], str] = str) -> _T:
-    """Parse only the form that we write. Parsers accept more, and what differs between Pythons."""
+    """Parse only the form that we write: parsers accept others, and more in newer Pythons."""
     value = parse(_text(payload))
     _expect(write(value) == payload, f"a {type(value).__name__} in its usual form")
     return value

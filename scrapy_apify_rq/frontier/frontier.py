@@ -56,7 +56,9 @@ class Frontier:
         retries_first: bool = True,
     ) -> None:
         self.error: BackendError | None = None
-        self._backend, self._listener, self._stats = backend, listener, stats
+        self._backend = backend
+        self._listener = listener
+        self._stats = stats
         self._outbox = Outbox(backend, limit=outbox, memory=memory // 2)
         self._window = Window(limit=window, memory=memory // 4, retries_first=retries_first)
         self._local = Local(self._outbox, self._window, listener)
@@ -104,8 +106,10 @@ class Frontier:
         """Hand nothing out from now on; what was handed out before is still acked."""
         self._on_hold = True
         self._reader.stop()
-        async with self._local.claiming:
-            await self._tasks.guard(self._supply.release_window())
+        await self._tasks.guard(self._supply.release_window())
+        if self._local.claiming.locked():
+            async with self._local.claiming:  # it ends, and what it brings is released, too
+                await self._tasks.guard(self._supply.release_window())
 
     @property
     def ready(self) -> int:

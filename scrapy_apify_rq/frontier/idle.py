@@ -94,7 +94,7 @@ class Idle:
 
     def ask(self, now: float, *, at_rest: bool) -> Question:
         if at_rest:
-            self._quiet.next_at = now + self.pause
+            self._quiet.next_at = now + _LONGEST_PAUSE  # the answer sets an earlier time
         return Question(now, at_rest, self._events)
 
     def is_void(self, question: Question) -> bool:

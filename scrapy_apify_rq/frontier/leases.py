@@ -55,7 +55,7 @@ class Leases:
         self._appetite = Appetite(local.window.limit)
         self._offers = Offers(local.window)
         self._keeper = Keeper(backend, lock_secs, local=local, lost=self.lost, now=now)
-        self._early: dict[str, Claimed] = {}
+        self._claimed_ahead: dict[str, Claimed] = {}
         """By id, claims of entries whose add or update is not confirmed yet."""
         self._asked_at = -math.inf
         self._is_rich = True
@@ -70,7 +70,7 @@ class Leases:
 
     @property
     def hidden_until(self) -> float:
-        return -math.inf  # is_work_left() finds out
+        return -math.inf  # others_are_working() finds out
 
     def open(self, *, has_pending: bool) -> None:
         pass
@@ -84,7 +84,7 @@ class Leases:
     # What became of our writes.
 
     def stored(self, visit: Visit) -> None:
-        claimed = self._early.pop(entry_of(visit).id, None)
+        claimed = self._claimed_ahead.pop(entry_of(visit).id, None)
         if claimed is None:
             self._offers.add(visit)
         else:
@@ -92,20 +92,20 @@ class Leases:
             self._window.push(visit)
 
     def found(self, id: str, *, was_handled: bool) -> None:
-        if (claimed := self._early.pop(id, None)) is not None:
+        if (claimed := self._claimed_ahead.pop(id, None)) is not None:
             self._take(claimed)
         elif not (was_handled or self._local.holds(id)):
             self._offers.note(id)
 
     def requeued(self, visit: Visit, *, refused: bool) -> bool:
         if refused:  # it stays pending, for any worker that can do better
-            self._early.pop(entry_of(visit).id, None)
+            self._claimed_ahead.pop(entry_of(visit).id, None)
             return False
         self.stored(visit)
         return True
 
     def acked(self, id: str) -> None:
-        self._early.pop(id, None)
+        self._claimed_ahead.pop(id, None)
 
     # Claims.
 
@@ -134,7 +134,7 @@ class Leases:
     def _is_new(self, claimed: Claimed) -> bool:
         id = claimed.entry.id
         if self._local.is_unconfirmed(id):
-            self._early[id] = claimed
+            self._claimed_ahead[id] = claimed
             return False
         if (visit := self._local.confirmed(id)) is not None:
             visit.lease = claimed.lease  # the one that we had has ended
@@ -158,7 +158,7 @@ class Leases:
     def note_others(self) -> None:
         pass  # they are welcome
 
-    async def is_work_left(self, question: Question) -> bool:
+    async def others_are_working(self, question: Question) -> bool:
         if (id := self._offers.newest) is not None:
             entry = await self._backend.get(id)  # this does not lag, as a claim may
             if entry is not None and not entry.is_handled:

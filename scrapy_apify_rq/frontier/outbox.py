@@ -196,9 +196,9 @@ class Outbox:
     async def _send_adds(self, owner: Owner) -> None:
         async with self._adds.turn:
             await self._adds.ready.wait()
+            await self._wait_for_company(owner)
             if self.is_done:
                 return
-            await self._wait_for_company(owner)
             batch = self._adds.cut(self._backend.batch, self._adds_made + 1)
         if batch:
             answers = await _send(self._backend.add, [visit for _, visit in batch])
@@ -210,7 +210,7 @@ class Outbox:
 
     async def _wait_for_company(self, owner: Owner) -> None:
         """Let a batch fill up while the crawl has enough to do without it."""
-        is_urgent = self._is_closing or owner.is_starving()
+        is_urgent = self._is_closing or self._has_failed or owner.is_starving()
         is_full = len(self._adds.waiting) >= self._backend.batch
         if not self._backend.linger or is_urgent or is_full:
             return

@@ -168,7 +168,7 @@ class Single:
             self._has_noted_others = True
             self._local.listener.notice(OthersSeen(self._backend.location))
 
-    async def is_work_left(self, question: Question) -> bool:
+    async def others_are_working(self, question: Question) -> bool:
         return False
 
     async def release_window(self) -> None:

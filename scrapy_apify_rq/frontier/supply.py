@@ -119,7 +119,7 @@ class Supply(Protocol):
     # What became of our writes.
 
     def stored(self, visit: Visit) -> None:
-        """The queue has a new entry of ours."""
+        """The queue has taken a new entry that this process has added."""
 
     def found(self, id: str, *, was_handled: bool) -> None:
         """The queue had the entry already."""
@@ -151,8 +151,8 @@ class Supply(Protocol):
     def note_others(self) -> None:
         """There is a sign of other clients that change the queue."""
 
-    async def is_work_left(self, question: Question) -> bool:
-        """Others are still at work. Asked only when the crawl would end otherwise."""
+    async def others_are_working(self, question: Question) -> bool:
+        """Others have work, or may have. Asked only when the crawl would end otherwise."""
 
     async def release_window(self) -> None:
         """Leave to others what waits in the window."""
@@ -246,11 +246,11 @@ class Reader:
             alone=claim.alone,
             hidden_until=self._supply.hidden_until,
         ):
-            is_left = not self._idle.is_over and await self._supply.is_work_left(question)
-            if not is_left and not self._idle.is_void(question):
-                was_over = self._idle.is_over
+            if self._idle.is_over:
+                return  # has_pending() goes on asking as long as the spider is kept open
+            are_working = await self._supply.others_are_working(question)
+            if not are_working and not self._idle.is_void(question):
                 self._idle.end()
-                if not was_over:
-                    self._local.listener.wake()
-        if not self._idle.is_over:
-            self.ask_at(self._idle.next_at)
+                self._local.listener.wake()
+                return
+        self.ask_at(self._idle.next_at)

@@ -28,12 +28,14 @@ class Visit:
     """The backend stores it at the front of the queue."""
     newest_first: bool = False
     """Among its equals it is handed out last in, first out (APIFY_RQ_ORDER = "lifo")."""
+    is_start: bool = False
+    """It comes from ``start()``; with ``newest_first`` its equals that do not go before it."""
     spider_errors: int = 0
     """How many times it was requeued because its callback raised."""
     lease: float | None = None
     """Unix time at which the lease ends, 0 once it is lost; None where no lease is needed."""
     size: int = 0
-    """Bytes that it holds in memory, about."""
+    """Bytes that it holds in memory, about. Not to be changed while it waits in the frontier."""
 
     @classmethod
     def of(cls, entry: Entry) -> Visit:

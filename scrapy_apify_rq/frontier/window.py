@@ -2,15 +2,18 @@
 
 Retries come first (unless APIFY_RQ_RETRY_FOREFRONT is off), then the greatest priority, then first
 in, first out; visits that are ``newest_first`` come last in, first out, and before their equals
-that are not.
+that are not. As in Scrapy, start requests that are ``newest_first`` come behind all their equals.
 """
 
 from __future__ import annotations
 
 from bisect import insort
+from typing import Final
 
 from scrapy_apify_rq.frontier.visit import Visit
 
+# More than there are visits.
+_BEHIND: Final = 2**48
 # The rank and the visit; no two have the same third number, so visits are never compared.
 _Place = tuple[bool, int, int, Visit]
 
@@ -40,6 +43,8 @@ class Window:
     def push(self, visit: Visit) -> None:
         self._pushed += 1
         order = self._pushed if visit.newest_first else -self._pushed
+        if visit.is_start and visit.newest_first:
+            order -= _BEHIND
         is_first = visit.is_retry and self._retries_first
         if visit.entry is None:
             insort(self._memory_line, (is_first, visit.priority, order, visit))

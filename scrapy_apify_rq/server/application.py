@@ -1,11 +1,11 @@
 """The request-queue part of Apify's API v2 over HTTP, served from the embedded queue.
 
-``application`` is the whole of it but the address: ``scrapy rq serve`` runs it, and so can any
-aiohttp server. Reference: https://docs.apify.com/api/v2/storage-request-queues. What the reference
-leaves open, and what it says against the platform's own behaviour, is marked by "Choice:".
+``application`` is all of it except the address: ``scrapy rq serve`` runs it, and so can any aiohttp
+server. Reference: https://docs.apify.com/api/v2/storage-request-queues. "Choice:" marks where the
+reference leaves something open or contradicts the platform.
 
-A call passes through ``_Api._serve``: faults if some are asked for, then the token, the rate, the
-operation. Every operation is one method of ``_Api``, listed with its path in ``routes``.
+A call goes through ``_Api._serve``, which applies faults, and then through the checks of the token
+and the rate to its operation. Each operation is one method of ``_Api``, listed in ``routes``.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ _ACCESSES: Final = (
     "FOLLOW_USER_SETTING",
     "RESTRICTED",
 )
-_USER_ID: Final = "embeddedQueueUser"  # there is one user, and who asks is that one
+_USER_ID: Final = "embeddedQueueUser"  # there is only one user
 _USERNAME: Final = "local"
 _CUT: Final = "...[truncated]"
 _CUT_LENGTH: Final = 128
-# How long a write waits for other processes that use the file, in seconds.
+# Seconds for which a write waits while other processes lock the file.
 _PATIENCE: Final = 10
 
 
@@ -72,8 +72,8 @@ def application(
 ) -> web.Application:
     """The API over the queues in the folder ``storage``.
 
-    With a ``token`` callers must show it. With ``faults``, even ones where nothing goes wrong,
-    ``PUT /_faults`` sets them anew and ``GET /_calls`` counts the calls (``DELETE`` forgets them).
+    With a ``token``, callers must send it. With ``faults``, even those of a healthy server,
+    ``PUT /_faults`` replaces them, ``GET /_calls`` counts calls and ``DELETE`` resets the counts.
     """
     store = Store(storage, _PATIENCE, time.time)
     api = _Api(store, token, Misbehaviour(faults))
@@ -91,7 +91,7 @@ def application(
     return app
 
 
-# What goes out
+# Answers
 
 
 def _answer(data: object, status: int = 200, **headers: str) -> web.Response:
@@ -123,7 +123,7 @@ def _registration(added: Added) -> dict[str, Any]:
 
 
 def _head_item(row: Row) -> dict[str, Any]:
-    """What the head tells of an entry. Choice: POST head/lock cuts long texts like GET head."""
+    """An entry as the head shows it. Choice: POST head/lock cuts long texts as GET head does."""
     entry = json.loads(row.json)
     item = {name: entry[name] for name in ("uniqueKey", "url", "method", "retryCount")}
     for name in ("uniqueKey", "url"):
@@ -133,9 +133,9 @@ def _head_item(row: Row) -> dict[str, Any]:
 
 
 def _full(row: Row, now: float) -> str:
-    """The JSON of an entry, with its lock while there is one.
+    """The JSON of an entry, with its lock if it is locked.
 
-    Choice: nothing of a lock that is gone; in lists the same as by id.
+    Choice: an expired lock does not show; lists show the same as a GET by id.
     """
     if row.state(now) != "locked" or row.lock_expires_at is None:
         return row.json
@@ -146,7 +146,7 @@ def _full(row: Row, now: float) -> str:
 
 
 def _drop(request: web.Request) -> web.Response:
-    """Cut the connection; the answer returned goes nowhere."""
+    """Cut the connection. The returned answer goes nowhere."""
     if request.transport is not None:
         request.transport.abort()
     return web.Response(status=500)
@@ -179,7 +179,7 @@ class _Operation(NamedTuple):
     answer: Callable[[Any], Awaitable[web.StreamResponse]]
     rate: int = OTHER_RATE
     client: bool = True
-    """It has the parameter ``clientKey``, so its callers count as clients of the queue."""
+    """It takes ``clientKey``, so its callers count as clients of the queue."""
 
 
 class _Api:
@@ -302,7 +302,7 @@ class _Api:
     ) -> web.StreamResponse:
         try:
             if fate == "failed":
-                raise ApiError(500, "internal-server-error", "A failure that was asked for")
+                raise ApiError(500, "internal-server-error", "A failure on request")
             if fate == "limited":
                 _raise_rate_exceeded(operation.rate)
             return await self._perform(operation, request)
@@ -355,7 +355,7 @@ class _Api:
             )
 
     def _find(self, request: web.Request) -> QueueRecord | None:
-        """The queue of the path; None where the path has none."""
+        """The queue of the path. None if the path has none."""
         id = request.match_info.get("queue")
         if id is None:
             return None
@@ -377,7 +377,7 @@ class _Api:
         )
         if query.one_of("ownership", ("ownedByMe", "sharedWithMe")) == "sharedWithMe":
             records, total = [], 0
-        # Choice: an empty name for unnamed queues, since the description demands a text here.
+        # Choice: unnamed queues have an empty name, since the description requires a text here.
         items = [
             {**self._record(record), "name": record.name or "", "username": _USERNAME}
             for record in records
@@ -450,7 +450,7 @@ class _Api:
             "pendingRequestCount": counts.total - counts.handled,
             "hadMultipleClients": bool(record.had_multiple_clients),
             "generalAccess": record.general_access,
-            # Choice: no storageBytes; to keep it, each change would have to read the old entry.
+            # Choice: no storageBytes, since each change would have to read the old entry first.
             "stats": {
                 "readCount": record.reads,
                 "writeCount": record.writes,
@@ -463,9 +463,9 @@ class _Api:
     # The head
 
     async def _head(self, call: _Call) -> web.Response:
-        # Choice: 100 by default, as the emulators have it; the platform's own is unknown.
+        # Choice: 100 by default, as in the emulators. The platform's default is unknown.
         limit = call.query.limit(100, 1000)
-        # Choice: sources conflict about whether locked entries show; they do here.
+        # Choice: sources conflict about whether locked entries are listed. Here they are.
         locked = not self._misbehaviour.faults.hide_locked
         hidden = self._misbehaviour.hidden(call.key)
         rows = call.queue.head(limit, locked=locked, without=hidden)
@@ -486,7 +486,7 @@ class _Api:
 
     async def _lock_head(self, call: _Call) -> web.Response:
         secs, limit = call.query.lock_secs(), call.query.limit(MAX_BATCH, MAX_BATCH)
-        # An entry whose change is not visible yet is left alone.
+        # An entry whose last change is not visible yet cannot be locked.
         hidden = self._misbehaviour.hidden(call.key)
         locked = await call.queue.lock(limit, secs, without=hidden)
         expires_at = _date(locked.expires_at)
@@ -495,7 +495,7 @@ class _Api:
             "queueModifiedAt": _date(call.now if locked.rows else call.record.modified_at),
             "queueHasLockedRequests": locked.any_locked,
             "hadMultipleClients": call.several_clients,
-            "lockSecs": math.ceil(secs),  # the description has whole ones only
+            "lockSecs": math.ceil(secs),  # the description allows whole seconds only
             "items": [{**_head_item(row), "lockExpiresAt": expires_at} for row in locked.rows],
         }
         if client_key := call.query.client_key():
@@ -506,7 +506,7 @@ class _Api:
 
     async def _list_requests(self, call: _Call) -> web.Response:
         query, states = call.query, call.query.states()
-        # Choice: a page is as long as may be; the platform's default is unknown.
+        # Choice: the default is the maximum. The platform's default is unknown.
         limit, after = query.limit(10_000, 10_000), query.start()
         hidden = self._misbehaviour.hidden(call.key) if states else {}
         rows = call.queue.requests(limit + 1, after=after, states=states, without=hidden)
@@ -560,9 +560,7 @@ class _Api:
         )
 
     async def _add(self, call: _Call, entries: Sequence[Entry], forefront: bool) -> list[Added]:
-        """Choice: each goes to the very front in turn, so that the last is first; an entry that is
-        there already stays at its place.
-        """
+        """Choice: with forefront the last one ends up first. An existing entry keeps its place."""
         self._before_change(call, [entry.id for entry in entries])
         return await call.queue.add(entries, forefront=forefront) if entries else []
 
@@ -590,7 +588,7 @@ class _Api:
         return _raw_answer(_full(row, call.now))
 
     async def _update_request(self, call: _Call) -> web.Response:
-        """Choice: whoever holds the lock, since delivery is at least once; the lock ends."""
+        """Choice: any client may update, whoever holds the lock. The lock ends."""
         forefront = call.query.flag("forefront")
         entry = read_entry(await read_json(call.request, dict))
         if entry.id != call.id:
@@ -599,13 +597,13 @@ class _Api:
         return _answer(_registration(await call.queue.replace(entry, forefront=forefront)))
 
     async def _delete_request(self, call: _Call) -> web.Response:
-        """Choice: no error for an unknown request, nor for one that another client has locked."""
+        """Choice: deleting an unknown request, or one that another client locked, is no error."""
         self._before_change(call, [call.id])
         await call.queue.delete([call.id])
         return web.Response(status=204)
 
     async def _prolong_lock(self, call: _Call) -> web.Response:
-        """Choice: from now on, not from the old end; only a lock that the caller still holds."""
+        """Choice: the new time starts now. The caller must still hold the lock."""
         secs, forefront = call.query.lock_secs(), call.query.flag("forefront")
         until = await call.queue.prolong_lock(call.id, secs, forefront=forefront)
         if until is None:
@@ -647,8 +645,8 @@ def _raise_rate_exceeded(rate: int) -> NoReturn:
 
 
 def _refuse_web_pages(request: web.Request) -> None:
-    """Without a token, any page in a browser on this machine could send us calls, through forms,
-    images (``?method=DELETE``) or a name that it makes resolve to 127.0.0.1. None may.
+    """Without a token, any web page in a browser on this machine could send us calls: with forms,
+    with images (``?method=DELETE``), or with a host name that resolves to 127.0.0.1. Refuse them.
     """
     site = request.headers.get("Sec-Fetch-Site", "none")
     host = request.url.host or ""
@@ -656,8 +654,8 @@ def _refuse_web_pages(request: web.Request) -> None:
         raise ApiError(
             403,
             "insufficient-permissions",
-            "Web pages may not use this server, nor may calls to an address with a host name"
-            " other than localhost, unless it is started with --token",
+            "Web pages may not use this server, and its host name must be localhost or an IP"
+            " address, unless it is started with --token",
         )
 
 

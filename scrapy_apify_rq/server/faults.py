@@ -1,7 +1,7 @@
-"""Misbehaviour on demand: what real servers and networks do to a client now and then.
+"""Faults on request: what real servers and networks sometimes do to a client.
 
-For tests of clients against ``server``; see ``Faults`` for all that can go wrong. Calls beyond the
-platform's rates are counted here, too, since the server refuses them only where a test asks for it.
+Tests of clients use them; ``Faults`` lists what can go wrong. The platform's rates are here too,
+since the server enforces them only when a test asks for it.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ Fate = Literal["good", "dropped", "limited", "failed", "lost"]
 
 @dataclass
 class Faults:
-    """What goes wrong; the defaults are a server in good health. Shares are from 0 to 1."""
+    """What goes wrong. With the defaults nothing does. A share is a number from 0 to 1."""
 
     latency: float = 0
-    """Seconds by which each answer is late."""
+    """Seconds that each answer is delayed."""
     dropped: float = 0
-    """Share of calls whose connection is cut before they have an effect."""
+    """Share of calls that have no effect and whose connection is cut."""
     limited: float = 0
-    """Share of calls answered with 429, without effect."""
+    """Share of calls that have no effect and are answered with 429."""
     failed: float = 0
-    """Share of calls answered with 500, without effect."""
+    """Share of calls that have no effect and are answered with 500."""
     lost: float = 0
-    """Share of calls that have their effect, but whose connection is cut instead of an answer."""
+    """Share of calls that take effect and whose connection is then cut."""
     unprocessed: float = 0
-    """Share of the entries of a batch that are not stored, and named as unprocessed."""
+    """Share of the entries of a batch that are not stored and reported as unprocessed."""
     only: list[str] = field(default_factory=list)
-    """The operations that all this befalls, such as "POST requests/batch"; empty = all."""
+    """The operations that have these faults, such as "POST requests/batch". Empty = all."""
     outage_until: float = 0
     """Unix time until which every connection is cut."""
     head_lag: float = 0
-    """Seconds by which the head and filtered lists show adds, updates and deletes late."""
+    """Seconds until the head and filtered lists show adds, updates and deletes."""
     counter_lag: float = 0
-    """Seconds by which the counters of the queue are late."""
+    """Seconds until the counters of the queue change."""
     hide_locked: bool = False
     """GET head leaves locked entries out."""
     rates: bool = False
     """Refuse calls beyond the platform's rates."""
     seed: int | None = None
-    """Makes the choice of calls reproducible."""
+    """Makes the faults reproducible."""
 
 
 class Counts(NamedTuple):
@@ -65,7 +65,7 @@ class _Change(NamedTuple):
 
 
 class Misbehaviour:
-    """Decides what goes wrong, and counts the calls. Calls go by their operation's name."""
+    """Decides what goes wrong, and counts the calls by operation."""
 
     def __init__(self, faults: Faults | None = None) -> None:
         self.calls: Counter[str] = Counter()
@@ -79,20 +79,20 @@ class Misbehaviour:
         self._buckets: dict[tuple[int | None, int], _Bucket] = {}
 
     def set_json(self, body: bytes) -> None:
-        """Replace all faults; raises ValueError for what is no set of faults."""
+        """Replace all faults. Raises ValueError if the JSON does not describe faults."""
         self.set(TypeAdapter(Faults).validate_json(body, strict=False))
 
-    def _befalls(self, operation: str) -> bool:
+    def _applies_to(self, operation: str) -> bool:
         return not self.faults.only or operation in self.faults.only
 
     def latency(self, operation: str) -> float:
-        return self.faults.latency if self._befalls(operation) else 0
+        return self.faults.latency if self._applies_to(operation) else 0
 
     def fate(self, operation: str) -> Fate:
         faults = self.faults
         if time.time() < faults.outage_until:
             return "dropped"
-        if not self._befalls(operation):
+        if not self._applies_to(operation):
             return "good"
         draw = self._random.random()
         shares: list[tuple[Fate, float]] = [
@@ -108,22 +108,22 @@ class Misbehaviour:
         return "good"
 
     def spares(self, operation: str) -> bool:
-        """Whether one entry of a batch is processed."""
-        return not (self._befalls(operation) and self._random.random() < self.faults.unprocessed)
+        """Return False if this entry of a batch is to be left unprocessed."""
+        return not (self._applies_to(operation) and self._random.random() < self.faults.unprocessed)
 
     def exceeds_rate(self, queue: int | None, rate: int) -> bool:
         if not self.faults.rates:
             return False
         return not self._buckets.setdefault((queue, rate), _Bucket(rate)).take()
 
-    # The lag: what was changed lately, and how it was before.
+    # The lag: recent changes, and what was there before them.
 
     @property
     def lags(self) -> bool:
         return self.faults.head_lag > 0 or self.faults.counter_lag > 0
 
     def note(self, queue: int, before: Mapping[str, Row | None], counts: Counts) -> None:
-        """Remember how these entries and the counters are, just before a change."""
+        """Remember these entries and the counters. Called just before a change."""
         now = time.monotonic()
         oldest = now - max(self.faults.head_lag, self.faults.counter_lag)
         while self._changes and self._changes[0].when < oldest:
@@ -135,7 +135,7 @@ class Misbehaviour:
         return (change for change in self._changes if change.queue == queue and change.when > since)
 
     def hidden(self, queue: int) -> dict[str, Row | None]:
-        """The entries changed within the lag as they were before it, None where they were not."""
+        """The entries changed within the lag, as they were before. None if they did not exist."""
         before: dict[str, Row | None] = {}
         for change in self._lately(queue, self.faults.head_lag):
             before = {**change.before, **before}
@@ -158,10 +158,10 @@ class Misbehaviour:
 
 
 class _Bucket:
-    """A second's worth of calls, filled up at the rate.
+    """A token bucket with a second's worth of calls.
 
-    Choice: the platform's algorithm is unknown, as is whether operations of one rate share it;
-    here they do.
+    Choice: the platform's algorithm is unknown, and whether operations of one rate share a bucket.
+    Here they do.
     """
 
     def __init__(self, rate: int) -> None:

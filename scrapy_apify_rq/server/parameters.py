@@ -1,6 +1,6 @@
-"""What callers of the server send, checked: bodies, parameters, names; and the errors of the API.
+"""Checks what callers of the server send: bodies, parameters and names. Has the API's errors.
 
-Like in ``server``, "Choice:" marks what Apify's reference leaves open.
+As in ``application``, "Choice:" marks what Apify's reference leaves open.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from scrapy_apify_rq.limits import (
 
 try:
     import brotli  # type: ignore[import-untyped, unused-ignore]
-except ImportError:  # then callers may not use it
+except ImportError:  # callers cannot use it then
     brotli = None
 
 _MAX_LOCK_SECS: Final = 365 * 24 * 3600
@@ -40,7 +40,7 @@ _UNPACKING_ERRORS: Final[tuple[type[Exception], ...]] = (
 
 
 class ApiError(Exception):
-    """An answer other than success."""
+    """An error answer."""
 
     def __init__(self, status: int, kind: str, message: str) -> None:
         super().__init__(message)
@@ -49,7 +49,7 @@ class ApiError(Exception):
 
 
 def invalid(message: str) -> ApiError:
-    # Choice: the types of most errors 400 of request queues are unknown; clients go by the status.
+    # Choice: most types of a 400 are unknown. Clients go by the status.
     return ApiError(400, "invalid-value", f"Invalid value provided: {message}")
 
 
@@ -58,9 +58,9 @@ def not_found(what: str) -> ApiError:
 
 
 class _Incoming(Entry):
-    """A request in a body. Unlike a stored entry it must follow the schema to the letter.
+    """A request in a body. Unlike a stored entry, it must follow the schema exactly.
 
-    Choice: fields that the schema does not know are dropped; the platform may refuse them.
+    Choice: unknown fields are dropped. The platform may refuse them.
     """
 
     model_config = ConfigDict(strict=True, populate_by_name=False)
@@ -104,12 +104,12 @@ def read_entry(raw: object, where: str = "") -> Entry:
 
 def read_new_entry(raw: object, where: str = "") -> Entry:
     if isinstance(raw, dict) and "id" in raw:
-        raise invalid(f"{where or 'the request'} must not have an id, the queue makes it")
+        raise invalid(f"{where or 'the request'} must not have an id, since the queue makes it")
     return read_entry(raw, where)
 
 
 async def read_json(request: web.Request, kind: type) -> Any:
-    """The body, which must be a JSON object or array, whichever ``kind`` says."""
+    """Read the body, which must be a JSON object or array as ``kind`` says."""
     if request.content_type != "application/json":
         raise ApiError(
             400,
@@ -130,7 +130,7 @@ async def read_json(request: web.Request, kind: type) -> Any:
 
 async def read_batch(request: web.Request) -> list[Any]:
     raw: list[Any] = await read_json(request, list)
-    # Choice: neither the type for too many nor the treatment of none is known.
+    # Choice: the platform's answer to too many requests, and to none, is unknown.
     if not 1 <= len(raw) <= MAX_BATCH:
         raise invalid(f"a batch has 1 to {MAX_BATCH} requests, not {len(raw)}")
     return raw
@@ -146,7 +146,7 @@ async def _body(request: web.Request) -> bytes:
         body = _decoded(body, encoding)
     except _UNPACKING_ERRORS:
         raise ApiError(
-            400, "invalid-request", f"The body is no {encoding} as its Content-Encoding says"
+            400, "invalid-request", f"The body is not {encoding}, as its Content-Encoding says"
         ) from None
     if len(body) > MAX_BODY:
         raise _too_large(len(body))
@@ -154,7 +154,7 @@ async def _body(request: web.Request) -> bytes:
 
 
 def _too_large(length: int) -> ApiError:
-    # Choice: of a compressed body the actual length is told as far as it was unpacked.
+    # Choice: of a compressed body, the length that was unpacked so far.
     return ApiError(
         413,
         "request-too-large",
@@ -163,11 +163,11 @@ def _too_large(length: int) -> ApiError:
 
 
 def _decoded(body: bytes, encoding: str) -> bytes:
-    """The body unpacked, or at least one byte more of it than is allowed."""
+    """Unpack the body, but stop once it is longer than allowed."""
     if encoding == "identity":
         return body
     if encoding in ("gzip", "deflate"):
-        unzip = zlib.decompressobj(wbits=47)  # either, by the first bytes
+        unzip = zlib.decompressobj(wbits=47)  # gzip or deflate, as the first bytes say
         decoded, complete = unzip.decompress(body, MAX_BODY + 1), unzip.eof
     elif encoding == "br" and brotli:
         unbrotli = brotli.Decompressor()
@@ -183,7 +183,7 @@ def _decoded(body: bytes, encoding: str) -> bytes:
 
 
 class Query:
-    """The parameters of a call, each read in its own way."""
+    """The parameters of a call. One method for each kind of parameter."""
 
     def __init__(self, request: web.Request) -> None:
         self._values = request.query
@@ -210,7 +210,7 @@ class Query:
         return value
 
     def limit(self, default: int, maximum: int) -> int:
-        # Choice: more than the maximum is cut down to it; 0 is like none, as Apify's clients say.
+        # Choice: more than the maximum means the maximum. 0 means none, as in Apify's clients.
         value = self.number("limit") or 0
         if value < 0:
             raise _wrong("limit", "0 or more")
@@ -226,7 +226,7 @@ class Query:
         value = self.number("lockSecs")
         if value is None:
             raise ApiError(400, "parameter-required", 'Parameter "lockSecs" is required')
-        # Choice: the platform's bounds are unknown, as is whether it keeps fractions; we do.
+        # Choice: the platform's bounds are unknown, and whether it keeps fractions. We do.
         if not 0 < value <= _MAX_LOCK_SECS:
             raise _wrong("lockSecs", f"more than 0 and at most {_MAX_LOCK_SECS}")
         return value
@@ -254,7 +254,7 @@ class Query:
         return states
 
     def start(self) -> str:
-        """The id after which a page of requests starts."""
+        """The id after which the page starts."""
         after, cursor = self.text("exclusiveStartId"), self.text("cursor")
         if after is not None and self.text("filter"):
             raise ApiError(
@@ -286,7 +286,7 @@ def _read_cursor(cursor: str) -> str:
     except (ValueError, TypeError, KeyError):
         id = None
     if not isinstance(id, str):
-        raise _wrong("cursor", "what an answer gave as nextCursor")
+        raise _wrong("cursor", "the nextCursor of an answer")
     return id
 
 
@@ -301,7 +301,7 @@ def check_name(name: str) -> None:
 
 
 def named_id(raw: Any, index: int) -> str:
-    """The id of an entry in a batch to delete, which names it by id or uniqueKey."""
+    """The id of an entry in a batch to delete. The batch names it by id or uniqueKey."""
     id, unique_key = (raw.get("id"), raw.get("uniqueKey")) if isinstance(raw, dict) else (0, 0)
     if not isinstance(id, str | None) or not isinstance(unique_key, str | None):
         raise invalid(f"requests.{index}: must be an object with a text as id or uniqueKey")

@@ -342,18 +342,24 @@ class SqliteBackend(File):
         return Info(id, name, total, handled, total - handled, modified)
 
     async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
-        rows = [(entry, entry.to_json()) for entry in entries]
         return await self._write(
-            lambda counters: [self._add(*row, forefront, counters) for row in rows]
+            lambda counters: [self._add(entry, forefront, counters) for entry in entries]
         )
 
-    def _add(self, entry: Entry, json: str, forefront: bool, counters: Counters) -> Added:
+    def _add(self, entry: Entry, forefront: bool, counters: Counters) -> Added:
         counters.writes += 1
         handled = entry.is_handled
         stored = self._db.execute(
             "INSERT INTO requests (queue, id, position, failed, json) VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT DO NOTHING",
-            (self._key, entry.id, counters.place(handled, forefront), entry.failed, json),
+            # One JSON at a time, since each can have 9 MB.
+            (
+                self._key,
+                entry.id,
+                counters.place(handled, forefront),
+                entry.failed,
+                entry.to_json(),
+            ),
         ).rowcount
         if stored:
             counters.total += 1
@@ -368,18 +374,16 @@ class SqliteBackend(File):
         return None if row is None else row[0]
 
     async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
-        rows = [(entry, entry.to_json()) for entry in entries]
-
         def work(counters: Counters) -> list[Updated]:
-            answers = (self._update(*row, forefront, counters) for row in rows)
+            answers = (self._update(entry, forefront, counters) for entry in entries)
             return [Updated(answer.was_already_handled) for answer in answers]
 
         return await self._write(work)
 
-    def _update(self, entry: Entry, json: str, forefront: bool, counters: Counters) -> Added:
+    def _update(self, entry: Entry, forefront: bool, counters: Counters) -> Added:
         counters.writes += 1
         handled = entry.is_handled
-        values = (counters.place(handled, forefront), entry.failed, json)
+        values = (counters.place(handled, forefront), entry.failed, entry.to_json())
         was = self._db.execute(
             "SELECT rowid, position IS NULL FROM requests WHERE queue = ? AND id = ?",
             (self._key, entry.id),
@@ -480,7 +484,7 @@ class SqliteBackend(File):
         return texts, False
 
     def _unleased(self) -> str:
-        """The condition for entries that nobody has leased."""
+        """The SQL condition for entries without a lease."""
         return f"AND (lock_expires_at IS NULL OR lock_expires_at <= {self._now()!r})"
 
     def _lock(
@@ -504,7 +508,7 @@ class SqliteBackend(File):
         until = self._now() + (self.lock_secs or 0)
 
         def work(counters: Counters) -> dict[str, float]:
-            # A lease that has just ended is still ours if nobody else has taken the entry.
+            # A lease that has just ended is still ours if no other client has taken the entry.
             return {id: until for id in ids if self._prolong(id, until, counters, since=0)}
 
         return await self._write(work)

@@ -197,8 +197,7 @@ class StoredQueue(SqliteBackend):
         self._key = key
 
     async def replace(self, entry: Entry, *, forefront: bool) -> Added:
-        json = entry.to_json()
-        return await self._write(lambda counters: self._update(entry, json, forefront, counters))
+        return await self._write(lambda counters: self._update(entry, forefront, counters))
 
     def row(self, id: str) -> Row | None:
         return next(iter(self._rows("AND id = :id", id=id)), None)

@@ -1,0 +1,82 @@
+"""However a project installs us, and however its spider is written, it crawls with our queue."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from scrapy import Spider
+from scrapy.core.scheduler import Scheduler as StockScheduler
+
+import scrapy_apify_rq
+from tests.site import Site, links
+from tests.support.crawling import Crawl, Crawls
+from tests.support.spiders import Links
+
+BOTH = {
+    "DOWNLOADER_MIDDLEWARES": {"scrapy_apify_rq.DownloaderMiddleware": 10_000},
+    "SPIDER_MIDDLEWARES": {"scrapy_apify_rq.SpiderMiddleware": 10_000},
+}
+
+
+def assert_ours(crawl: Crawl, pages: int) -> None:
+    assert crawl.reason == "finished"
+    assert crawl.stats["apify_rq/handled"] == pages
+    warnings = [one.getMessage() for one in crawl.log if one.levelno >= logging.WARNING]
+    assert warnings == []
+    assert "Disabled" not in crawl.log_text
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        "scrapy_apify_rq.Scheduler",
+        "scrapy_apify_rq.crawl.scheduler.Scheduler",
+        scrapy_apify_rq.Scheduler,
+    ],
+)
+@pytest.mark.parametrize("more", [{}, BOTH], ids=["alone", "with the middlewares"])
+async def test_scheduler_and_addon(
+    site: Site, crawls: Crawls, scheduler: Any, more: dict[str, Any]
+) -> None:
+    site.serve({"/": links("/1", "/2"), "/1": "page", "/2": "page"})
+    assert_ours(await crawls.run(Links, {"SCHEDULER": scheduler, **more}, site=site.url), 3)
+
+
+async def test_scheduler_in_the_settings_of_the_spider(site: Site, crawls: Crawls) -> None:
+    class Custom(Links):
+        custom_settings = {"SCHEDULER": "scrapy_apify_rq.Scheduler"}  # noqa: RUF012 (Scrapy's way)
+
+    site.serve({"/": "page"})
+    assert_ours(await crawls.run(Custom, site=site.url), 1)
+
+
+async def test_scheduler_of_others_and_addon(site: Site, crawls: Crawls) -> None:
+    """It was asked for, so it wins, and the log says so."""
+    name = f"{StockScheduler.__module__}.{StockScheduler.__qualname__}"
+    site.serve({"/": "page"})
+    crawl = await crawls.run(Links, {"SCHEDULER": name}, site=site.url)
+    assert "apify_rq/handled" not in crawl.stats
+    assert "the SCHEDULER setting" in crawl.log_text
+
+
+@pytest.mark.parametrize("queue_name", ["test-queue", None])
+async def test_spider_named_in_its_constructor(
+    site: Site, crawls: Crawls, queue_name: str | None
+) -> None:
+    class Nameless(Spider):
+        def __init__(self, site: str, **arguments: Any) -> None:
+            self.name = "named-late"
+            super().__init__(**arguments)
+            self.start_urls = [f"{site}/"]
+
+        def parse(self, response: Any) -> Any:
+            yield {"url": response.url}
+
+    site.serve({"/": "page"})
+    crawl = await crawls.run(Nameless, {"APIFY_RQ_NAME": queue_name}, site=site.url)
+    assert_ours(crawl, 1)
+    assert len(crawl.items) == 1
+    if queue_name is None:
+        assert "named-late" in crawl.closing_line

@@ -1,0 +1,175 @@
+"""What waits in this process is bounded in bytes as well, and what is its own affair is left alone.
+
+The limit is scaled down to 1 MB, and entries of 5 MB to 200 kB; measured is what Python allocates.
+"""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from scrapy import Request
+from scrapy.http import Response
+
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
+from scrapy_apify_rq.server.faults import Faults
+from tests.api import Call
+from tests.site import Site
+from tests.support.crawling import Crawls, wait_until
+from tests.support.queues import Queue, ServedQueue
+from tests.support.site import Held
+from tests.support.spiders import Links, SiteSpider
+
+SIZE = 200_000
+COUNT = 60
+LIMITED = {"APIFY_RQ_MEMORY_MB": 1, "CONCURRENT_REQUESTS": 1}
+# The limit, what is in flight, and all else that a crawl allocates. All entries hold 12 MB, and
+# they took 22 MB to 47 MB while there was no limit.
+MOST = 6_000_000
+
+
+@contextmanager
+def allocations() -> Iterator[None]:
+    gc.collect()
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        tracemalloc.stop()
+
+
+def large(address: str, number: int, size: int = SIZE) -> Entry:
+    return Entry(
+        id=request_id(f"key {number}"),
+        unique_key=f"key {number}",
+        url=f"{address}/{number}",
+        method="POST",
+        payload=f"{number:05}" + "x" * (size - 5),
+        user_data={"scrapy": {"v": 1, "callback": "parse_page"}, "label": "parse_page"},
+    )
+
+
+class Posts(SiteSpider):
+    def parse(self, response: Response) -> None:
+        self.note(response)
+
+    def parse_page(self, response: Response) -> None:
+        self.note(response)
+
+
+@pytest.mark.parametrize("where", ["embedded", "served"])
+async def test_window(
+    site: Site, queue: Queue, served: ServedQueue, crawls: Crawls, where: str
+) -> None:
+    """Many large entries are pending, and the crawl takes its time."""
+    used = queue if where == "embedded" else served
+    held = Held("page")
+    paths = [f"/{number}" for number in range(COUNT)]
+    site.serve({"/": "page", **dict.fromkeys(paths, "page"), "/7": held})
+    await used.add(*(large(site.url, number) for number in range(COUNT)))
+    with allocations():
+        crawl = await crawls.start(Posts, LIMITED, queue=used, site=site.url)
+        await wait_until(held.begun.is_set)
+        await wait_until(lambda: crawl.stats.get("apify_rq/handled", 0) >= 7)
+        gc.collect()
+        current, _ = tracemalloc.get_traced_memory()
+        # The site keeps what it was sent.
+        sent = sum(len(hit.body) for hit in site.hits)
+    held.go.set()
+    await crawl.end(30)
+    assert current - sent < MOST
+    assert crawl.reason == "finished"
+    assert sorted(crawl.spider.handled) == sorted(["/", *paths])
+
+
+class YieldsLarge(SiteSpider):
+    """Its first page yields large requests faster than the queue takes them."""
+
+    def parse(self, response: Response) -> Any:
+        self.note(response)
+        for number in range(COUNT):
+            body = f"{number:05}" + "x" * (SIZE - 5)
+            url = f"{self.site}/{number}"
+            yield Request(url, self.parse_page, method="POST", body=body)
+
+    def parse_page(self, response: Response) -> None:
+        self.note(response)
+
+
+async def test_outbox(site: Site, served: ServedQueue, crawls: Crawls) -> None:
+    paths = [f"/{number}" for number in range(COUNT)]
+    site.serve({"/": "page", **dict.fromkeys(paths, "page")})
+    served.faults(Faults(latency=0.1))
+    adds: list[int] = []
+    peaks: list[int] = []
+
+    def before(call: Call) -> None:
+        if call.is_("POST", "/requests/batch"):
+            adds.append(len(call.body))
+            peaks.append(tracemalloc.get_traced_memory()[0] - sum(adds[:-1]))
+            # What the recording of the calls takes is the test's own.
+            call.body = b""
+
+    served.api.before = before
+    with allocations():
+        crawl = await crawls.run(YieldsLarge, LIMITED, queue=served, site=site.url, patience=60)
+    assert max(peaks) < MOST + 3_000_000  # the server, too, holds a batch
+    assert sorted(crawl.spider.handled) == sorted(["/", *paths])
+
+
+@pytest.mark.parametrize("where", ["embedded", "served"])
+async def test_one_entry_always_fits(
+    site: Site, queue: Queue, served: ServedQueue, crawls: Crawls, where: str
+) -> None:
+    used = queue if where == "embedded" else served
+    paths = [f"/{number}" for number in range(3)]
+    site.serve({"/": "page", **dict.fromkeys(paths, "page")})
+    await used.add(*(large(site.url, number, 2_500_000) for number in range(3)))
+    crawl = await crawls.run(Posts, LIMITED, queue=used, site=site.url)
+    assert crawl.reason == "finished"
+    assert sorted(crawl.spider.handled) == sorted(["/", *paths])
+    assert [len(hit.body) for hit in site.hits if hit.path != "/"] == [2_500_000] * 3
+
+
+async def test_one_add_always_fits(site: Site, crawls: Crawls) -> None:
+    class YieldsOne(YieldsLarge):
+        def parse(self, response: Response) -> Any:
+            self.note(response)
+            for number in range(2):
+                url = f"{self.site}/{number}"
+                yield Request(url, self.parse_page, method="POST", body="x" * 2_500_000)
+
+    site.serve({"/": "page", "/0": "page", "/1": "page"})
+    crawl = await crawls.run(YieldsOne, LIMITED, site=site.url)
+    assert crawl.reason == "finished"
+    assert sorted(crawl.spider.handled) == ["/", "/0", "/1"]
+
+
+class Counts(Links):
+    """Keeps how many objects are frozen while it crawls."""
+
+    frozen = -1
+
+    def parse(self, response: Response) -> Any:
+        self.frozen = gc.get_freeze_count()
+        yield from super().parse(response)
+
+
+@pytest.mark.parametrize(
+    ("settings", "freezes"),
+    [({}, False), ({"APIFY_RQ_GC_FREEZE": False}, False), ({"APIFY_RQ_GC_FREEZE": True}, True)],
+)
+async def test_garbage_collector(
+    site: Site, crawls: Crawls, settings: dict[str, Any], freezes: bool
+) -> None:
+    """A library does not change what is the whole process's, unless the project asks for it."""
+    site.serve({"/": "page"})
+    assert gc.get_freeze_count() == 0
+    crawl = await crawls.run(Counts, settings, site=site.url)
+    assert (crawl.spider.frozen > 0) == freezes
+    assert gc.get_freeze_count() == 0

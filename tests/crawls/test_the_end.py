@@ -1,0 +1,246 @@
+"""A crawl ends soon once all is done, and ends in any case, whatever the queue answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from scrapy.http import Response
+
+from scrapy_apify_rq.backends.apify.queue import ApifyBackend
+from scrapy_apify_rq.server.faults import Faults
+from tests.api import Call, error
+from tests.site import Page, Site, links
+from tests.support.crawling import Crawl, Crawls
+from tests.support.queues import ServedQueue
+from tests.support.spiders import Links
+
+PATHS = [f"/{number}" for number in range(30)]
+SHARED = {"APIFY_RQ_ACCESS": "shared", "APIFY_RQ_CLIENT_KEY": "worker"}
+# Seconds in which a crawl of a few pages must end, whatever happens to it.
+SOON = 10.0
+
+
+class Times(Links):
+    """Keeps when its last callback ran, by the clock of the event loop."""
+
+    last = 0.0
+
+    def parse(self, response: Response) -> Any:
+        self.last = asyncio.get_running_loop().time()
+        yield from super().parse(response)
+
+
+def serve(site: Site, count: int = len(PATHS)) -> None:
+    site.serve({"/": links(*PATHS[:count]), **dict.fromkeys(PATHS[:count], "page")})
+
+
+def seconds_after_the_last_page(crawl: Crawl) -> float:
+    last: float = crawl.spider.last
+    return crawl.finished_at - last
+
+
+# Soon.
+
+
+async def test_end_of_a_crawl_over_the_api(site: Site, served: ServedQueue, crawls: Crawls) -> None:
+    """The last acks, the question whether anything is left, and the counts: four round trips."""
+    serve(site)
+    served.faults(Faults(latency=0.05))
+    crawl = await crawls.run(Times, queue=served, site=site.url)
+    assert crawl.reason == "finished"
+    assert Counter(crawl.paths) == Counter(["/", *PATHS])
+    # The target is 0.3 s on an idle machine.
+    assert seconds_after_the_last_page(crawl) < 0.8
+
+
+async def test_end_of_a_resumed_crawl_over_the_api(
+    site: Site, served: ServedQueue, crawls: Crawls
+) -> None:
+    """It is alone on its queue, since it has the client key of the run before."""
+    serve(site)
+    stopped = await crawls.run(
+        Times, {"CLOSESPIDER_PAGECOUNT": 5, "CONCURRENT_REQUESTS": 2}, queue=served, site=site.url
+    )
+    assert stopped.reason == "closespider_pagecount"
+    served.faults(Faults(latency=0.05))
+    crawl = await crawls.run(Times, queue=served, site=site.url)
+    assert crawl.reason == "finished"
+    assert (await served.info()).pending == 0
+    assert seconds_after_the_last_page(crawl) < 0.8
+
+
+async def test_end_of_an_embedded_crawl(site: Site, crawls: Crawls) -> None:
+    serve(site)
+    crawl = await crawls.run(Times, site=site.url)
+    assert seconds_after_the_last_page(crawl) < 0.2
+
+
+# Not too soon.
+
+
+async def test_workers_stay_while_another_has_work(
+    site: Site, served: ServedQueue, crawls: Crawls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head lags, and the lag of the platform is scaled down to a tenth, so as not to wait."""
+    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.3)
+    monkeypatch.setattr(ApifyBackend, "lag", 3.0)
+    served.faults(Faults(head_lag=0.5))
+    slow = {path: Page("page", delay=0.05) for path in PATHS}
+    chain = [f"/chain/{number}" for number in range(4)]
+    following = dict(zip(chain, [*(links(path) for path in chain[1:]), links(*PATHS)], strict=True))
+    site.serve({"/": links(chain[0]), **slow})
+    site.serve({path: Page(text, delay=0.1) for path, text in following.items()})
+    settings = {"APIFY_RQ_ACCESS": "shared", "CONCURRENT_REQUESTS": 1}
+    workers = [
+        await crawls.start(
+            Times, {**settings, "APIFY_RQ_CLIENT_KEY": name}, queue=served, site=site.url
+        )
+        for name in ("one", "two", "three")
+    ]
+    await asyncio.gather(*(worker.end(60) for worker in workers))
+    pages = Counter(path for worker in workers for path in worker.paths)
+    assert pages == Counter(["/", *chain, *PATHS])
+    last = max(worker.spider.last for worker in workers)
+    ends = [worker.finished_at - last for worker in workers]
+    assert min(ends) > -0.05, f"a worker left {-min(ends)} s before the last page was done"
+    assert max(ends) < 5
+
+
+# In any case.
+
+
+def is_anything(call: Call) -> bool:
+    return True
+
+
+def is_put(call: Call) -> bool:
+    return call.method == "PUT"
+
+
+def is_head(call: Call) -> bool:
+    return call.path.startswith("/head")
+
+
+def is_batch(call: Call) -> bool:
+    return call.is_("POST", "/requests/batch")
+
+
+def assert_ended_well(crawl: Crawl) -> None:
+    """Either nothing was lost by the refused call, or the crawl says that it has failed."""
+    reason = crawl.reason
+    assert reason == "finished" or (reason or "").startswith("apify_rq"), reason
+    assert crawl.tasks_left == []
+    assert "Bug in scrapy-apify-rq" not in crawl.log_text
+    assert crawl.closing_line
+
+
+@pytest.mark.parametrize("status", [403, 404, 409])
+@pytest.mark.parametrize("nth", [1, 2, 15, 30, 80, 121])
+async def test_one_put_of_many_is_refused(
+    site: Site, served: ServedQueue, crawls: Crawls, status: int, nth: int
+) -> None:
+    """While the crawl has enough to do, so that adds wait for company when the call fails."""
+    many = [f"/{number}" for number in range(60)]
+    site.serve({"/": links(*many), **{path: links(f"{path}/child") for path in many}})
+    site.serve({f"{path}/child": "page" for path in many})
+    served.refuse(error(status), nth=nth, when=is_put)
+    crawl = await crawls.run(Times, queue=served, site=site.url, patience=SOON)
+    assert served.refused
+    assert_ended_well(crawl)
+    if crawl.reason == "finished":
+        pending = (await served.info()).pending
+        assert pending <= 1, "only the refused entry may be left"
+
+
+@pytest.mark.parametrize("status", [403, 404, 409])
+@pytest.mark.parametrize("when", [is_batch, is_head])
+@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("access", ["single", "shared"])
+async def test_one_question_or_batch_is_refused(
+    site: Site,
+    served: ServedQueue,
+    crawls: Crawls,
+    status: int,
+    when: Callable[[Call], bool],
+    nth: int,
+    access: str,
+) -> None:
+    serve(site)
+    served.refuse(error(status), nth=nth, when=when)
+    settings = SHARED if access == "shared" else {}
+    crawl = await crawls.run(Times, settings, queue=served, site=site.url, patience=SOON)
+    assert_ended_well(crawl)
+
+
+@pytest.mark.parametrize("access", ["single", "shared"])
+@pytest.mark.parametrize("answer", [403, "drop"])
+async def test_each_call_is_refused_once(
+    site: Site, served: ServedQueue, crawls: Crawls, access: str, answer: int | str
+) -> None:
+    """Each in turn, from the opening of the queue to the last call of the crawl."""
+    serve(site, 3)
+    settings = {**(SHARED if access == "shared" else {}), "APIFY_RQ_PURGE_ON_START": False}
+    nth, refused = 0, True
+    while refused:
+        nth += 1
+        served.refuse(
+            answer if isinstance(answer, str) else error(answer), nth=nth, when=is_anything
+        )
+        named = {**settings, "APIFY_RQ_NAME": f"queue-{nth}"}
+        crawl = await crawls.start(Times, named, queue=served, site=site.url)
+        try:
+            await crawl.end(SOON)
+        except AssertionError as error_:
+            raise AssertionError(f"call {nth} refused") from error_
+        except Exception:  # a queue that cannot be opened raises
+            assert crawl.reason != "finished"
+        assert crawl.tasks_left == [], f"call {nth} refused"
+        refused = served.refused
+    assert crawl.reason == "finished"
+    assert nth > 8
+
+
+@pytest.mark.parametrize("access", ["single", "shared"])
+async def test_stop_at_each_call(
+    site: Site, served: ServedQueue, crawls: Crawls, access: str
+) -> None:
+    """What one Ctrl-C does, at each moment from the opening of the queue to the end."""
+    serve(site, 3)
+    loop = asyncio.get_running_loop()
+    settings = SHARED if access == "shared" else {}
+    nth, stopped = 0, True
+    while stopped:
+        nth += 1
+        calls, stopped = 0, False
+        current: list[Crawl] = []
+        stops: list[asyncio.Task[None]] = []
+
+        def stop(current: list[Crawl] = current, stops: list[Any] = stops) -> None:
+            stops.append(loop.create_task(current[0].crawler.stop_async()))
+
+        def before(call: Call, nth: int = nth, stop: Callable[[], None] = stop) -> None:
+            nonlocal calls, stopped
+            calls += 1
+            if calls == nth:
+                stopped = True
+                loop.call_soon_threadsafe(stop)
+
+        served.api.before = before
+        named = {**settings, "APIFY_RQ_NAME": f"queue-{nth}"}
+        current.append(crawls.begin(Times, named, queue=served, site=site.url))
+        try:
+            await current[0].end(SOON)
+        except AssertionError as hang:
+            raise AssertionError(f"stopped at call {nth}") from hang
+        await asyncio.gather(*stops)
+        # Stopped while the spider is being closed, Scrapy does not wait until it is.
+        if current[0].tasks_left:
+            await asyncio.wait(current[0].tasks_left, timeout=SOON)
+        current[0].tasks_left = [task for task in current[0].tasks_left if not task.done()]
+        assert current[0].tasks_left == [], f"stopped at call {nth}"
+        assert current[0].reason in ("finished", "shutdown"), f"stopped at call {nth}"
+    assert nth > 8

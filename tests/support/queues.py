@@ -1,0 +1,155 @@
+"""Where the crawl of a test keeps its requests, and what is stored there."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from scrapy_apify_rq.backends.base import Info
+from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME, SqliteBackend
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.server.application import application
+from scrapy_apify_rq.server.faults import Faults
+from tests.api import Api, Call
+from tests.checked_server import checked
+from tests.loop import LoopThread
+
+NAME = "test-queue"
+TOKEN = "apify_api_secretOfTheTests"
+
+
+class Queue:
+    """The embedded queue in ``folder``. ``settings`` are those of a crawl that uses it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {
+            "APIFY_RQ_BACKEND": "sqlite",
+            "APIFY_RQ_NAME": NAME,
+            "APIFY_RQ_STORAGE_DIR": str(self.folder),
+        }
+
+    def copy(self) -> Queue:
+        """The queue as ``kill -9`` would leave it at this moment, for another crawl to resume.
+
+        That is exactly what is committed: SQLite rolls back the rest when the file is next opened.
+        """
+        folder = self.folder.with_name(f"{self.folder.name}-copy")
+        folder.mkdir()
+        with (
+            closing(sqlite3.connect(self.folder / FILE_NAME)) as source,
+            closing(sqlite3.connect(folder / FILE_NAME)) as target,
+        ):
+            source.backup(target)
+        return Queue(folder)
+
+    async def entries(self) -> list[Entry]:
+        """All entries, in no particular order."""
+        backend = SqliteBackend(self.folder, name=NAME)
+        await backend.open()
+        try:
+            return [entry async for entry in backend.list()]
+        finally:
+            await backend.close()
+
+    async def entry(self, path: str) -> Entry:
+        """The one entry whose URL ends with ``path``."""
+        all_of_them = await self.entries()
+        found = [entry for entry in all_of_them if entry.url.endswith(path)]
+        assert len(found) == 1, [(entry.url, entry.unique_key) for entry in all_of_them]
+        return found[0]
+
+    async def info(self) -> Info:
+        backend = SqliteBackend(self.folder, name=NAME)
+        await backend.open()
+        try:
+            return await backend.info()
+        finally:
+            await backend.close()
+
+    async def add(self, *entries: Entry) -> None:
+        """Put entries into the queue, as another program would."""
+        backend = SqliteBackend(self.folder, name=NAME)
+        await backend.open()
+        try:
+            for start in range(0, len(entries), backend.batch):
+                await backend.add(entries[start : start + backend.batch], forefront=False)
+        finally:
+            await backend.close()
+
+
+class ServedQueue(Queue):
+    """The queue that our own server keeps in ``folder``, and the crawl uses over the API.
+
+    The server has a thread of its own, so that all tasks of the test's event loop are the
+    crawl's. ``api`` records its calls and lets a test answer them.
+    """
+
+    def __init__(self, folder: Path, api: Api, behave: Callable[[Faults], None]) -> None:
+        super().__init__(folder)
+        self.api = api
+        self.faults = behave
+        """Misbehave from now on in these ways only."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {
+            "APIFY_RQ_BACKEND": "apify",
+            "APIFY_RQ_NAME": NAME,
+            "APIFY_TOKEN": TOKEN,
+            "APIFY_API_BASE_URL": self.api.url,
+        }
+
+    def refuse(self, answer: web.Response | str, *, nth: int, when: Callable[[Call], bool]) -> None:
+        """Give this ``answer`` to the ``nth`` of the calls that ``when`` picks, counted from 1.
+
+        The call has no effect then.
+        """
+        self.refused = False
+        count = 0
+
+        def before(call: Call) -> web.Response | str | None:
+            nonlocal count
+            count += when(call)
+            if not when(call) or count != nth:
+                return None
+            self.refused = True
+            return answer
+
+        self.api.before = before
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[ServedQueue]:
+    """A server of the queues in ``folder``. Calls that break the API's description are an error."""
+    api = Api()
+    # The server has a way to be told of faults over HTTP only; a thread may set them directly.
+    faults = Faults()
+    app = application(folder, token=TOKEN, faults=faults)
+    app.middlewares.append(api.middleware())
+    checked(app, api.complaints.append)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+
+    def behave(other: Faults) -> None:
+        vars(faults).update(vars(other))
+
+    async def start() -> None:
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        api.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    with LoopThread() as loop:
+        try:
+            loop.run(start())
+            yield ServedQueue(folder, api, behave)
+        finally:
+            loop.run(runner.cleanup())
+    assert not api.complaints, api.complaints

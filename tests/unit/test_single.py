@@ -1,0 +1,98 @@
+"""Single access: what goes into the window, what is left to later claims, how much is claimed."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from scrapy_apify_rq.backends.base import Claim, Claimed
+from scrapy_apify_rq.frontier.outbox import Outbox
+from scrapy_apify_rq.frontier.single import Single
+from scrapy_apify_rq.frontier.supply import Local
+from scrapy_apify_rq.frontier.visit import Visit
+from scrapy_apify_rq.frontier.window import Window
+from tests.unit.driver import Driver, Remote, make_entry
+
+
+def a_single(folder: Path, **limits: Any) -> tuple[Single, Window]:
+    backend = Remote(folder)
+    window = Window(**{"limit": 8, "memory": 1000, **limits})
+    outbox = Outbox(backend, limit=10, memory=1000)
+    single = Single(backend, Local(outbox, window, Driver(backend)))
+    single.open(has_pending=False)
+    return single, window
+
+
+def a_visit(path: str, *, size: int = 1, **fields: Any) -> Visit:
+    return Visit(make_entry(path), size=size, **fields)
+
+
+def a_claim(*paths: str, more: bool = False) -> Claim:
+    return Claim([Claimed(make_entry(path), None) for path in paths], more)
+
+
+def receive(single: Single, *paths: str, more: bool = False) -> int:
+    single.begin_claim(time.monotonic())
+    return single.receive(a_claim(*paths, more=more))
+
+
+def paths(window: Window) -> list[str]:
+    return [visit.entry.unique_key for visit in window.stored.values() if visit.entry]
+
+
+def test_new_entries_wait_behind_the_backlog(tmp_path: Path) -> None:
+    single, window = a_single(tmp_path)
+    receive(single, "/old", more=True)
+    single.stored(a_visit("/equal"))
+    single.stored(a_visit("/lower", priority=-1))
+    assert paths(window) == ["/old"]
+    single.stored(a_visit("/higher", priority=1))
+    single.stored(a_visit("/front", forefront=True))
+    single.requeued(a_visit("/retry"), refused=False)
+    assert paths(window) == ["/old", "/higher", "/front", "/retry"]
+
+
+def test_a_full_window_evicts_what_is_least_urgent(tmp_path: Path) -> None:
+    single, window = a_single(tmp_path, limit=2)
+    for n in range(3):
+        single.stored(a_visit(f"/{n}", priority=-1))
+    single.stored(a_visit("/urgent"))
+    assert paths(window) == ["/0", "/urgent"]
+    assert single.hidden_until > time.monotonic()
+
+
+def test_a_claim_asks_for_as_many_entries_and_bytes_as_fit(tmp_path: Path) -> None:
+    single, window = a_single(tmp_path)
+    receive(single, more=True)
+    for n in range(2):
+        window.push(a_visit(f"/{n}", size=100))
+    assert single.is_low()
+    assert single.begin_claim(0.0) == (6, 800)
+    window.push(a_visit("/2", size=100))
+    assert not single.is_low()  # more than a quarter of the bytes
+    assert single.begin_claim(0.0) == (5, 700)
+    window.push(a_visit("/large", size=10_000))
+    assert single.begin_claim(0.0) == (4, 1)
+
+
+def test_a_claim_may_show_what_was_settled_lately(tmp_path: Path) -> None:
+    single, window = a_single(tmp_path)
+    single.acked(make_entry("/acked").id)
+    assert receive(single, "/acked", "/new") == 1
+    assert paths(window) == ["/new"]
+
+
+def test_what_a_lag_may_hide_is_counted_until_it_shows(tmp_path: Path) -> None:
+    single, window = a_single(tmp_path)
+    single.found(make_entry("/handled").id, was_handled=True)
+    assert single.hidden_until == -math.inf
+    single._local.seen.add(make_entry("/pending").id.encode())
+    single.found(make_entry("/pending").id, was_handled=False)
+    assert single.hidden_until > time.monotonic() + 29
+    assert receive(single) == 0
+    assert single.hidden_until > time.monotonic() + 29
+    assert receive(single, "/pending") == 1
+    assert single.hidden_until == -math.inf
+    assert paths(window) == ["/pending"]
