@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from scrapy_apify_rq.backends.base import Backend, Claim
 from scrapy_apify_rq.frontier.idle import Question
 from scrapy_apify_rq.frontier.notices import OthersSeen
-from scrapy_apify_rq.frontier.supply import Local, Wanted
+from scrapy_apify_rq.frontier.supply import Amount, Local
 from scrapy_apify_rq.frontier.visit import Visit, entry_of
 
 # The window is low at this share of its limits. Refill late: the head lists our own window again
@@ -124,11 +124,11 @@ class Single:
     def starve(self) -> None:
         pass
 
-    def begin_claim(self, asked_at: float) -> Wanted:
+    def begin_claim(self, asked_at: float) -> Amount:
         self._asked_at = asked_at
         self._is_asking = True
         window = self._window
-        return Wanted(
+        return Amount(
             max(window.limit - len(window.stored), 1), max(window.memory - window.size, 1)
         )
 
