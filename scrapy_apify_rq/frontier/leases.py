@@ -20,7 +20,7 @@ from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.frontier.appetite import Appetite
 from scrapy_apify_rq.frontier.idle import Idle, Question
 from scrapy_apify_rq.frontier.notices import LeaseLost, LeasesKept
-from scrapy_apify_rq.frontier.supply import Local, Wanted
+from scrapy_apify_rq.frontier.supply import Amount, Local
 from scrapy_apify_rq.frontier.visit import Visit, entry_of
 from scrapy_apify_rq.frontier.window import Window
 
@@ -110,17 +110,27 @@ class Leases:
     # Claims.
 
     def is_low(self) -> bool:
-        window = self._window
-        has_memory = window.size <= window.memory // 2
-        return has_memory and self._appetite.is_low(len(window.stored))
+        waiting = self._waiting()
+        has_memory = waiting.size <= self._window.memory // 2
+        return has_memory and self._appetite.is_low(waiting.entries)
+
+    def _waiting(self) -> Amount:
+        """What is in the window, or will be once its add or update is confirmed."""
+        ahead = self._claimed_ahead.values()
+        return Amount(
+            len(self._window.stored) + len(ahead),
+            self._window.size + sum(claimed.entry.size for claimed in ahead),
+        )
 
     def starve(self) -> None:
         self._appetite.starve()
 
-    def begin_claim(self, asked_at: float) -> Wanted:
+    def begin_claim(self, asked_at: float) -> Amount:
         self._asked_at = asked_at
-        window = self._window
-        return Wanted(self._appetite.claim(len(window.stored)), max(window.memory - window.size, 1))
+        waiting = self._waiting()
+        return Amount(
+            self._appetite.claim(waiting.entries), max(self._window.memory - waiting.size, 1)
+        )
 
     def receive(self, claim: Claim) -> int:
         new = [claimed for claimed in claim.entries if self._is_new(claimed)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Coroutine
 from typing import Any, Final, Literal
 
 from scrapy_apify_rq.backends.base import Backend, Claim
 from scrapy_apify_rq.frontier.idle import Question
 from scrapy_apify_rq.frontier.notices import OthersSeen
-from scrapy_apify_rq.frontier.supply import Local, Wanted
+from scrapy_apify_rq.frontier.supply import Amount, Local
 from scrapy_apify_rq.frontier.visit import Visit, entry_of
 
 # The window is low at this share of its limits. Refill late: the head lists our own window again
@@ -34,11 +35,10 @@ class Single:
         self._window = local.window
         self._has_backlog = True
         """There may be one."""
-        self._unseen = 0
-        """How many of its entries we know of and wait to see in a claim."""
-        self._grown_at = -math.inf
-        """When the last of these became part of it."""
-        self._settled: dict[str, float] = {}
+        self._hidden: OrderedDict[str, float] = OrderedDict()
+        """By id and in order, when entries became part of it, as long as a claim may miss them."""
+        self._longest_lag = max(backend.lag, backend.consistency_delay)
+        self._settled: OrderedDict[str, float] = OrderedDict()
         """By id and in order, when acks and requeues were confirmed, as long as a claim may still
         show their entries as they were before.
         """
@@ -54,9 +54,9 @@ class Single:
 
     @property
     def hidden_until(self) -> float:
-        if not self._unseen:
+        if not self._hidden:
             return -math.inf
-        return self._grown_at + max(self._backend.lag, self._backend.consistency_delay)
+        return self._hidden[next(reversed(self._hidden))] + self._longest_lag
 
     def open(self, *, has_pending: bool) -> None:
         self._has_backlog = has_pending
@@ -74,11 +74,11 @@ class Single:
         if visit.forefront or not self._has_backlog or self._window.outranks_last(visit):
             self._push(visit)
         else:
-            self._grow_backlog()
+            self._grow_backlog(entry_of(visit).id)
 
     def found(self, id: str, *, was_handled: bool) -> None:
         if not (was_handled or self._local.holds(id) or id in self._settled):
-            self._grow_backlog()
+            self._grow_backlog(id)
 
     def requeued(self, visit: Visit, *, refused: bool) -> bool:
         # If it is refused, nobody else will try it again.
@@ -87,29 +87,22 @@ class Single:
         return True
 
     def acked(self, id: str) -> None:
-        now = time.monotonic()
-        self._settled.pop(id, None)  # so that the oldest stay in front
-        self._settled[id] = now
-        self._forget_settled(self._asked_at if self._is_asking else now)
-
-    def _forget_settled(self, asked_at: float) -> None:
-        """Drop ids whose write is older than the backend's lag."""
-        while self._settled:
-            oldest = next(iter(self._settled))
-            if self._settled[oldest] >= asked_at - self._backend.lag:
-                return
-            del self._settled[oldest]
+        self._note(id, self._settled, self._backend.lag)
 
     def _push(self, visit: Visit) -> None:
         self._window.push(visit)
         for id in self._window.evict(last_size=visit.size):
             self._settled.pop(id, None)  # its entry is pending, as an older claim shows it, too
-            self._grow_backlog()
+            self._grow_backlog(id)
 
-    def _grow_backlog(self) -> None:
+    def _grow_backlog(self, id: str) -> None:
         self._has_backlog = True
-        self._unseen += 1
-        self._grown_at = time.monotonic()
+        self._note(id, self._hidden, self._longest_lag)
+
+    def _note(self, id: str, times: OrderedDict[str, float], lag: float) -> None:
+        times[id] = now = time.monotonic()
+        times.move_to_end(id)
+        _drop_older(times, (self._asked_at if self._is_asking else now) - lag)
 
     # Claims.
 
@@ -124,36 +117,32 @@ class Single:
     def starve(self) -> None:
         pass
 
-    def begin_claim(self, asked_at: float) -> Wanted:
+    def begin_claim(self, asked_at: float) -> Amount:
         self._asked_at = asked_at
         self._is_asking = True
         window = self._window
-        return Wanted(
+        return Amount(
             max(window.limit - len(window.stored), 1), max(window.memory - window.size, 1)
         )
 
     def receive(self, claim: Claim) -> int:
         self._is_asking = False
-        self._forget_settled(self._asked_at)
+        _drop_older(self._settled, self._asked_at - self._backend.lag)
         entries = [
             entry
             for entry, _ in claim.entries
             if not self._local.holds(entry.id) and entry.id not in self._settled
         ]
         for entry in entries:
-            id = entry.id.encode()
-            if self._unseen and id in self._local.seen:
-                self._unseen -= 1
-            self._local.seen.add(id)
+            self._hidden.pop(entry.id, None)
+            self._local.seen.add(entry.id.encode())
             self._push(Visit.of(entry))
         self._plan(claim, has_news=bool(entries))
         return len(entries)
 
     def _plan(self, claim: Claim, *, has_news: bool) -> None:
-        may_be_hidden = self._grown_at >= self._asked_at - self._backend.lag
-        if not may_be_hidden and not claim.more:
-            self._unseen = 0  # others have taken them
-        self._has_backlog = claim.more or self._unseen > 0
+        _drop_older(self._hidden, self._asked_at - self._longest_lag)
+        self._has_backlog = claim.more or bool(self._hidden)
         if has_news and claim.more:
             self._again_at = 0.0
         else:
@@ -176,3 +165,8 @@ class Single:
 
     async def release(self) -> None:
         pass
+
+
+def _drop_older(times: OrderedDict[str, float], than: float) -> None:
+    while times and times[next(iter(times))] < than:
+        times.popitem(last=False)

@@ -90,11 +90,10 @@ class Local:
         return not (self.outbox.visits or len(self.window) or self.listener.in_flight)
 
 
-class Wanted(NamedTuple):
-    """How much to claim."""
-
+class Amount(NamedTuple):
     entries: int
     size: int
+    """Bytes."""
 
 
 class Supply(Protocol):
@@ -140,7 +139,8 @@ class Supply(Protocol):
     def starve(self) -> None:
         """There was nothing to hand out."""
 
-    def begin_claim(self, asked_at: float) -> Wanted: ...
+    def begin_claim(self, asked_at: float) -> Amount:
+        """How much to claim."""
 
     def receive(self, claim: Claim) -> int:
         """Put what is new into the window; return how many that were."""

@@ -96,3 +96,13 @@ def test_what_a_lag_may_hide_is_counted_until_it_shows(tmp_path: Path) -> None:
     assert receive(single, "/pending") == 1
     assert single.hidden_until == -math.inf
     assert paths(window) == ["/pending"]
+
+
+def test_an_entry_that_is_not_hidden_uncovers_no_other(tmp_path: Path) -> None:
+    single, window = a_single(tmp_path, limit=1)
+    single._local.seen.add(make_entry("/start").id.encode())  # the scheduler remembers starts
+    for n in range(2):
+        single.stored(a_visit(f"/{n}"))
+    window.pop()
+    assert receive(single, "/start") == 1
+    assert single.hidden_until > time.monotonic() + 29  # "/1" has not shown yet

@@ -1,0 +1,254 @@
+"""The embedded queue behind a bad network: it lags, refuses, loses answers and fails.
+
+What is stored, in which order and by whom it is leased is the embedded queue's business. Here is
+only how a client comes to see it, within what the ``Backend`` protocol allows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, Updated
+from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
+from scrapy_apify_rq.entries.models import Entry
+from tests.support.virtual_time import Clock
+
+Trouble = Literal["lose add", "lose update", "refuse add", "refuse update"]
+
+
+@dataclass
+class Weather:
+    """What happens to the next calls."""
+
+    delays: list[float] = field(default_factory=lambda: [0.0])
+    """Seconds on the way there and back, one after the other and over again."""
+    lag: float = 0.0
+    """How old the queue is that a claim shows."""
+    troubles: set[Trouble] = field(default_factory=set)
+    """Each happens once, to the next call that it fits."""
+    failure: BaseException | None = None
+    """What all calls raise."""
+    hangs: bool = False
+    """No call is answered."""
+
+    async def pass_through(self) -> None:
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.failure is not None:
+            raise self.failure
+        self.delays.append(self.delays.pop(0))
+        if self.delays[-1]:
+            await asyncio.sleep(self.delays[-1])
+
+    def strikes(self, trouble: Trouble) -> bool:
+        if trouble not in self.troubles:
+            return False
+        self.troubles.remove(trouble)
+        return True
+
+
+class Observer(Protocol):
+    """What is interested in the order of things."""
+
+    def sends_update(self, entry: Entry) -> None:
+        """The backend was asked to write it."""
+
+    def stored(self, entry: Entry) -> None:
+        """The queue has a new entry."""
+
+    def written(self, entry: Entry) -> None:
+        """The queue has it as it is now."""
+
+    def answered(self, id: str, answer: Added | Updated) -> None: ...
+
+
+class History:
+    """What was pending, and when."""
+
+    def __init__(self, queue: SqliteBackend, clock: Clock) -> None:
+        self._queue = queue
+        self._clock = clock
+        self._past: list[tuple[float, dict[str, Entry]]] = [(0.0, {})]
+        self.turn = asyncio.Lock()
+        """Held by those who change the queue, and by those who look at it."""
+
+    @asynccontextmanager
+    async def change(self) -> AsyncIterator[None]:
+        """Change the queue within."""
+        async with self.turn:
+            yield
+            await self.note()
+
+    async def note(self) -> None:
+        claim = await self._queue.claim(10_000, (), 2**40)
+        self._past.append((self._clock.now, {entry.id: entry for entry, _ in claim.entries}))
+
+    @property
+    def now(self) -> dict[str, Entry]:
+        return self._past[-1][1]
+
+    def before(self, lag: float) -> dict[str, Entry]:
+        """By id, the pending entries of so many seconds ago, in the queue's order."""
+        if not lag:
+            return self.now
+        return next(old for at, old in reversed(self._past) if at <= self._clock.now - lag)
+
+
+class UnreliableBackend:
+    """One client of the queue. ``lag`` is the longest that the weather may bring."""
+
+    location = "a queue far away"
+    rate_reached = None
+    patience = 30.0
+
+    def __init__(
+        self,
+        queue: SqliteBackend,
+        history: History,
+        weather: Weather,
+        observer: Observer,
+        *,
+        lag: float,
+        is_far: bool,
+    ) -> None:
+        self._queue = queue
+        self._history = history
+        self._weather = weather
+        self._observer = observer
+        self.lock_secs = queue.lock_secs
+        self.lag = self.consistency_delay = lag
+        self.batch, self.parallel = (3, 3) if is_far else (queue.batch, queue.parallel)
+        self.update_batch = 1 if is_far else queue.update_batch
+        self.update_parallel = 3 if is_far else queue.update_parallel
+        self.linger = 0.1 if is_far else 0.0
+        self.has_company = False
+        """Other clients have used the queue."""
+        self.refused: set[str] = set()
+        """Ids of entries whose last update was refused."""
+        self._ours: set[str] = set()
+        """Ids of entries that this client has written."""
+
+    @property
+    def is_healthy(self) -> bool:
+        """It answers, sooner or later."""
+        return self._weather.failure is None and not self._weather.hangs
+
+    async def info(self) -> Info:
+        await self._weather.pass_through()
+        info = await self._queue.info()
+        return info._replace(pending=len(self._history.before(self._weather.lag)))
+
+    async def get(self, id: str) -> Entry | None:
+        await self._weather.pass_through()
+        return await self._queue.get(id)
+
+    # Writing.
+
+    async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
+        await self._weather.pass_through()
+        refused = {entry.id for entry in entries if self._weather.strikes("refuse add")}
+        kept = [entry for entry in entries if entry.id not in refused]
+        answers = await self._store(kept, forefront=forefront)
+        if self._weather.strikes("lose add"):
+            await self._weather.pass_through()
+            again = await self._store(kept, forefront=forefront)
+            answers = [await self._recognize(*pair) for pair in zip(kept, again, strict=True)]
+        await self._weather.pass_through()
+        answers += [Added(id, False, False, refused="too large") for id in refused]
+        by_id = {answer.id: answer for answer in answers}
+        for id, answer in by_id.items():
+            self._observer.answered(id, answer)
+        return [by_id[entry.id] for entry in entries]
+
+    async def _store(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
+        async with self._history.change():
+            answers = await self._queue.add(entries, forefront=forefront)
+            for entry, answer in zip(entries, answers, strict=True):
+                if not answer.was_already_present:
+                    self._ours.add(entry.id)
+                    self._observer.stored(entry)
+        return answers
+
+    async def _recognize(self, entry: Entry, answer: Added) -> Added:
+        """Of an entry sent twice: if it is there as it was sent, the first call has stored it."""
+        if answer.was_already_handled:
+            return answer
+        is_ours = await self._queue.get(entry.id) == entry
+        return answer._replace(was_already_present=not is_ours)
+
+    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
+        for entry in entries:
+            self._observer.sends_update(entry)
+        await self._weather.pass_through()
+        refused = {entry.id for entry in entries if self._weather.strikes("refuse update")}
+        self.refused = (self.refused - {entry.id for entry in entries}) | refused
+        kept = [entry for entry in entries if entry.id not in refused]
+        answers = await self._write(kept, forefront=forefront)
+        if self._weather.strikes("lose update"):
+            await self._weather.pass_through()
+            await self._write(kept, forefront=forefront)
+            answers = [Updated(was_handled=False) for _ in kept]
+        await self._weather.pass_through()
+        by_id = {entry.id: answer for entry, answer in zip(kept, answers, strict=True)}
+        by_id |= {id: Updated(was_handled=False, refused=True) for id in refused}
+        for id, answer in by_id.items():
+            self._observer.answered(id, answer)
+        return [by_id[entry.id] for entry in entries]
+
+    async def _write(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
+        async with self._history.change():
+            answers = await self._queue.update(entries, forefront=forefront)
+            for entry in entries:
+                self._ours.add(entry.id)
+                self._observer.written(entry)
+        return answers
+
+    # Claiming.
+
+    async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
+        await self._weather.pass_through()
+        async with self._history.turn:
+            shown = self._shown()
+            if self.lock_secs is None:
+                claim = _cut([shown[id] for id in shown if id not in known], limit, size)
+            else:
+                # What it knows may come all the same.
+                unseen = (self._history.now.keys() - shown.keys()) | self.refused
+                claim = await self._queue.claim(limit, unseen, size)
+        await self._weather.pass_through()
+        return claim._replace(others=self.has_company, alone=not self.has_company)
+
+    def _shown(self) -> dict[str, Entry]:
+        """The pending entries, some of them as they were before we wrote them."""
+        now = self._history.now
+        old = self._history.before(self._weather.lag)
+        return {
+            id: (entry if id in self._ours else now[id]).model_copy(deep=True)
+            for id, entry in old.items()
+            if id in self._ours | now.keys() and id not in self.refused
+        }
+
+    async def prolong(self, ids: Collection[str]) -> dict[str, float]:
+        await self._weather.pass_through()
+        leases = await self._queue.prolong(ids)
+        await self._weather.pass_through()
+        return leases
+
+    async def unlock(self, ids: Collection[str] | None = None) -> None:
+        await self._weather.pass_through()
+        await self._queue.unlock(ids)
+        await self._weather.pass_through()
+
+
+def _cut(entries: Sequence[Entry], limit: int, size: int) -> Claim:
+    claimed: list[Claimed] = []
+    for entry in entries[:limit]:
+        size -= entry.size
+        if claimed and size < 0:
+            break
+        claimed.append(Claimed(entry, None))
+    return Claim(claimed, more=len(claimed) < len(entries))
