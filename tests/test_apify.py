@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from functools import wraps
+from functools import partial, wraps
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any

@@ -20,6 +20,8 @@ _LOW_SHARE: Final = 4
 # Seconds between two claims that bring nothing while the window is low: at least, and at most.
 _SHORT_PAUSE: Final = 0.05
 _LONG_PAUSE: Final = 1.0
+# How many entries to look up before the crawl ends.
+_DOUBTS: Final = 16
 
 
 class Single:
@@ -38,6 +40,8 @@ class Single:
         self._hidden: OrderedDict[str, float] = OrderedDict()
         """By id and in order, when entries became part of it, as long as a claim may miss them."""
         self._longest_lag = max(backend.lag, backend.consistency_delay)
+        self._doubtful: list[str] = []
+        """Ids of the last claim that may be of before our ack."""
         self._settled: OrderedDict[str, float] = OrderedDict()
         """By id and in order, when acks and requeues were confirmed, as long as a claim may still
         show their entries as they were before.
@@ -128,11 +132,9 @@ class Single:
     def receive(self, claim: Claim) -> int:
         self._is_asking = False
         _drop_older(self._settled, self._asked_at - self._backend.lag)
-        entries = [
-            entry
-            for entry, _ in claim.entries
-            if not self._local.holds(entry.id) and entry.id not in self._settled
-        ]
+        new = [entry for entry, _ in claim.entries if not self._local.holds(entry.id)]
+        entries = [entry for entry in new if entry.id not in self._settled]
+        self._doubtful = [entry.id for entry in new if entry.id in self._settled]
         for entry in entries:
             self._hidden.pop(entry.id, None)
             self._local.seen.add(entry.id.encode())
@@ -158,7 +160,14 @@ class Single:
             self._local.listener.notice(OthersSeen(self._backend.location))
 
     async def others_are_working(self, question: Question) -> bool:
-        return False
+        """Others may have put back what we have acked lately. A GET does not lag, so it tells."""
+        found = [await self._backend.get(id) for id in self._doubtful[:_DOUBTS]]
+        pending = [entry for entry in found if entry is not None and not entry.is_handled]
+        for entry in pending:
+            self._settled.pop(entry.id, None)
+            self._push(Visit.of(entry))
+            self._local.listener.wake()
+        return bool(pending)
 
     async def release_window(self) -> None:
         pass
