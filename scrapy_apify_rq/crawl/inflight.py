@@ -17,7 +17,7 @@ live in memory only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import Enum
@@ -90,6 +90,9 @@ class InFlight:
         self._visits: dict[str, Visit] = {}
         self._parents: dict[Visit, Flight] = {}
         """Of visits that live in memory only."""
+        self._size = 0
+        """Bytes of all entries and their live requests, about."""
+        self._most_size = config.memory // 2
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -102,6 +105,10 @@ class InFlight:
         """By the id of the entry. Requests that live in memory only have none."""
         return self._visits
 
+    def is_full(self) -> bool:
+        """So many bytes are in flight that nothing more should be handed out."""
+        return self._size > self._most_size
+
     # Handing out.
 
     def take(self, visit: Visit, request: Request) -> None:
@@ -111,6 +118,8 @@ class InFlight:
         self._flights[request] = flight
         if visit.entry is not None:
             self._visits[visit.entry.id] = visit
+            visit.size = live_size(visit.entry)
+            self._size += visit.size
         _behalf.set(ref(flight))
 
     def take_nothing(self) -> None:
@@ -188,21 +197,10 @@ class InFlight:
         else:  # an extension, say, schedules a retry by itself
             candidates = [one for one in self._flights.values() if one.stage > Stage.DOWNLOADING]
         for one in candidates:
-            if one.retry is None and self._is_same(one.request, request):
+            if one.retry is None and _is_same(one.request, request, self._fingerprint):
                 one.retry = request
                 return True
         return False
-
-    def _is_same(self, original: Request, retry: Request) -> bool:
-        """Whether a retry can be one of this request, by what it asks for."""
-        return (
-            _retries(original) + 1 == _retries(retry)
-            and len(_redirects(original)) == len(_redirects(retry))
-            and (
-                _target(original) == _target(retry)
-                or self._fingerprint(original) == self._fingerprint(retry)
-            )
-        )
 
     def note_replacement(self, request: Request) -> None:
         """Note if a downloader middleware has put this request in the place of one in flight.
@@ -255,6 +253,7 @@ class InFlight:
         visit = flight.visit
         if visit.entry is not None:
             del self._visits[visit.entry.id]
+            self._size -= visit.size
         if flight.retry is not None:
             self._requeue(flight, flight.retry, flight.retry_reason)
         elif flight.callback_error is not None and visit.spider_errors < self._most_spider_errors:
@@ -282,6 +281,8 @@ class InFlight:
             entry.error_messages.append(problem)
             self._report.count_problem(problem)
         visit.forefront = False
+        visit.request = None
+        visit.size = entry.size
         self._frontier.update(visit)
 
     def _requeue(self, flight: Flight, request: Request, reason: str) -> None:
@@ -333,6 +334,15 @@ def inflight_of(crawler: Crawler) -> InFlight | None:
 def live_size(entry: Entry) -> int:
     """Bytes of an entry that is in memory together with its live request, about."""
     return 2 * entry.size
+
+
+def _is_same(original: Request, retry: Request, fingerprint: Callable[[Request], bytes]) -> bool:
+    """Whether a retry can be one of this request, by what it asks for."""
+    return (
+        _retries(original) + 1 == _retries(retry)
+        and len(_redirects(original)) == len(_redirects(retry))
+        and (_target(original) == _target(retry) or fingerprint(original) == fingerprint(retry))
+    )
 
 
 def _target(request: Request) -> tuple[str, str, bytes]:

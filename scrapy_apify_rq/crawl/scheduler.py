@@ -124,16 +124,15 @@ class Scheduler(BaseScheduler):
     # From the queue to Scrapy.
 
     def next_request(self) -> Request | None:
-        if self._life.has_to_end():
-            return None
-        self._life.settle()
-        while (visit := self.frontier.next()) is not None:
-            if (request := self._request(visit)) is not None:
-                self.inflight.take(visit, request)
-                self._stats.inc_value("scheduler/dequeued")
-                if visit.entry is None:
-                    self._stats.inc_value("scheduler/dequeued/memory")
-                return request
+        if not self._life.has_to_end():
+            self._life.settle()
+            while not self.inflight.is_full() and (visit := self.frontier.next()) is not None:
+                if (request := self._request(visit)) is not None:
+                    self.inflight.take(visit, request)
+                    self._stats.inc_value("scheduler/dequeued")
+                    if visit.entry is None:
+                        self._stats.inc_value("scheduler/dequeued/memory")
+                    return request
         self.inflight.take_nothing()
         return None
 

@@ -6,6 +6,8 @@ The limit is scaled down to 1 MB, and entries of 5 MB to 200 kB; measured is wha
 from __future__ import annotations
 
 import gc
+import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.server.faults import Faults
 from tests.api import Call
-from tests.site import Site
+from tests.site import Hit, Page, Site
 from tests.support.crawling import Crawls, wait_until
 from tests.support.queues import Queue, ServedQueue
 from tests.support.site import Held
@@ -87,6 +89,30 @@ async def test_window(
     assert current - sent < MOST
     assert crawl.reason == "finished"
     assert sorted(crawl.spider.handled) == sorted(["/", *paths])
+
+
+async def test_in_flight(site: Site, queue: Queue, crawls: Crawls) -> None:
+    """So many large requests are not handed out at a time, but always one."""
+    count, at_a_time, most = threading.Lock(), 0, 0
+
+    def page(hit: Hit) -> Page:
+        nonlocal at_a_time, most
+        with count:
+            at_a_time += 1
+            most = max(most, at_a_time)
+        time.sleep(0.02)
+        with count:
+            at_a_time -= 1
+        return Page("page")
+
+    paths = [f"/{number}" for number in range(20)]
+    site.serve({"/": "page", **dict.fromkeys(paths, page)})
+    await queue.add(*(large(site.url, number) for number in range(20)))
+    settings = {"APIFY_RQ_MEMORY_MB": 1, "CONCURRENT_REQUESTS": 8}
+    crawl = await crawls.run(Posts, settings, site=site.url)
+    assert sorted(crawl.spider.handled) == sorted(["/", *paths])
+    # Half a megabyte, and the one that exceeds it; each counts twice, as entry and request.
+    assert most == 2
 
 
 class YieldsLarge(SiteSpider):
