@@ -185,9 +185,15 @@ async def test_one_question_or_batch_is_refused(
 @pytest.mark.parametrize("access", ["single", "shared"])
 @pytest.mark.parametrize("answer", [403, "drop"])
 async def test_each_call_is_refused_once(
-    site: Site, served: ServedQueue, crawls: Crawls, access: str, answer: int | str
+    site: Site,
+    served: ServedQueue,
+    crawls: Crawls,
+    access: str,
+    answer: int | str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each in turn, from the opening of the queue to the last call of the crawl."""
+    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
     serve(site, 3)
     settings = {**(SHARED if access == "shared" else {}), "APIFY_RQ_PURGE_ON_START": False}
     nth, refused = 0, True
@@ -212,9 +218,10 @@ async def test_each_call_is_refused_once(
 
 @pytest.mark.parametrize("access", ["single", "shared"])
 async def test_stop_at_each_call(
-    site: Site, served: ServedQueue, crawls: Crawls, access: str
+    site: Site, served: ServedQueue, crawls: Crawls, access: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What one Ctrl-C does, at each moment from the opening of the queue to the end."""
+    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
     serve(site, 3)
     loop = asyncio.get_running_loop()
     settings = SHARED if access == "shared" else {}
