@@ -17,7 +17,9 @@ from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
 from scrapy_apify_rq.entries.models import Entry
 from tests.support.virtual_time import Clock
 
-Trouble = Literal["lose add", "lose update", "refuse add", "refuse update"]
+Trouble = Literal["lose add", "lose update", "refuse add", "refuse update", "delay prolong"]
+# Seconds, more than a lease of the tests lasts.
+SLOW = 15.0
 
 
 @dataclass
@@ -99,7 +101,11 @@ class History:
 
 
 class UnreliableBackend:
-    """One client of the queue. ``lag`` is the longest that the weather may bring."""
+    """One client of the queue.
+
+    ``lag`` is the longest that the weather may bring. What others have written, or an earlier run,
+    is hidden no longer than ``consistency_delay``.
+    """
 
     location = "a queue far away"
     rate_reached = None
@@ -113,6 +119,7 @@ class UnreliableBackend:
         observer: Observer,
         *,
         lag: float,
+        consistency_delay: float,
         is_far: bool,
     ) -> None:
         self._queue = queue
@@ -120,7 +127,8 @@ class UnreliableBackend:
         self._weather = weather
         self._observer = observer
         self.lock_secs = queue.lock_secs
-        self.lag = self.consistency_delay = lag
+        self.lag = lag
+        self.consistency_delay = consistency_delay
         self.batch, self.parallel = (3, 3) if is_far else (queue.batch, queue.parallel)
         self.update_batch = 1 if is_far else queue.update_batch
         self.update_parallel = 3 if is_far else queue.update_parallel
@@ -188,10 +196,6 @@ class UnreliableBackend:
         self.refused = (self.refused - {entry.id for entry in entries}) | refused
         kept = [entry for entry in entries if entry.id not in refused]
         answers = await self._write(kept, forefront=forefront)
-        if self._weather.strikes("lose update"):
-            await self._weather.pass_through()
-            await self._write(kept, forefront=forefront)
-            answers = [Updated(was_handled=False) for _ in kept]
         await self._weather.pass_through()
         by_id = {entry.id: answer for entry, answer in zip(kept, answers, strict=True)}
         by_id |= {id: Updated(was_handled=False, refused=True) for id in refused}
@@ -202,6 +206,11 @@ class UnreliableBackend:
     async def _write(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
         async with self._history.change():
             answers = await self._queue.update(entries, forefront=forefront)
+            if self._weather.strikes("lose update"):
+                # At once: a repeated update would end a lease that was given meanwhile, and the
+                # entry would be crawled twice. Nobody can help that.
+                await self._queue.update(entries, forefront=forefront)
+                answers = [Updated(was_handled=False) for _ in entries]
             for entry in entries:
                 self._ours.add(entry.id)
                 self._observer.written(entry)
@@ -223,17 +232,21 @@ class UnreliableBackend:
         return claim._replace(others=self.has_company, alone=not self.has_company)
 
     def _shown(self) -> dict[str, Entry]:
-        """The pending entries, some of them as they were before we wrote them."""
+        """The pending entries. What we have written may be shown as it was before."""
         now = self._history.now
-        old = self._history.before(self._weather.lag)
+        ours = self._history.before(self._weather.lag)
+        others = self._history.before(min(self._weather.lag, self.consistency_delay))
         return {
-            id: (entry if id in self._ours else now[id]).model_copy(deep=True)
-            for id, entry in old.items()
-            if id in self._ours | now.keys() and id not in self.refused
+            id: (ours if id in self._ours else now)[id].model_copy(deep=True)
+            for id in ours | others
+            if id in (ours if id in self._ours else now.keys() & others.keys())
+            if id not in self.refused
         }
 
     async def prolong(self, ids: Collection[str]) -> dict[str, float]:
         await self._weather.pass_through()
+        if self._weather.strikes("delay prolong"):
+            await asyncio.sleep(SLOW)
         leases = await self._queue.prolong(ids)
         await self._weather.pass_through()
         return leases
