@@ -91,7 +91,8 @@ class InFlight:
         self._parents: dict[Visit, Flight] = {}
         """Of visits that live in memory only."""
         self._size = 0
-        """Bytes of all entries and their live requests, about."""
+        """Bytes of what Scrapy has, entries and live requests, about. What waits for its children
+        does not count, or these could not be handed out."""
         self._most_size = config.memory // 2
 
     def __len__(self) -> int:
@@ -244,6 +245,8 @@ class InFlight:
         for request, flight in list(self._flights.items()):
             if request not in unfinished and request not in scraping:
                 del self._flights[request]
+                if flight.visit.entry is not None:
+                    self._size -= flight.visit.size
                 for visit in flight.waiting:
                     self._frontier.keep(visit)
                 if not flight.children:
@@ -253,7 +256,6 @@ class InFlight:
         visit = flight.visit
         if visit.entry is not None:
             del self._visits[visit.entry.id]
-            self._size -= visit.size
         if flight.retry is not None:
             self._requeue(flight, flight.retry, flight.retry_reason)
         elif flight.callback_error is not None and visit.spider_errors < self._most_spider_errors:

@@ -115,6 +115,26 @@ async def test_in_flight(site: Site, queue: Queue, crawls: Crawls) -> None:
     assert most == 2
 
 
+class YieldsInMemory(Posts):
+    def parse_page(self, response: Response) -> Any:
+        self.note(response)
+        yield Request(f"{response.url}/child", lambda response: self.note(response))
+
+
+async def test_large_pages_that_wait_for_their_children(
+    site: Site, queue: Queue, crawls: Crawls
+) -> None:
+    """They are not in Scrapy's hands any more, so their children can be handed out."""
+    paths = [f"/{number}" for number in range(8)]
+    children = [f"{path}/child" for path in paths]
+    site.serve({"/": "page", **dict.fromkeys(paths + children, "page")})
+    await queue.add(*(large(site.url, number) for number in range(8)))
+    settings = {"APIFY_RQ_MEMORY_MB": 1, "CONCURRENT_REQUESTS": 8}
+    crawl = await crawls.run(YieldsInMemory, settings, site=site.url)
+    assert sorted(crawl.spider.handled) == sorted(["/", *paths, *children])
+    assert (await queue.info()).pending == 0
+
+
 class YieldsLarge(SiteSpider):
     """Its first page yields large requests faster than the queue takes them."""
 
