@@ -1,0 +1,439 @@
+"""Drives a frontier with events in any order, and compares it with its model after each.
+
+Hypothesis takes Scrapy's part, the part of other clients and that of fate: it schedules, takes,
+finishes and repeats pages, lets time pass, kills the process, or closes it. At the end whatever is
+pending must come out again.
+
+Time is virtual, so waiting costs nothing, and what waits for ever is noticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
+from scrapy_apify_rq.errors import BackendError
+from scrapy_apify_rq.frontier.notices import LeasesKept
+from scrapy_apify_rq.frontier.visit import Visit
+from tests.support.frontier_model import HANDLED_AT, Crawl, Model, make_entry
+from tests.support.unreliable_backend import SLOW, History, Trouble, UnreliableBackend, Weather
+from tests.support.virtual_time import Clock, VirtualLoop
+
+T = TypeVar("T")
+
+PAGES = 30
+CONCURRENCY = 4
+# Virtual seconds, as all here.
+LOCK_SECS = 12
+LONG = 2000.0
+
+pages = st.integers(0, PAGES - 1)
+links = st.lists(pages, max_size=6)
+failures = st.sampled_from(
+    [BackendError("down"), ValueError("a bug"), asyncio.CancelledError(), None]
+)
+hows = st.sampled_from(["ack", "ack", "retry"])
+weathers = st.tuples(
+    st.sampled_from([[0.0], [0.0, 0.01, 0.3], [0.0, 0.0, SLOW], [0.3]]).flatmap(
+        lambda delays: st.lists(st.sampled_from(delays), min_size=1, max_size=6)
+    ),
+    st.sampled_from([1.0, 0.5, 0.0]),
+)
+
+
+class FrontierMachine(RuleBasedStateMachine):
+    """``is_far`` puts the queue behind a network."""
+
+    folder: Path
+    clock: Clock
+    is_far: bool
+    is_shared: bool
+    names: Iterator[int]
+    loop: VirtualLoop | None = None
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        self.has_failed = True  # in case it raises
+        assert self.loop is not None
+        result = self.loop.run_until_complete(work)
+        self.has_failed = False
+        return result
+
+    def make_queue(self, client_key: str, lock_secs: int | None) -> SqliteBackend:
+        return SqliteBackend(
+            self.folder,
+            name=self.name,
+            client_key=client_key,
+            lock_secs=lock_secs,
+            now=self.clock.time,
+        )
+
+    @initialize(
+        window=st.integers(1, 6),
+        outbox=st.integers(1, 12),
+        memory=st.sampled_from([8_000, 64_000]),
+        idle_before_close=st.sampled_from([0.0, 0.0, 5.0]),
+        retries_first=st.booleans(),
+        lag=st.sampled_from([(10.0, 1.0), (10.0, 10.0), (0.0, 0.0)]),
+        weather=weathers,
+        has_company=st.booleans(),
+        links=links,
+    )
+    def begin(
+        self,
+        lag: tuple[float, float],
+        weather: tuple[list[float], float],
+        has_company: bool,
+        links: list[int],
+        **options: Any,
+    ) -> None:
+        self.clock.now = Clock().now
+        self.loop = VirtualLoop(self.clock)
+        self.name = f"queue{next(self.names)}"
+        self.options = options
+        self.has_company = has_company
+        self.lag, self.consistency_delay = lag if self.is_far else (0.0, 0.0)
+        self.lock_secs = LOCK_SECS if self.is_shared else None
+        self.weather = Weather()
+        self.worst_delay = 0.0
+        self.set_weather(*weather)
+        self.model = Model(self.clock)
+        self.other = self.make_queue("other", LOCK_SECS)
+        self.reader = self.make_queue("reader", None)
+        self.history = History(self.reader, self.clock)
+        self.others_leases: dict[str, float] = {}
+        """By id, since when another client has had the entry."""
+        self.runs = itertools.count()
+        self.steps = 0
+        """Of this run."""
+        self.run(self.open_queue())
+        self.run(self.open())
+        self.run(self.crawl.schedule(links))
+
+    async def open_queue(self) -> None:
+        await self.other.open()
+        await self.reader.open()
+
+    async def open(self) -> None:
+        self.model.begin_run()
+        self.weather.failure, self.weather.hangs = None, False
+        self.client_key = f"run{next(self.runs)}"
+        self.queue = self.make_queue(self.client_key, self.lock_secs)
+        await self.queue.open()
+        await self.history.note()
+        backend = UnreliableBackend(
+            self.queue,
+            self.history,
+            self.weather,
+            self.model,
+            lag=self.lag,
+            consistency_delay=self.consistency_delay,
+            is_far=self.is_far,
+        )
+        self.crawl = Crawl(backend, self.model, **self.options)
+        self.model.known |= self.model.pending
+        self.crawl.frontier.open(
+            has_pending=bool(self.model.pending), is_new=not self.model.handled
+        )
+
+    # What Scrapy does.
+
+    @rule(links=links, priority=st.sampled_from([0, 0, -1, 1]), in_memory=st.booleans())
+    def schedule(self, links: list[int], priority: int, in_memory: bool) -> None:
+        async def work() -> None:
+            await self.crawl.schedule(links, priority=priority)
+            if in_memory:
+                self.crawl.keep()
+
+        self.run(work())
+
+    @rule(most=st.integers(1, CONCURRENCY))
+    def take(self, most: int) -> None:
+        async def work() -> None:
+            for _ in range(min(most, CONCURRENCY - len(self.crawl.in_flight))):
+                visit = self.crawl.take()
+                if visit is None:
+                    return
+                if self.is_shared and visit.entry is not None:
+                    lock = await self.reader.lock_of(visit.entry.id)
+                    assert lock is not None, f"{visit.entry.id} is handed out without a lease"
+                    assert lock.client_key == self.client_key, "another client has it"
+
+        self.run(work())
+
+    @precondition(lambda self: self.crawl.in_flight)
+    @rule(data=st.data(), links=links, how=hows)
+    def finish_page(self, data: st.DataObject, links: list[int], how: str) -> None:
+        id = data.draw(st.sampled_from(list(self.crawl.in_flight)))
+
+        async def work() -> None:
+            await self.crawl.schedule(links)
+            self.crawl.finish_page(self.crawl.in_flight[id], how)
+
+        self.run(work())
+
+    @rule(links=links, hows=st.lists(hows, min_size=1, max_size=12))
+    def go_on(self, links: list[int], hows: list[str]) -> None:
+        """Crawl for a while."""
+
+        async def work() -> None:
+            await self.crawl.schedule(links)
+            for how in hows:
+                self.crawl.take()
+                await asyncio.sleep(0.01)
+                for visit in list(self.crawl.in_flight.values())[:1]:
+                    self.crawl.finish_page(visit, how)
+
+        self.run(work())
+
+    @rule(links=links)
+    def crawl_all(self, links: list[int]) -> None:
+        """Crawl all there is, and then more, as the handler of a signal may want it."""
+
+        async def work() -> None:
+            await self.come_to_end()
+            await self.crawl.schedule(links)
+
+        self.run(work())
+
+    # What time and the network do.
+
+    @rule(seconds=st.sampled_from([0.001, 0.01, 0.3, 2.0, 20.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.run(asyncio.sleep(seconds))
+
+    @precondition(lambda self: self.is_far)
+    @rule(weather=weathers, trouble=st.sampled_from(get_args(Trouble)))
+    def change_weather(self, weather: tuple[list[float], float], trouble: Trouble) -> None:
+        self.set_weather(*weather)
+        self.weather.troubles.add(trouble)
+
+    def set_weather(self, delays: list[float], lag: float) -> None:
+        if self.is_far:
+            self.weather.delays = delays
+            self.weather.lag = lag * self.lag
+            self.worst_delay = max(self.worst_delay, *delays)
+
+    # What other clients do.
+
+    @precondition(lambda self: self.has_company)
+    @rule(page=pages)
+    def other_adds(self, page: int) -> None:
+        async def work() -> None:
+            entry = make_entry(page)
+            self.crawl.backend.has_company = True
+            async with self.history.change():
+                (answer,) = await self.other.add([entry], forefront=False)
+                if not answer.was_already_present:
+                    self.model.put(entry.id, is_handled=False)
+
+        self.run(work())
+
+    @precondition(lambda self: self.is_shared and self.has_company)
+    @rule(limit=st.integers(1, 3))
+    def other_claims(self, limit: int) -> None:
+        async def work() -> None:
+            self.crawl.backend.has_company = True
+            for entry, _ in (await self.other.claim(limit, (), 2**40)).entries:
+                self.others_leases[entry.id] = self.clock.now
+
+        self.run(work())
+
+    @precondition(lambda self: self.others_leases)
+    @rule(what=st.sampled_from(["prolong", "ack", "requeue"]))
+    def other_goes_on(self, what: str) -> None:
+        async def work() -> None:
+            id = next(iter(self.others_leases))
+            del self.others_leases[id]
+            if not await self.other.prolong([id]):
+                return
+            if what == "prolong":
+                self.others_leases[id] = self.clock.now
+            else:
+                async with self.history.change():
+                    entry = await self.reader.get(id)
+                    assert entry is not None
+                    entry.handled_at = HANDLED_AT if what == "ack" else None
+                    await self.other.update([entry], forefront=False)
+                    self.model.put(id, is_handled=entry.is_handled)
+
+        self.run(work())
+
+    # How a run ends.
+
+    @precondition(lambda self: self.steps > 5)
+    @rule(how=st.sampled_from(["crash", "close", "migrate", "fail"]), data=st.data())
+    def end(self, how: str, data: st.DataObject) -> None:
+        self.steps = 0
+        if how == "crash":
+            self.run(self.crash())
+        elif how == "migrate":
+            self.run(self.migrate())
+        elif how == "fail" and self.is_far:
+            self.run(self.fail(data.draw(failures)))
+        else:
+            self.run(self.close())
+        self.run(self.open())
+
+    async def crash(self) -> None:
+        await cancel_all()
+        await self.queue.close()
+
+    async def migrate(self) -> None:
+        await self.crawl.frontier.hold()
+        assert self.crawl.take() is None
+        assert self.crawl.frontier.has_pending()
+        await self.close()
+
+    async def fail(self, failure: BaseException | None) -> None:
+        for visit in list(self.crawl.in_flight.values()):
+            self.crawl.finish_page(visit, "ack")
+        await self.crawl.schedule(range(PAGES, PAGES + 8))
+        await asyncio.sleep(0)
+        self.weather.failure, self.weather.hangs = failure, failure is None
+        await asyncio.sleep(4 * SLOW)
+        await self.close()
+
+    async def close(self) -> None:
+        frontier = self.crawl.frontier
+        async with patience():
+            await frontier.close()
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "a task outlives close()"
+        self.check_failures()
+        self.check_outbox()
+        if frontier.error is None:
+            assert not frontier.unsaved_adds, "adds are left unsaved"
+            assert not frontier.unsaved_updates, "updates are left unsaved"
+            await self.check_queue()
+        await self.queue.close()
+
+    async def check_queue(self) -> None:
+        stored = {entry.id: entry.is_handled async for entry in self.reader.list()}
+        assert stored == self.model.handled
+        if not any(isinstance(notice, LeasesKept) for notice in self.crawl.notices):
+            for id in stored:
+                lock = await self.reader.lock_of(id)
+                assert lock is None or lock.client_key != self.client_key, "a lease is left"
+
+    # What must always be so.
+
+    @invariant()
+    def agrees(self) -> None:
+        self.steps += 1
+
+        async def work() -> None:
+            assert not self.model.wrong, self.model.wrong[0]
+            self.check_failures()
+            self.check_outbox()
+            self.check_limits()
+            self.check_end()
+
+        self.run(work())
+
+    def check_failures(self) -> None:
+        crawl = self.crawl
+        is_reported = len(crawl.failures) == (crawl.frontier.error is not None)
+        assert is_reported, f"{len(crawl.failures)} failures are reported"
+        assert not (crawl.failures and crawl.backend.is_healthy), crawl.failures
+
+    def check_outbox(self) -> None:
+        """What is not confirmed is counted, and only that."""
+        model, frontier = self.model, self.crawl.frontier
+        assert frontier.unsaved_adds == len(model.unsaved_adds)
+        assert frontier.unsaved_updates == len(model.unsaved_updates)
+        assert frontier._outbox.visits.keys() == model.unsaved_adds | model.unsaved_updates.keys()
+
+    def check_limits(self) -> None:
+        """One entry always fits, and what is in flight may come back to the outbox."""
+        largest = make_entry(4).size
+        outbox, window = self.crawl.frontier._outbox.visits, self.crawl.frontier._window.stored
+        limit, memory = self.options["outbox"], self.options["memory"]
+        most_bytes = memory / 2 * 5 / 4 + largest * (1 + CONCURRENCY)
+        assert len(outbox) <= limit * 5 // 4 + 1 + CONCURRENCY, "the outbox is too long"
+        assert size_of(outbox) <= most_bytes, "the outbox is too large"
+        assert len(window) <= self.options["window"], "the window is too long"
+        assert size_of(window) <= memory / 4 + largest, "the window is too large"
+
+    def check_end(self) -> None:
+        """The crawl does not end as long as it has something to do."""
+        crawl, model = self.crawl, self.model
+        is_over, was_over = not crawl.frontier.has_pending(), crawl.was_over
+        crawl.was_over = is_over
+        if not is_over or was_over:  # later it need not look
+            return
+        assert crawl.frontier.error is None
+        assert not crawl.in_flight, "the crawl ends with pages in flight"
+        assert not crawl.waiting_in_memory, "the crawl ends without what is in memory only"
+        assert not model.unsaved_adds, "the crawl ends with unsaved adds"
+        assert not model.unsaved_updates, "the crawl ends with unsaved updates"
+        # No answer is older, and nothing is hidden for longer.
+        asked_at = self.clock.now - 4 * self.worst_delay - 1
+        for id in model.pending - crawl.backend.refused:
+            assert id not in model.known, f"the crawl ends without {id}"
+            assert model.pending_since[id] > asked_at - 2 * self.lag, f"{id} is not found"
+        for id, since in self.others_leases.items():
+            is_held = id in model.pending and self.clock.now < since + LOCK_SECS
+            assert since > asked_at or not is_held, f"another client is at work on {id}"
+
+    def teardown(self) -> None:
+        if self.loop is None:
+            return
+        try:
+            if not self.has_failed:
+                self.run(self.finish())
+        finally:
+            self.run(self.abandon())
+            self.loop.close()
+
+    async def finish(self) -> None:
+        """This run ends by itself. One after it crawls whatever is left by then."""
+        self.weather.troubles.clear()
+        await self.finish_run()
+        await self.open()
+        await self.finish_run()
+        assert not self.model.pending
+
+    async def finish_run(self) -> None:
+        await self.come_to_end()
+        await self.close()
+        assert not self.model.wrong, self.model.wrong[0]
+
+    async def come_to_end(self) -> None:
+        # Otherwise no lease may last until its entry has come.
+        self.weather.delays = [min(delay, 0.3) for delay in self.weather.delays]
+        async with patience():
+            await self.crawl.frontier.room()
+            await self.crawl.finish()
+        self.check_end()
+
+    async def abandon(self) -> None:
+        await cancel_all()
+        for queue in (self.queue, self.other, self.reader):
+            await queue.close()
+
+
+@asynccontextmanager
+async def patience() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(LONG):
+            yield
+    except TimeoutError:
+        raise AssertionError("it does not end") from None
+
+
+async def cancel_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def size_of(visits: dict[str, Visit]) -> int:
+    return sum(visit.size for visit in visits.values())
