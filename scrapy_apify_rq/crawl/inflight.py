@@ -318,7 +318,7 @@ class InFlight:
             )
         except CodecError as error:
             # This process crawls the new request; the next one will find the old one.
-            self._report.unserializable(request, error)
+            self._report.unserializable(request, error, is_retry=True)
             entry = old
         else:
             store_spider_errors(entry, flight.visit.spider_errors)

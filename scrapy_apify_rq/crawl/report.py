@@ -91,15 +91,17 @@ class Report:
 
     # While it runs.
 
-    def unserializable(self, request: Request, reason: object) -> None:
+    def unserializable(self, request: Request, reason: object, *, is_retry: bool = False) -> None:
         self._stats.inc_value("scheduler/unserializable")
         if not self._has_logged_unserializable:
             self._has_logged_unserializable = True
+            stored = "It is crawled from memory and not written to the queue"
+            if is_retry:
+                stored = "It is crawled as it is; the queue keeps it as it was before this retry"
             self.log(
                 logging.WARNING,
-                f"Unable to serialize request: {request} - reason: {reason}. It is crawled from"
-                " memory and not written to the queue. No more of these are logged; see the stat"
-                " scheduler/unserializable",
+                f"Unable to serialize request: {request} - reason: {reason}. {stored}. No more of"
+                " these are logged; see the stat scheduler/unserializable",
             )
 
     def undecodable(self, entry: Entry, error: CodecError) -> None:
