@@ -36,6 +36,7 @@ from scrapy_apify_rq.frontier.visit import Visit
 from tests.api import error, serving
 from tests.project import QUEUE, SPIDER, Project
 from tests.site import Hit, Page, Site, links
+from tests.unit.driver import Stats
 
 T = TypeVar("T")
 
@@ -146,14 +147,6 @@ class SlowBackend(SqliteBackend):
         if (gate := self.gates.pop(moment, None)) is not None:
             gate.reached.set()
             await gate.opened.wait()
-
-
-class Stats(Counter[str]):
-    def inc_value(self, key: str) -> None:
-        self[key] += 1
-
-    def max_value(self, key: str, value: int) -> None:
-        self[key] = max(self[key], value)
 
 
 class Driver:

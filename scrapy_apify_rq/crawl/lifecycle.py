@@ -106,6 +106,7 @@ class Lifecycle:
             self.settle()
             if self._settler is not None:
                 self._settler.cancel()
+                await asyncio.wait([self._settler])
             await self._run_events.close()
             await self.frontier.close()
             self.report.close(await self._closing_line())

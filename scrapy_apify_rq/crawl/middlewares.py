@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # Seconds for which a callback may yield before other work gets its turn.
 _TURN: Final = 0.005
-# Bytes of a body from which on one request is enough for a turn.
+# A request with a body of more bytes than this ends the turn.
 _LARGE: Final = 16 * 1024
 
 
