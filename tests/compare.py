@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.project import Crawl, Project
-from tests.site import Hit, Site
+from tests.support.website import Hit, Site
 
 STOCK = ("-s", "ADDONS={}")
 

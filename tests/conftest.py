@@ -1,14 +1,95 @@
-"""Fixtures of several test modules, and how tests are shared out among processes."""
+"""How tests run, and the fixtures of several folders.
+
+pytest-twisted runs one asyncio reactor from the first test to the last of a process, and a test
+that is a coroutine runs on it. CONTRIBUTING.md says how to run and debug one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_twisted import async_yield_fixture
+from scrapy.utils.defer import deferred_from_coro
 
 from tests import project
 from tests.servers import Servers
+from tests.support.crawling import Crawls
+from tests.support.queues import Queue, ServedQueue, serving
+from tests.support.waiting import run_async
+from tests.support.website import Site
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
+    """Run a coroutine on the reactor; pytest-twisted by itself waits for Deferreds only.
+
+    Other tests run beside the reactor, which stands still meanwhile; they may use ``run_async``.
+    """
+    names = pyfuncitem._fixtureinfo.argnames
+    result = pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names})
+    if inspect.iscoroutine(result):
+        run_async(result)
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape lone surrogates in what was captured: pytest-xdist cannot send them."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what a developer's machine or a run on the platform would set."""
+    for name in os.environ:
+        if name.startswith(("APIFY_", "ACTOR_", "CRAWLEE_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """A site without pages: tests say which with ``serve``."""
+    with Site({}) as site:
+        yield site
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Queue:
+    """The embedded queue, empty."""
+    return Queue(tmp_path / "storage")
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[ServedQueue]:
+    """An empty queue behind the API."""
+    with serving(tmp_path / "server") as queue:
+        yield queue
+
+
+@pytest.fixture(params=["sqlite", "apify"])
+def any_queue(request: pytest.FixtureRequest) -> Queue:
+    """The test runs twice: with the embedded queue, and over the API."""
+    queue: Queue = request.getfixturevalue("queue" if request.param == "sqlite" else "served")
+    return queue
+
+
+@async_yield_fixture
+async def crawls(queue: Queue) -> Any:
+    crawls = Crawls(queue)
+    yield crawls
+    await deferred_from_coro(crawls.close())
+
+
+# What the modules of the first edition need. It goes with the last of them.
 
 
 @pytest.fixture(scope="session")
@@ -27,29 +108,3 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         project.servers = request.getfixturevalue("servers")
     yield request.param
     project.servers = None
-
-
-# So that no process works alone in the end.
-LONGEST = ["workers", "invariants", "resume", "api_crawls", "commands", "same_pages"]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of those modules first, the longest before the others."""
-    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
-
-
-# The --dist loadgroup of pytest-xdist 3.8 does nothing under pytest 9.2: it fails to rename tests.
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With ``-n``: give tests that share fixtures to one process, a module or half of it."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByModuleAndBackend(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            module, _, test = nodeid.partition("::")
-            whole = "[apify" not in test or module.endswith("test_same_pages.py")
-            return module if whole else f"{module} apify"
-
-    config.option.loadscopereorder = False
-    return ByModuleAndBackend(config, log)

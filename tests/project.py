@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sqlite3
@@ -21,6 +20,7 @@ from scrapy_apify_rq.entries.models import Entry
 from tests.server import Server
 from tests.servers import TOKEN, Servers
 from tests.starter import Fork, starter
+from tests.support import waiting
 
 # Where it is set, new projects crawl over the API, see the fixture "backend".
 servers: Servers | None = None
@@ -228,7 +228,7 @@ class Project:
             await backend.close()
             return entries
 
-        return asyncio.run(read())
+        return waiting.run_async(read())
 
     def entry(self, path: str, name: str = QUEUE) -> Entry:
         """The one entry whose URL ends with ``path``."""
@@ -244,7 +244,7 @@ class Project:
             await backend.close()
             return info
 
-        return asyncio.run(read())
+        return waiting.run_async(read())
 
     def locked(self, name: str = QUEUE) -> list[Entry]:
         """The entries that some worker holds."""
@@ -256,7 +256,7 @@ class Project:
             await backend.close()
             return entries
 
-        return asyncio.run(read())
+        return waiting.run_async(read())
 
     def writes(self, name: str = QUEUE) -> int:
         """As the platform counts and bills them."""
@@ -274,7 +274,7 @@ class Project:
             await backend.close()
             return [claimed.entry for claimed in claim.entries]
 
-        return asyncio.run(read())
+        return waiting.run_async(read())
 
     def add(self, *entries: Entry, name: str = QUEUE) -> None:
         """Put entries into the queue, as another program would."""
@@ -285,4 +285,4 @@ class Project:
             await backend.add(entries, forefront=False)
             await backend.close()
 
-        asyncio.run(write())
+        waiting.run_async(write())

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 _ROOT = Path(__file__).parents[1]
 _PLAIN = ("-m", "scrapy", "rq", "serve")
-_CHECKED = ("-m", "tests.checked_server")
+_CHECKED = ("-m", "tests.support.description_check")
 
 
 class Calls(NamedTuple):

@@ -16,8 +16,8 @@ from aiohttp import web
 
 from scrapy_apify_rq.server.application import application
 from scrapy_apify_rq.server.faults import Faults
-from tests.checked_server import checked
 from tests.server import Server
+from tests.support.description_check import checked
 
 TOKEN = "apify_api_secretOfTheTests"
 

@@ -24,12 +24,13 @@ from scrapy.settings import Settings, default_settings
 
 from scrapy_apify_rq.actor import events as actor
 from scrapy_apify_rq.config import Config
-from tests.actor import environ
-from tests.api import serving_in_thread
-from tests.platform import SECRET, Platform
 from tests.project import QUEUE, Project
 from tests.servers import TOKEN
-from tests.site import Page, Site, links
+from tests.support.api_calls import serving_in_thread
+from tests.support.apify_sdk import environ
+from tests.support.event_server import SECRET, Platform
+from tests.support.waiting import run_async
+from tests.support.website import Page, Site, links
 from tests.test_resume import Gate, wait_until
 
 SPIDER = """
@@ -354,7 +355,7 @@ def test_no_task_outlives_close_and_close_does_not_wait_long() -> None:
         await asyncio.sleep(0.1)  # the server sees the end of the connection
         server.close()
 
-    asyncio.run(work())
+    run_async(work())
 
 
 # The Apify SDK in the same process

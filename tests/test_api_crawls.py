@@ -23,7 +23,7 @@ from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.project import QUEUE, Project
 from tests.server import Server, serve
-from tests.site import Answer, Hit, Page, Site, links
+from tests.support.website import Answer, Hit, Page, Site, links
 
 TOKEN = "secret-token"
 

@@ -31,7 +31,7 @@ from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.errors import BackendError
-from tests.api import Api, Call, error, serving
+from tests.support.api_calls import Api, Call, error, serving
 
 TOKEN = "apify_api_verySecretToken"
 MIB = 1024 * 1024
@@ -42,7 +42,7 @@ HANDLED_AT = datetime(2026, 1, 2, tzinfo=UTC)
 def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     @wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 30))
+        run(asyncio.wait_for(test(*args, **kwargs), 30))
 
     return run
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ import pytest
 
 from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.server import Server, serve
+from tests.support.waiting import run_async
 
 apify_client = pytest.importorskip("apify_client")
 
@@ -315,7 +315,7 @@ def test_the_asynchronous_client(server: Server, queue: Any) -> None:
         await queue.batch_add_requests(requests, max_parallel=3)
         return [one.unique_key async for one in queue.iterate_requests(chunk_size=50)]
 
-    assert sorted(asyncio.run(work())) == sorted(f"key-{n}" for n in range(60))
+    assert sorted(run_async(work())) == sorted(f"key-{n}" for n in range(60))
 
 
 def test_a_wrong_token(server: Server) -> None:

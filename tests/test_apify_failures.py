@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from scrapy_apify_rq.entries.models import Entry
-from tests.api import Api, Call, error, serving_in_thread
 from tests.project import Crawl, Project
-from tests.site import Page, Site, links
+from tests.support.api_calls import Api, Call, error, serving_in_thread
+from tests.support.website import Page, Site, links
 
 TOKEN = "apify_api_verySecretToken"
 PAGES = 30

@@ -33,6 +33,7 @@ from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.servers import TOKEN, Servers
+from tests.support.waiting import run_async
 
 LIVE_URL = os.environ.get("APIFY_API_BASE_URL") or "https://api.apify.com"
 LIVE_TOKEN = os.environ.get("APIFY_TOKEN")
@@ -67,7 +68,7 @@ P = ParamSpec("P")
 def asynchronous(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
     @wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        asyncio.run(test(*args, **kwargs))
+        run_async(test(*args, **kwargs))
 
     return run
 
@@ -166,7 +167,7 @@ def queues(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Queues]:
         try:
             yield queues
         finally:
-            asyncio.run(queues.delete_all())
+            run_async(queues.delete_all())
 
 
 def entry(key: str, **values: Any) -> Entry:
@@ -508,7 +509,7 @@ def test_large_entries_take_little_memory(queues: Queues) -> None:
             for n in range(count):
                 await backend.add([entry(f"{n}", payload="x" * LARGE)], forefront=False)
 
-    asyncio.run(prepare())
+    run_async(prepare())
     with queues.child("claim_large") as child:
         done, grown = json.loads(child.communicate(timeout=120)[0])
     assert done == count
@@ -756,7 +757,7 @@ def test_nothing_stored_is_lost_by_kill_9(queues: Queues) -> None:
             assert await keys(backend) == ["a", "c"]
             assert await counts(backend) == (3, 1, 2)
 
-    asyncio.run(read())
+    run_async(read())
 
 
 # Leases
@@ -952,7 +953,7 @@ def test_two_processes_never_claim_the_same_entry(queues: Queues) -> None:
         async with queues.open() as backend:
             await fill(backend, numbered(CONTESTED))
 
-    asyncio.run(prepare())
+    run_async(prepare())
     one, two = race(queues, "claim_half")
     assert sorted(one + two) == sorted(entry.id for entry in numbered(CONTESTED))
 
@@ -965,4 +966,4 @@ def test_two_processes_add_the_same_entries_once(queues: Queues) -> None:
         async with queues.open() as backend:
             assert await counts(backend) == (CONTESTED, 0, CONTESTED)
 
-    asyncio.run(read())
+    run_async(read())

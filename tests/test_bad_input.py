@@ -13,7 +13,7 @@ import scrapy
 
 from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME, connect
 from tests.project import SPIDER, Crawl, Project
-from tests.site import Site, links
+from tests.support.website import Site, links
 
 
 def no_change(folder: Path) -> None: ...

@@ -6,7 +6,6 @@ run in this process, through Scrapy's command line, unless a test needs a separa
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import os
@@ -38,10 +37,11 @@ from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
 from scrapy_apify_rq.commands.rq import subcommands
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
-from tests.api import Call, error, serving_in_thread
 from tests.project import QUEUE, Crawl, Project
 from tests.servers import TOKEN
-from tests.site import Hit, Page, Site, links
+from tests.support.api_calls import Call, error, serving_in_thread
+from tests.support.waiting import run_async
+from tests.support.website import Hit, Page, Site, links
 
 Folders = pytest.TempPathFactory
 SPIDER = """
@@ -187,7 +187,7 @@ def lock(project: Project) -> None:
         await backend.claim(1, (), 2**24)
         await backend.close()
 
-    asyncio.run(claim())
+    run_async(claim())
 
 
 # Inspecting

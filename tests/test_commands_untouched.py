@@ -13,7 +13,7 @@ import pytest
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.project import SPIDER, Crawl, Project
-from tests.site import Site, links
+from tests.support.website import Site, links
 
 SPIDERS = (
     SPIDER

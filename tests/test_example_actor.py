@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tests import npm
-from tests.actor import environ
-from tests.api import Call, serving_in_thread
 from tests.servers import TOKEN
-from tests.shop import EXAMPLE
+from tests.support import npm_packages as npm
+from tests.support.api_calls import Call, serving_in_thread
+from tests.support.apify_sdk import environ
+from tests.support.example_shop import EXAMPLE
 
 ACTOR = EXAMPLE / ".actor"
 SCHEMAS = ("@apify/json_schemas@0.17", "ajv@8")

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests import actor, project
+from tests import project
 from tests.project import QUEUE, Crawl, Project
-from tests.readme import commands
 from tests.servers import TOKEN, Servers
-from tests.site import Hit, Page, Site, links
+from tests.support import apify_sdk as actor
+from tests.support.readme import commands
+from tests.support.website import Hit, Page, Site, links
 
 pytestmark = pytest.mark.skipif(
     find_spec("apify") is None, reason="the Apify SDK (package apify) is not installed"

@@ -33,10 +33,11 @@ from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.frontier.frontier import Frontier
 from scrapy_apify_rq.frontier.notices import Notice, RateReached
 from scrapy_apify_rq.frontier.visit import Visit
-from tests.api import error, serving
 from tests.project import QUEUE, SPIDER, Project
-from tests.site import Hit, Page, Site, links
-from tests.unit.driver import Stats
+from tests.support.api_calls import error, serving
+from tests.support.frontier_driver import Stats
+from tests.support.waiting import run_async
+from tests.support.website import Hit, Page, Site, links
 
 T = TypeVar("T")
 
@@ -276,7 +277,7 @@ def run(work: Awaitable[None]) -> None:
     async def main() -> None:
         await work
 
-    asyncio.run(main())
+    run_async(main())
 
 
 # 2. Adds before acks.

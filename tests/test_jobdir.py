@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import pickle
 import re
 import shutil
@@ -27,8 +26,9 @@ from scrapy_apify_rq.entries.converter import RequestConverter
 from scrapy_apify_rq.entries.unique_keys import Keys
 from scrapy_apify_rq.errors import CodecError, ConfigError
 from tests.project import Crawl, Project
-from tests.readme import commands
-from tests.site import Hit, Page, Site, links
+from tests.support.readme import commands
+from tests.support.waiting import run_async
+from tests.support.website import Hit, Page, Site, links
 
 # Older versions of Scrapy do not close the empty disk queues that they open.
 pytestmark = pytest.mark.filterwarnings(
@@ -357,7 +357,7 @@ def test_start_requests_get_the_keys_that_a_crawl_gives_them(tmp_path: Path) -> 
         asked = {keys.own(keys.plain(one), is_start=True) for one in starts}
         return {entry.unique_key for entry in await reader.started()}, asked
 
-    imported, asked = asyncio.run(both())
+    imported, asked = run_async(both())
     assert len(imported) == 1
     assert imported == asked
 

@@ -21,7 +21,7 @@ import pytest
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.project import SPIDER, Crawl, Project
-from tests.site import Answer, Hit, Page, Site, links
+from tests.support.website import Answer, Hit, Page, Site, links
 
 pytestmark = pytest.mark.usefixtures("backend")
 

@@ -13,9 +13,9 @@ import pytest
 from scrapy_apify_rq.entries.models import Entry
 from tests import project
 from tests.project import Crawl, Project
-from tests.readme import commands
 from tests.servers import Servers
-from tests.site import Hit, Page, Site, links
+from tests.support.readme import commands
+from tests.support.website import Hit, Page, Site, links
 
 SPIDER = """
     class Spider(scrapy.Spider):

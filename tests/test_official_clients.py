@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 
 from scrapy_apify_rq.entries.unique_keys import request_id
-from tests import actor, npm
 from tests.project import QUEUE, Project
 from tests.server import Server, serve
-from tests.site import Site, links
+from tests.support import apify_sdk as actor
+from tests.support import npm_packages as npm
+from tests.support.website import Site, links
 
 JAVASCRIPT_CLIENT = "apify-client@2"
-DRIVER = Path(__file__).with_name("official") / "drive.mjs"
+DRIVER = Path(__file__).parent / "support" / "official" / "drive.mjs"
 needs_sdk = pytest.mark.skipif(find_spec("apify") is None, reason="apify is not installed")
 
 

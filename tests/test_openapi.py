@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from scrapy_apify_rq.entries.unique_keys import request_id
-from tests import description
 from tests.server import Server, serve
+from tests.support import api_description as description
 
 schemathesis = pytest.importorskip("schemathesis")
 

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.api import Call, error, serving_in_thread
 from tests.project import SPIDER, Crawl, Project
-from tests.readme import commands
 from tests.servers import TOKEN
-from tests.site import Page, Site, links
+from tests.support.api_calls import Call, error, serving_in_thread
+from tests.support.readme import commands
+from tests.support.website import Page, Site, links
 
 INTERVAL = 0.3
 PATHS = [f"/{n}" for n in range(20)]

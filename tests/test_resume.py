@@ -19,8 +19,8 @@ import scrapy.core.scraper
 
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from tests.project import SPIDER, Project
-from tests.shop import Example, Hits, Shop
-from tests.site import Hit, Page, Site, links
+from tests.support.example_shop import Example, Hits, Shop
+from tests.support.website import Hit, Page, Site, links
 
 pytestmark = pytest.mark.usefixtures("backend")
 

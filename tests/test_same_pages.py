@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from tests.project import Project
-from tests.shop import Example, Hits, Shop
-from tests.site import Hit, Page, Site
+from tests.support.example_shop import Example, Hits, Shop
+from tests.support.website import Hit, Page, Site
 
 pytestmark = pytest.mark.usefixtures("backend")
 

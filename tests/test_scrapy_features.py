@@ -13,7 +13,7 @@ from scrapy.settings import default_settings
 
 from tests.compare import STOCK, Run, run
 from tests.project import Project
-from tests.site import Hit, Page, Site, links
+from tests.support.website import Hit, Page, Site, links
 
 pytestmark = pytest.mark.usefixtures("backend")
 

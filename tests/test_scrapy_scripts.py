@@ -8,7 +8,7 @@ from textwrap import dedent
 import pytest
 
 from tests.project import Project
-from tests.site import Site, links
+from tests.support.website import Site, links
 
 pytestmark = pytest.mark.usefixtures("backend")
 

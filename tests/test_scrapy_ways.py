@@ -14,7 +14,7 @@ from scrapy import Spider
 from scrapy_apify_rq.entries.models import Entry
 from tests.compare import STOCK, Run, run
 from tests.project import Project
-from tests.site import Page, Site
+from tests.support.website import Page, Site
 
 pytestmark = pytest.mark.usefixtures("backend")
 

@@ -26,8 +26,9 @@ from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.limits import MAX_BODY
-from tests import description
 from tests.server import Server, serve, start
+from tests.support import api_description as description
+from tests.support.waiting import run_async
 
 DESCRIPTION = None if description.missing() else description.Description()
 DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -534,7 +535,7 @@ def test_clients_that_lock_at_one_time_get_different_requests(queue: Api) -> Non
             answers = await asyncio.gather(*calls)
         return [item["id"] for answer in answers for item in answer.json()["data"]["items"]]
 
-    ids = asyncio.run(lock_all())
+    ids = run_async(lock_all())
     assert len(ids) == len(set(ids)) == 100
 
 
@@ -833,10 +834,10 @@ def test_the_rates_of_the_platform(server: Server, queue: Api) -> None:
             sent = [http.request(verb, queue.path + path, json=body) for _ in range(calls)]
             return [answer.status_code for answer in await asyncio.gather(*sent)]
 
-    batches = asyncio.run(statuses(300, "POST", "/requests/batch", [request("a")]))
+    batches = run_async(statuses(300, "POST", "/requests/batch", [request("a")]))
     assert batches.count(429) > 0
     assert batches.count(201) >= 40
-    singles = asyncio.run(statuses(100, "GET", one("a")))
+    singles = run_async(statuses(100, "GET", one("a")))
     assert singles.count(200) == 100
 
 
@@ -871,7 +872,7 @@ def test_queues_outlive_the_server_and_are_those_of_crawls(tmp_path: Path) -> No
         await backend.add([entry], forefront=True)
         await backend.close()
 
-    asyncio.run(crawl())
+    run_async(crawl())
     with serve(tmp_path) as server, Api(server.url, path) as queue:
         assert queue.head() == ["c", "a", "b"]
         assert queue("GET").data["stats"]["writeCount"] == 3

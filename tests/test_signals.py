@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.project import Project
-from tests.site import Site, links
+from tests.support.website import Site, links
 
 pytestmark = pytest.mark.usefixtures("backend")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.project import Crawl, Project
-from tests.site import Page, Site, links
+from tests.support.website import Page, Site, links
 
 pytestmark = pytest.mark.usefixtures("backend")
 

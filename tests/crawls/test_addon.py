@@ -10,9 +10,9 @@ from scrapy import Spider
 from scrapy.core.scheduler import Scheduler as StockScheduler
 
 import scrapy_apify_rq
-from tests.site import Site, links
 from tests.support.crawling import Crawl, Crawls
 from tests.support.spiders import Links
+from tests.support.website import Site, links
 
 BOTH = {
     "DOWNLOADER_MIDDLEWARES": {"scrapy_apify_rq.DownloaderMiddleware": 10_000},

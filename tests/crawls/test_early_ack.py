@@ -10,11 +10,11 @@ import pytest
 from scrapy import Request
 from scrapy.http import Response
 
-from tests.site import Site
-from tests.support.crawling import Crawls, wait_until
+from tests.support.crawling import Crawls
 from tests.support.queues import Queue
-from tests.support.site import Held
 from tests.support.spiders import SiteSpider
+from tests.support.waiting import wait_until
+from tests.support.website import Held, Site
 
 # Seconds in which a page would be acked too early, if it were.
 A_WHILE = 0.15

@@ -13,12 +13,12 @@ from scrapy.http import Response
 from scrapy.statscollectors import MemoryStatsCollector
 
 from scrapy_apify_rq.errors import ConfigError
-from tests.api import Call, error
-from tests.site import Site, links
-from tests.support.crawling import Crawls, wait_until
+from tests.support.api_calls import Call, error
+from tests.support.crawling import Crawls
 from tests.support.queues import Queue, ServedQueue
-from tests.support.site import Held
 from tests.support.spiders import Links, SiteSpider
+from tests.support.waiting import wait_until
+from tests.support.website import Held, Site, links
 
 PATHS = [f"/{number}" for number in range(7)]
 

@@ -20,12 +20,12 @@ from scrapy.http import Response
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.server.faults import Faults
-from tests.api import Call
-from tests.site import Hit, Page, Site
-from tests.support.crawling import Crawls, wait_until
+from tests.support.api_calls import Call
+from tests.support.crawling import Crawls
 from tests.support.queues import Queue, ServedQueue
-from tests.support.site import Held
 from tests.support.spiders import Links, SiteSpider
+from tests.support.waiting import wait_until
+from tests.support.website import Held, Hit, Page, Site
 
 SIZE = 200_000
 COUNT = 60

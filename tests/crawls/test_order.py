@@ -8,9 +8,9 @@ import pytest
 from scrapy import Request
 from scrapy.http import Response
 
-from tests.site import Site
 from tests.support.crawling import Crawls
 from tests.support.spiders import SiteSpider
+from tests.support.website import Site
 
 ONE_AT_A_TIME = {"CONCURRENT_REQUESTS": 1}
 

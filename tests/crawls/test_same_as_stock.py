@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from tests.site import Site, links
 from tests.support.crawling import Crawls
 from tests.support.spiders import Links
+from tests.support.website import Site, links
 
 STOCK: dict[str, Any] = {"ADDONS": {}}
 

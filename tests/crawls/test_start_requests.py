@@ -11,11 +11,11 @@ import pytest
 from scrapy import Request
 from scrapy.http import Response
 
-from tests.site import Site
-from tests.support.crawling import Crawls, wait_until
+from tests.support.crawling import Crawls
 from tests.support.queues import Queue, ServedQueue
-from tests.support.site import Held
 from tests.support.spiders import SiteSpider
+from tests.support.waiting import wait_until
+from tests.support.website import Held, Site
 
 PATHS = [f"/{number}" for number in range(6)]
 

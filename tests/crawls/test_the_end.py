@@ -12,11 +12,12 @@ from scrapy.http import Response
 
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.server.faults import Faults
-from tests.api import Call, error
-from tests.site import Page, Site, links
-from tests.support.crawling import Crawl, Crawls, wait_until
+from tests.support.api_calls import Call, error
+from tests.support.crawling import Crawl, Crawls
 from tests.support.queues import ServedQueue
 from tests.support.spiders import Links
+from tests.support.waiting import wait_until
+from tests.support.website import Page, Site, links
 
 PATHS = [f"/{number}" for number in range(30)]
 SHARED = {"APIFY_RQ_ACCESS": "shared", "APIFY_RQ_CLIENT_KEY": "worker"}

@@ -12,11 +12,11 @@ from scrapy.downloadermiddlewares.retry import RetryMiddleware, get_retry_reques
 from scrapy.http import Response
 
 from scrapy_apify_rq.entries.models import Entry
-from tests.site import Hit, Page, Site
-from tests.support.crawling import Crawl, Crawls, wait_until
+from tests.support.crawling import Crawl, Crawls
 from tests.support.queues import Queue
-from tests.support.site import Held, in_turn
 from tests.support.spiders import Links, SiteSpider
+from tests.support.waiting import wait_until
+from tests.support.website import Held, Hit, Page, Site
 
 SECRET = base64.b64encode(b"user:secret").decode()
 
@@ -66,7 +66,7 @@ async def test_retry_without_credentials_of_the_environment(
     monkeypatch.setenv("http_proxy", site.url.replace("//", "//user:secret@"))
     page = "http://example.com/"
     again = Held("page")
-    site.serve({page: in_turn(503, again, "page")})
+    site.serve({page: [503, again, "page"]})
     crawl = await crawls.start(Links, site="http://example.com")
     await until_retried(crawls, crawl, again)
     copy = queue.copy()
@@ -98,7 +98,7 @@ async def test_retry_with_the_credentials_that_the_spider_gave(
             self.note(response)
 
     again = Held("page")
-    site.serve({"http://example.com/": in_turn(503, again, "page")})
+    site.serve({"http://example.com/": [503, again, "page"]})
     crawl = await crawls.start(ByProxy)
     await until_retried(crawls, crawl, again)
     copy = queue.copy()
@@ -134,7 +134,7 @@ async def test_retry_without_cookies_and_user_agent(
     site: Site, queue: Queue, crawls: Crawls
 ) -> None:
     again = Held("page")
-    site.serve({"/": Page("in", headers={"Set-Cookie": "session=1"}), "/next": in_turn(503, again)})
+    site.serve({"/": Page("in", headers={"Set-Cookie": "session=1"}), "/next": [503, again]})
     crawl = await crawls.start(LogsIn, ROTATING, site=site.url)
     await until_retried(crawls, crawl, again)
     entry = await queue.copy().entry("/next")
@@ -156,7 +156,7 @@ async def test_retry_without_what_belongs_to_one_attempt(
             yield response.follow("/next", meta={"mine": 1}, callback=self.parse_next)
 
     again = Held("page")
-    site.serve({"/": "page", "/next": in_turn(503, again)})
+    site.serve({"/": "page", "/next": [503, again]})
     crawl = await crawls.start(WithMeta, site=site.url)
     await until_retried(crawls, crawl, again)
     meta = stored_meta(await queue.copy().entry("/next"))
@@ -269,7 +269,7 @@ class ChangesOnPurpose(RetryMiddleware):
 @pytest.mark.filterwarnings("ignore::scrapy.exceptions.ScrapyDeprecationWarning")
 async def test_retry_keeps_its_own_changes(site: Site, queue: Queue, crawls: Crawls) -> None:
     again = Held("page")
-    site.serve({"/": in_turn(503, again)})
+    site.serve({"/": [503, again]})
     middlewares = {RetryMiddleware: None, ChangesOnPurpose: 550, RotatingUserAgent: None}
     settings = {"DOWNLOADER_MIDDLEWARES": middlewares}
     crawl = await crawls.start(Links, settings, site=site.url)

@@ -8,11 +8,11 @@ from scrapy import Request
 from scrapy.crawler import Crawler
 from scrapy.http import HtmlResponse, Response
 
-from tests.site import Site, links
-from tests.support.crawling import Crawl, Crawls, wait_until
+from tests.support.crawling import Crawl, Crawls
 from tests.support.queues import Queue
-from tests.support.site import Held, in_turn
 from tests.support.spiders import Links, SiteSpider, Twins
+from tests.support.waiting import wait_until
+from tests.support.website import Held, Site, links
 
 PATHS = [f"/{number}" for number in range(12)]
 
@@ -47,7 +47,7 @@ async def test_copy_of_the_request(site: Site, queue: Queue, crawls: Crawls) -> 
 
 async def test_copy_while_a_twin_is_downloading(site: Site, queue: Queue, crawls: Crawls) -> None:
     first = Held(404)
-    site.serve({"/page": in_turn(first, "B")})
+    site.serve({"/page": [first, "B"]})
     crawl = await crawls.start(Twins, {"DOWNLOADER_MIDDLEWARES": {GivesACopy: 500}}, site=site.url)
     await wait_until(first.begun.is_set)
     crawl.spider.second.set()

@@ -14,11 +14,11 @@ from scrapy.downloadermiddlewares.retry import get_retry_request
 from scrapy.http import Response
 
 from scrapy_apify_rq.entries.models import Entry
-from tests.site import Page, Site
-from tests.support.crawling import Crawls, wait_until
+from tests.support.crawling import Crawls
 from tests.support.queues import Queue
-from tests.support.site import Held, in_turn
 from tests.support.spiders import Twins
+from tests.support.waiting import wait_until
+from tests.support.website import Held, Page, Site
 
 
 async def by_name(queue: Queue) -> dict[str, Entry]:
@@ -33,7 +33,7 @@ async def test_retry_while_its_twin_is_downloading(
     site: Site, queue: Queue, crawls: Crawls
 ) -> None:
     first, again = Held("A"), Held("B")
-    site.serve({"/page": in_turn(first, 503, again, "after the crash")})
+    site.serve({"/page": [first, 503, again, "after the crash"]})
     crawl = await crawls.start(Twins, site=site.url)
     await wait_until(first.begun.is_set)
     crawl.spider.second.set()
@@ -73,7 +73,7 @@ async def test_retry_from_a_callback_while_its_twin_is_downloading(
                 yield get_retry_request(response.request, spider=self, reason="not yet")
 
     first = Held("A")
-    site.serve({"/page": in_turn(first, "not yet", "B")})
+    site.serve({"/page": [first, "not yet", "B"]})
     crawl = await crawls.start(Again, site=site.url)
     await wait_until(first.begun.is_set)
     crawl.spider.second.set()
@@ -100,7 +100,7 @@ class Patient:
 
 
 async def test_404_while_its_twin_is_scheduled(site: Site, queue: Queue, crawls: Crawls) -> None:
-    site.serve({"/page": in_turn(404, "B")})
+    site.serve({"/page": [404, "B"]})
     crawl = await crawls.start(Twins, {"DOWNLOADER_MIDDLEWARES": {Patient: 500}}, site=site.url)
     patient = crawl.crawler.get_downloader_middleware(Patient)
     assert patient is not None
@@ -121,7 +121,7 @@ async def test_404_while_its_twin_is_scheduled(site: Site, queue: Queue, crawls:
 async def test_redirect_while_its_twin_waits_with_a_404(
     site: Site, queue: Queue, crawls: Crawls
 ) -> None:
-    site.serve({"/page": in_turn(404, Page("", 302, {"Location": "/target"})), "/target": "B"})
+    site.serve({"/page": [404, Page("", 302, {"Location": "/target"})], "/target": "B"})
     crawl = await crawls.start(Twins, {"DOWNLOADER_MIDDLEWARES": {Patient: 500}}, site=site.url)
     patient = crawl.crawler.get_downloader_middleware(Patient)
     assert patient is not None

@@ -17,9 +17,7 @@ from scrapy import Request, Spider, signals
 from scrapy.crawler import AsyncCrawlerRunner, Crawler
 
 from tests.support.queues import Queue
-
-PATIENCE = 10.0
-"""Seconds until a test stops to wait for something that comes at once unless the code is broken."""
+from tests.support.waiting import PATIENCE, wait_until
 
 _PACKAGE = "scrapy_apify_rq"
 _SETTINGS = {
@@ -29,18 +27,6 @@ _SETTINGS = {
     "ROBOTSTXT_OBEY": False,
     "TELNETCONSOLE_ENABLED": False,
 }
-
-
-async def wait_until(
-    condition: Callable[[], Any], what: str = "the condition", patience: float = PATIENCE
-) -> None:
-    """Wait until the condition holds, which is looked at 200 times a second."""
-    try:
-        async with asyncio.timeout(patience):
-            while not condition():  # noqa: ASYNC110 (what Scrapy does sets no event)
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        raise AssertionError(f"{what} did not come true within {patience} s") from None
 
 
 class _Log(logging.Handler):

@@ -15,9 +15,9 @@ from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME, SqliteBackend
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.server.application import application
 from scrapy_apify_rq.server.faults import Faults
-from tests.api import Api, Call
-from tests.checked_server import checked
-from tests.loop import LoopThread
+from tests.support.api_calls import Api, Call
+from tests.support.description_check import checked
+from tests.support.loop_thread import LoopThread
 
 NAME = "test-queue"
 TOKEN = "apify_api_secretOfTheTests"

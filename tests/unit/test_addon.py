@@ -15,7 +15,7 @@ from scrapy_apify_rq.addon import Addon
 from scrapy_apify_rq.crawl.middlewares import DownloaderMiddleware, SpiderMiddleware
 from scrapy_apify_rq.crawl.scheduler import Scheduler
 from tests.project import SPIDER, Project
-from tests.site import Site
+from tests.support.website import Site
 
 
 class OwnScheduler(Scheduler):

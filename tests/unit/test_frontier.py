@@ -15,7 +15,8 @@ import pytest
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.frontier.notices import Bug, LeasesKept, OthersSeen
 from scrapy_apify_rq.frontier.visit import Visit
-from tests.unit.driver import Driver, Remote, make_entry, path_of, until
+from tests.support.frontier_driver import Driver, Remote, make_entry, path_of, until
+from tests.support.waiting import run_async
 
 
 def run(work: Callable[[], Awaitable[None]]) -> None:
@@ -23,7 +24,7 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
         async with asyncio.timeout(30):
             await work()
 
-    asyncio.run(main())
+    run_async(main())
 
 
 # The order.

@@ -15,7 +15,8 @@ from scrapy_apify_rq.frontier.leases import Offers
 from scrapy_apify_rq.frontier.notices import LeaseLost, LeasesKept
 from scrapy_apify_rq.frontier.visit import Visit
 from scrapy_apify_rq.frontier.window import Window
-from tests.unit.driver import Driver, Remote, make_entry, path_of, until
+from tests.support.frontier_driver import Driver, Remote, make_entry, path_of, until
+from tests.support.waiting import run_async
 
 
 def run(work: Callable[[], Awaitable[None]]) -> None:
@@ -23,7 +24,7 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
         async with asyncio.timeout(30):
             await work()
 
-    asyncio.run(main())
+    run_async(main())
 
 
 class Shared(Remote):

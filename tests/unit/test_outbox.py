@@ -14,7 +14,8 @@ from scrapy_apify_rq.backends.base import Added, Updated
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.frontier.outbox import Outbox
 from scrapy_apify_rq.frontier.visit import Visit
-from tests.unit.driver import PATIENCE, Remote, make_entry, path_of, until
+from tests.support.frontier_driver import PATIENCE, Remote, make_entry, path_of, until
+from tests.support.waiting import run_async
 
 MB = 2**20
 
@@ -71,7 +72,7 @@ def test_a_batch_for_the_front_keeps_its_order_there(tmp_path: Path) -> None:
         assert owner.added_paths == [*end, *front]
         assert all(answered == own for answered, own in owner.answers)
 
-    asyncio.run(work())
+    run_async(work())
 
 
 def test_retries_for_the_front_keep_their_order_there(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_retries_for_the_front_keep_their_order_there(tmp_path: Path) -> None:
             ]
         assert owner.updated_paths == ["/2", "/3"]
 
-    asyncio.run(work())
+    run_async(work())
 
 
 def test_the_limits_are_numbers_and_bytes(tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_the_limits_are_numbers_and_bytes(tmp_path: Path) -> None:
             outbox.add(a_visit(f"/{n}", size=5 * MB))
         assert outbox.is_full()
 
-    asyncio.run(work())
+    run_async(work())
 
 
 def test_room_comes_when_bytes_are_confirmed_and_one_entry_always_fits(tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_room_comes_when_bytes_are_confirmed_and_one_entry_always_fits(tmp_path:
             await outbox.flush(PATIENCE)
         assert len(owner.added_paths) == 5
 
-    asyncio.run(work())
+    run_async(work())
 
 
 def test_a_call_takes_a_few_megabytes_at_most_or_one_entry(tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_a_call_takes_a_few_megabytes_at_most_or_one_entry(tmp_path: Path) -> No
             await outbox.flush(PATIENCE)
         assert backend.named("add") == [["/0", "/1"], ["/2"], ["/3", "/4"]]
 
-    asyncio.run(work())
+    run_async(work())
 
 
 def test_too_many_updates_are_a_quarter_of_the_limits(tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_too_many_updates_are_a_quarter_of_the_limits(tmp_path: Path) -> None:
         outbox.update(a_visit("/large", size=26 * MB))
         assert outbox.has_too_many_updates()
 
-    asyncio.run(work())
+    run_async(work())
 
 
 def test_an_update_waits_for_the_adds_before_it_only(tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_an_update_waits_for_the_adds_before_it_only(tmp_path: Path) -> None:
         names = [name for name, _, _ in backend.calls]
         assert names.index("add") < names.index("update") < len(names) - 1
 
-    asyncio.run(work())
+    run_async(work())
 
 
 def test_an_add_waits_for_company_while_the_crawl_has_enough_to_do(tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ def test_an_add_waits_for_company_while_the_crawl_has_enough_to_do(tmp_path: Pat
             await outbox.flush(PATIENCE)
         assert backend.named("add")[1:] == [["/flushed"]]
 
-    asyncio.run(work())
+    run_async(work())
 
 
 def test_after_a_failure_nothing_waits(tmp_path: Path) -> None:
@@ -212,7 +213,7 @@ def test_after_a_failure_nothing_waits(tmp_path: Path) -> None:
                 await outbox.flush(PATIENCE)
         assert (outbox.unsaved_adds, backend.calls) == (2, [])
 
-    asyncio.run(work())
+    run_async(work())
 
 
 def test_a_flush_is_bounded_by_the_time_without_an_answer(tmp_path: Path) -> None:
@@ -235,7 +236,7 @@ def test_a_flush_is_bounded_by_the_time_without_an_answer(tmp_path: Path) -> Non
         with pytest.raises(TimeoutError):
             await outbox.flush(0.05)  # nobody works
 
-    asyncio.run(work())
+    run_async(work())
 
 
 def test_a_task_ends_with_the_error_of_its_call(tmp_path: Path) -> None:
@@ -257,4 +258,4 @@ def test_a_task_ends_with_the_error_of_its_call(tmp_path: Path) -> None:
             await asyncio.gather(*tasks)
         await backend.close()
 
-    asyncio.run(work())
+    run_async(work())

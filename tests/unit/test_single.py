@@ -13,7 +13,7 @@ from scrapy_apify_rq.frontier.single import Single
 from scrapy_apify_rq.frontier.supply import Local
 from scrapy_apify_rq.frontier.visit import Visit
 from scrapy_apify_rq.frontier.window import Window
-from tests.unit.driver import Driver, Remote, make_entry
+from tests.support.frontier_driver import Driver, Remote, make_entry
 
 
 def a_single(folder: Path, **limits: Any) -> tuple[Single, Window]:

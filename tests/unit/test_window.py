@@ -6,7 +6,7 @@ from typing import Any
 
 from scrapy_apify_rq.frontier.visit import Visit
 from scrapy_apify_rq.frontier.window import Window
-from tests.unit.driver import make_entry
+from tests.support.frontier_driver import make_entry
 
 
 def a_window(**options: Any) -> Window:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-FILE = Path(__file__).parents[2] / "shared" / "api" / "openapi-rq.json"
+FILE = Path(__file__).parents[3] / "shared" / "api" / "openapi-rq.json"
 # Every operation takes the token in the query as well.
 _EVERYWHERE = ("token",)
 

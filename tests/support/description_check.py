@@ -20,7 +20,7 @@ from aiohttp import hdrs, web
 from scrapy import cmdline
 
 from scrapy_apify_rq.server import application as server
-from tests.description import Description, missing
+from tests.support.api_description import Description, missing
 
 OURS = "scrapy-apify-rq/"
 # So that a test that breaks everything cannot fill the pipe that nobody reads before the end.

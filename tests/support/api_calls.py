@@ -14,8 +14,8 @@ from typing import Any
 from aiohttp import web
 
 from scrapy_apify_rq.server.application import application
-from tests.checked_server import checked
-from tests.loop import LoopThread
+from tests.support.description_check import checked
+from tests.support.loop_thread import LoopThread
 
 
 @dataclass

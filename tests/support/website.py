@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
+from tests.support.waiting import PATIENCE
+
 
 class Hit(NamedTuple):
     method: str
@@ -34,7 +36,35 @@ def links(*paths: str) -> str:
     return "<html><body>" + "".join(f'<a href="{path}">x</a>' for path in paths) + "</body></html>"
 
 
-Answer = Page | str | int | Sequence[Page | str | int] | Callable[[Hit], Page]
+Script = Page | str | int | Callable[[Hit], Page]
+"""A page, an HTML text, a status, or a function of the hit."""
+Answer = Script | Sequence[Script]
+
+
+def _play(script: Script, hit: Hit) -> Page:
+    if isinstance(script, int):
+        return Page(status=script)
+    if isinstance(script, str):
+        return Page(script)
+    return script if isinstance(script, Page) else script(hit)
+
+
+class Held:
+    """A page that is answered when the test says so.
+
+    ``begun`` is set once the site has been asked, and ``go`` lets it answer.
+    """
+
+    def __init__(self, script: Script = 200) -> None:
+        self._script = script
+        self.begun = threading.Event()
+        self.go = threading.Event()
+
+    def __call__(self, hit: Hit) -> Page:
+        self.begun.set()
+        if not self.go.wait(PATIENCE):
+            return Page("the test did not let it go", 500)
+        return _play(self._script, hit)
 
 
 class _Server(ThreadingHTTPServer):
@@ -45,9 +75,8 @@ class _Server(ThreadingHTTPServer):
 class Site:
     """Serves ``pages`` by path (query included) until the ``with`` block ends.
 
-    A page is a ``Page``, an HTML text, a status, a function of the hit, or a list of these that
-    is used up from its start, its last one for ever. Other paths answer 404, or what ``default``
-    says. ``hits`` holds every request in order.
+    An answer is a script, or a list of scripts that is used up from its start, its last one for
+    ever. Other paths answer 404, or what ``default`` says. ``hits`` holds every request in order.
     """
 
     def __init__(self, pages: Mapping[str, Answer], default: Answer = 404) -> None:
@@ -86,11 +115,7 @@ class Site:
                 served = min(self._served[hit.path], len(answer) - 1)
                 self._served[hit.path] += 1
                 answer = answer[served]
-        if isinstance(answer, int):
-            return Page(status=answer)
-        if isinstance(answer, str):
-            return Page(answer)
-        return answer if isinstance(answer, Page) else answer(hit)
+        return _play(answer, hit)
 
     def _handler(site) -> type[BaseHTTPRequestHandler]:  # the handler has a self of its own
         class Handler(BaseHTTPRequestHandler):

@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-_TEXT = (Path(__file__).parents[1] / "README.md").read_text()
+_TEXT = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def commands(title: str) -> list[list[str]]:

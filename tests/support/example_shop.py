@@ -13,7 +13,7 @@ from urllib.request import urlopen
 
 from tests.project import _STATS_FILE, QUEUE, Project
 
-EXAMPLE = Path(__file__).parents[1] / "example_project"
+EXAMPLE = Path(__file__).parents[2] / "example_project"
 
 Hits = Counter[tuple[str, str, str]]
 """Method, path with query, and body of each request, with the number of times it was made."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.loop import PATIENCE, LoopThread
+from tests.support.loop_thread import PATIENCE, LoopThread
 
 SECRET = "secretOfTheEvents"
 

@@ -1,0 +1,14 @@
+"""Settings of all projects whose processes are tested; each has a ``settings.py`` with its own."""
+
+import os
+
+from scrapy_apify_rq.backends.apify.queue import ApifyBackend
+
+ADDONS = {"scrapy_apify_rq.Addon": 500}
+EXTENSIONS = {"tests.support.stats_file.StatsFile": 0}
+ROBOTSTXT_OBEY = False
+TELNETCONSOLE_ENABLED = False
+LOG_LEVEL = "DEBUG"
+
+# Our server's answers lag only when told to; the real delay would cost each crawl three seconds.
+ApifyBackend.consistency_delay = float(os.environ.get("TESTS_CONSISTENCY_DELAY", "0.2"))
