@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from scrapy import Request, Spider
@@ -53,7 +52,6 @@ async def test_it_has_pending_requests_until_all_is_finished_and_saved(
         assert engine.scheduler.has_pending_requests()
         request = await engine.take()
         assert len(engine.scheduler) == 0
-        await asyncio.sleep(0.05)
         assert engine.scheduler.has_pending_requests()
         engine.finish(request)
         assert engine.scheduler.has_pending_requests()
