@@ -90,6 +90,8 @@ async def driving(
 ) -> AsyncIterator[EngineDriver]:
     """A crawl that does what the test does. At the end it is stopped, and all is saved."""
     crawl = await crawls.start(Stays, settings, queue=queue)
+    # A stop before that is not heard by an engine that is paused.
+    await wait_until(lambda: crawl.crawler.engine.running, "the engine's start")
     engine = EngineDriver(crawl)
     try:
         yield engine
