@@ -8,11 +8,16 @@ import pytest
 from scrapy import Request
 from scrapy.http import Response
 
+from scrapy_apify_rq.backends.apify.queue import ApifyBackend
+from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
 from tests.support.crawling import Crawls
+from tests.support.queues import NAME, Queue
 from tests.support.spiders import SiteSpider
-from tests.support.website import Site
+from tests.support.website import Page, Site, links
 
 ONE_AT_A_TIME = {"CONCURRENT_REQUESTS": 1}
+# No page is fetched before the callback of the one before it has ended, either.
+ONE_BY_ONE = {**ONE_AT_A_TIME, "SCRAPER_SLOT_MAX_ACTIVE_SIZE": 1}
 
 
 class Yields(SiteSpider):
@@ -62,3 +67,69 @@ async def test_the_higher_comes_first(site: Site, crawls: Crawls) -> None:
     crawl = await crawls.run(Yields, ONE_AT_A_TIME, priorities=priorities, site=site.url)
     handed_out = [int(path.split("/")[1]) for path in crawl.paths[1:]]
     assert handed_out == sorted(priorities, reverse=True)
+
+
+class Tree(SiteSpider):
+    """Follows all links, with the priority that is in their query."""
+
+    def parse(self, response: Response) -> Any:
+        for href in response.css("a::attr(href)").getall():
+            yield response.follow(href, priority=int(href.partition("?p=")[2] or 0))
+
+
+def serve_two_levels(site: Site, count: int, delay: float = 0) -> list[str]:
+    wide = [f"/{number}" for number in range(count)]
+    site.serve({path: Page(links(f"{path}/deep"), delay=delay) for path in wide})
+    site.serve({"/": links(*wide), **{f"{path}/deep": Page(delay=delay) for path in wide}})
+    return wide
+
+
+async def pending(queue: Queue, site: Site) -> list[str]:
+    """The paths still to be crawled, in the order in which the queue hands them out."""
+    backend = SqliteBackend(queue.folder, name=NAME)
+    await backend.open()
+    claim = await backend.claim(1000, (), 2**24)
+    await backend.close()
+    return [claimed.entry.url.removeprefix(site.url) for claimed in claim.entries]
+
+
+async def test_order_of_a_crawl_that_is_resumed(
+    site: Site, crawls: Crawls, any_queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
+    first, urgent = "/first?p=9", {"/mid?p=5", "/mid/2?p=5"}
+    tree = {"/": ["/1", "/2", "/late?p=-1", "/mid?p=5", "/3", "/4", first, "/mid/2?p=5"]}
+    tree |= {first: ["/first/soon?p=7"], "/1": ["/1/deep"], "/2": ["/2/deep"]}
+    # Longer than it takes to save a link, also over the API and on a busy machine.
+    leaves = {path for paths in tree.values() for path in paths} - set(tree)
+    site.serve(dict.fromkeys(leaves, Page("page", delay=0.05)))
+    site.serve({path: links(*paths) for path, paths in tree.items()})
+    stop = {**ONE_BY_ONE, "CLOSESPIDER_PAGECOUNT": 1}
+    await crawls.run(Tree, stop, queue=any_queue, site=site.url)
+    left = await pending(any_queue, site)
+    assert set(left[:3]) == {first, *urgent}
+    assert left[3:] == ["/1", "/2", "/late?p=-1", "/3", "/4"]
+
+    await crawls.run(Tree, ONE_BY_ONE, queue=any_queue, site=site.url)
+    assert site.paths[:2] == ["/", first]
+    assert set(site.paths[2:5]) == {*urgent, "/first/soon?p=7"}
+    assert site.paths[5:] == ["/1", "/2", "/3", "/4", "/1/deep", "/2/deep", "/late?p=-1"]
+
+
+async def test_lifo_goes_depth_first(site: Site, crawls: Crawls, any_queue: Queue) -> None:
+    serve_two_levels(site, 6, delay=0.05)
+    settings = {**ONE_BY_ONE, "APIFY_RQ_ORDER": "lifo"}
+    await crawls.run(Tree, settings, queue=any_queue, site=site.url)
+    order = site.paths
+    assert len(order) == len(set(order)) == 13
+    assert order[1] == "/5"
+    # While a link is being saved, one page of the upper level or two may be handed out.
+    assert order.index("/5/deep") < order.index("/2")
+    assert order.index("/3/deep") < order.index("/0")
+
+
+async def test_fifo_beyond_the_window(site: Site, crawls: Crawls, any_queue: Queue) -> None:
+    wide = serve_two_levels(site, 10)
+    settings = {**ONE_BY_ONE, "APIFY_RQ_WINDOW": 4}
+    await crawls.run(Tree, settings, queue=any_queue, site=site.url)
+    assert site.paths == ["/", *wide, *(f"{path}/deep" for path in wide)]
