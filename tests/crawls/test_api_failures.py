@@ -112,6 +112,7 @@ async def test_failure_in_mid_crawl_leaves_the_rest_pending(
     assert cure in report(failed)
     assert 10 <= done < PAGES
     assert failed.stats["apify_rq/handled"] <= done
+    assert "which are still pending" in failed.closing_line
     assert "Run the spider again to go on" in failed.closing_line
 
     served.api.before = lambda call: None

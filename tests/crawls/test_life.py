@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -26,7 +25,8 @@ from tests.support.website import Answer, Held, Page, Site, links
 Outcome = tuple[str, int, list[str]]
 HANDLED: Outcome = ("handled", 0, [])
 BAD, DOWN, MISSING = "ValueError: bad page", "503 Service Unavailable", "404 Not Found"
-ERROR, KEPT = "500 Internal Server Error", "302 Found, but a middleware kept it from the callback"
+BROKEN, KEPT = "500 Internal Server Error", "302 Found, but a middleware kept it from the callback"
+GONE = "not crawled, since it cannot be decoded: spider 'spider' has no method 'parse_gone'"
 IGNORED = "scrapy.exceptions.IgnoreRequest"
 
 
@@ -64,7 +64,7 @@ def to(path: str) -> Page:
 
 DROP = Page(drop=True)
 REFRESH = '<html><meta http-equiv="refresh" content="0; url=/refresh/end"></html>'
-NOWHERE = "http://nowhere.invalid/"
+NOWHERE, OFFSITE = "http://nowhere.invalid/", "http://offsite.invalid/"
 # path: what the site answers, the outcome, and the page loaded.
 LIFE: dict[str, tuple[Answer, Outcome, str | None]] = {
     "/seen": ("page", HANDLED, "/seen"),
@@ -82,7 +82,7 @@ LIFE: dict[str, tuple[Answer, Outcome, str | None]] = {
     "/drop": ([DROP, DROP, "page"], retried("DownloadFailed", "DownloadFailed"), "/drop"),
     "/empty": (["", "page"], retried("200 OK, but the callback asked for a retry"), "/empty"),
     "/errback": ([404, "page"], retried(MISSING), "/errback"),
-    "/down": (500, failed(ERROR, ERROR, ERROR, retries=2), None),
+    "/down": (500, failed(BROKEN, BROKEN, BROKEN, retries=2), None),
     "/cut": (DROP, failed(*["DownloadFailed"] * 3, retries=2), None),
     "/dont-retry": (503, failed(DOWN), None),
     "/plain": ("page", failed("ValueError: plain went wrong"), "/plain"),
@@ -95,18 +95,38 @@ LIFE: dict[str, tuple[Answer, Outcome, str | None]] = {
     "/forbidden": ("page", failed(f"{IGNORED}: Forbidden by robots.txt"), None),
     "/missing": (404, failed(MISSING), None),
     "/expected": (404, HANDLED, "/expected"),
-    NOWHERE: ("page", failed("CannotResolveHost"), None),
+    NOWHERE: (200, failed("CannotResolveHost"), None),
+    "/bare": ("page", HANDLED, "/bare"),
+    "/post": ("page", HANDLED, "/post"),
+    "/label": ("page", HANDLED, "/label"),
+    "/no-retry": (503, failed(DOWN), None),
+    "/retry": ([503, "page"], retried(DOWN), "/retry"),
+    "/gone": (200, failed(GONE), None),
+    OFFSITE: (200, failed("IgnoreRequest: Filtered"), None),
+}
+# Others have put these into the queue. What their programs write is the subject of
+# test_foreign_queues.
+BY_OTHERS: dict[str, dict[str, Any]] = {
+    "/bare": {},
+    "/post": {"method": "POST", "headers": {"X-Test": "yes"}, "payload": '{"ü": 1}'},
+    "/label": {"user_data": {"shop": {"id": 7}, "label": "DETAIL"}},
+    "/no-retry": {"no_retry": True},
+    "/retry": {"no_retry": False},
+    "/gone": {"user_data": {"scrapy": {"v": 1, "callback": "parse_gone"}}},
+    OFFSITE: {},
 }
 META: dict[str, dict[str, Any]] = {
     "/far": {"redirect_ttl": 1},
     "/dont-retry": {"dont_retry": True},
     "/expected": {"handle_httpstatus_list": [404]},
-    NOWHERE: {"max_retry_times": 0, "dont_obey_robotstxt": True},
+    NOWHERE: {"max_retry_times": 0, "dont_obey_robotstxt": True, "allow_offsite": True},
 }
 
 
 class Life(Pages):
-    """Has the callbacks and errbacks that are named after its pages."""
+    """Has callbacks and errbacks that are named after its pages."""
+
+    allowed_domains = ["127.0.0.1"]  # noqa: RUF012 (Scrapy's way)
 
     def parse(self, response: Response) -> Iterator[Any]:
         for path in response.css("a::attr(href)").getall():
@@ -144,15 +164,24 @@ class Life(Pages):
         yield response.follow("/link/2", callback=self.parse_link)
         raise ValueError("async went wrong")
 
+    def parse_label(self, response: Response) -> Any:
+        yield {"userData": response.meta["userData"]}
+
     def parse_link(self, response: Response) -> None:
         raise KeyError
 
 
-async def test_pages_of_one_crawl(site: Site, crawls: Crawls, any_queue: Queue) -> None:
-    linked = [path for path in LIFE if path.count("/") != 2]
+async def test_pages_of_one_crawl(
+    site: Site, crawls: Crawls, any_queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
+    linked = [path for path in LIFE if path.count("/") != 2 and path not in BY_OTHERS]
     site.serve({path: answer for path, (answer, _, _) in LIFE.items()})
     site.serve({"/": links(*linked), "/robots.txt": "User-agent: *\nDisallow: /forbidden"})
-    settings = {"ROBOTSTXT_OBEY": True, "DNS_TIMEOUT": 5}
+    for path, fields in BY_OTHERS.items():
+        url = path if path == OFFSITE else f"{site.url}{path}"
+        await any_queue.add(Entry(id=request_id(url), unique_key=url, url=url, **fields))
+    settings = {"ROBOTSTXT_OBEY": True, "APIFY_RQ_CALLBACKS": {"DETAIL": "parse_label"}}
     crawl = await crawls.run(Life, settings, queue=any_queue, site=site.url)
 
     entries = await by_path(any_queue, site)
@@ -161,90 +190,30 @@ async def test_pages_of_one_crawl(site: Site, crawls: Crawls, any_queue: Queue) 
     loaded = {path: entry.loaded_url for path, entry in entries.items()}
     assert loaded == {path: page and f"{site.url}{page}" for path, (_, _, page) in LIFE.items()}
     hits = {path: 1 + retries for path, (_, (_, retries, _), _) in LIFE.items()}
-    assert Counter(site.paths) == Counter({"/": 1, **hits, "/forbidden": 0, NOWHERE: 0})
-    # Not absent: the Apify SDK would not read the entries.
-    no_retry = {path for path, entry in entries.items() if entry.no_retry is not False}
-    assert no_retry == {"/dont-retry"}
-    for path in ("/seen", "/two/end", "/refresh/end"):
-        assert entries[path].user_data["label"] == "parse_page"
-    stats = crawl.stats
-    assert stats["item_scraped_count"] == len(crawl.spider.handled) == 7
-    assert stats["apify_rq/retried"] == stats["retry/count"] == 10
-    assert (stats["apify_rq/failed"], stats["apify_rq/handled"]) == (14, 1 + len(LIFE))
-    assert (await any_queue.info()).pending == 0
-
-
-class Strangers(Pages):
-    """Starts with nothing: others have filled its queue."""
-
-    allowed_domains = ["127.0.0.1"]  # noqa: RUF012 (Scrapy's way)
-
-    async def start(self) -> AsyncIterator[Any]:
-        return
-        yield
-
-    def parse(self, response: Response) -> Iterator[Any]:
-        self.note(response)
-        yield {"path": self.handled[-1], "userData": response.meta.get("userData")}
-
-    def failed(self, failure: Any) -> Iterator[Any]:
-        yield {"failed": failure.request.headers["X-Test"]}
-
-
-async def test_entries_of_others(
-    site: Site, crawls: Crawls, any_queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What apify.scrapy wrote, pickles and Crawlee are the subject of test_foreign_queues."""
-    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
-    data = {"shop": {"id": 7}, "label": "UNKNOWN"}
-    by_apify = {"url": f"{site.url}/apify", "errback": "failed", "headers": {"X-Test": ["YQ=="]}}
-    offsite = "http://offsite.invalid/"
-    fields: dict[str, dict[str, Any]] = {
-        "/bare": {},
-        "/post": {"method": "POST", "headers": {"X-Test": "yes"}, "payload": '{"ü": 1}'},
-        "/data": {"user_data": data},
-        "/label": {"user_data": {"label": "DETAIL"}},
-        "/apify": {"user_data": {"scrapy_request": json.dumps(by_apify)}},
-        "/no-retry": {"no_retry": True},
-        "/retry": {"no_retry": False},
-        "/gone": {"user_data": {"scrapy": {"v": 1, "callback": "parse_gone"}}},
-        offsite: {},
-    }
-    site.serve(dict.fromkeys(fields, "page"))
-    site.serve({"/apify": 404, "/no-retry": 503, "/retry": [503, "page"]})
-    for path, values in fields.items():
-        url = path if path == offsite else f"{site.url}{path}"
-        await any_queue.add(Entry(id=request_id(url), unique_key=url, url=url, **values))
-    settings = {"APIFY_RQ_CALLBACKS": {"DETAIL": "parse_page"}}
-    crawl = await crawls.run(Strangers, settings, queue=any_queue, site=site.url)
-
-    given = [{"path": path, "userData": None} for path in ("/bare", "/post", "/retry")]
-    given += [{"path": "/data", "userData": data}, {"path": "/label"}, {"failed": b"a"}]
-    assert sorted(crawl.items, key=repr) == sorted(given, key=repr)
+    never = dict.fromkeys(("/forbidden", "/gone", NOWHERE, OFFSITE), 0)
+    assert Counter(site.paths) == Counter({"/": 1, **hits, **never})
     (post,) = [hit for hit in site.hits if hit.path == "/post"]
     assert (post.method, post.body) == ("POST", '{"ü": 1}'.encode())
     assert ("X-Test", "yes") in post.headers
-    entries = await by_path(any_queue, site)
-    found = outcomes(entries)
-    (why,) = found["/gone"][2]
-    assert "'parse_gone'" in why
-    assert found == {
-        **dict.fromkeys(("/bare", "/post", "/data", "/label"), HANDLED),
-        "/apify": failed(MISSING),
-        "/no-retry": failed(DOWN),
-        "/retry": retried(DOWN),
-        "/gone": failed(why),
-        offsite: failed("IgnoreRequest: Filtered"),
-    }
-    assert entries["/bare"].loaded_url == entries["/bare"].url
-    assert entries["/data"].user_data == data
+    # Ours are not without a value, or the Apify SDK would not read them.
+    no_retry = {path: entry.no_retry for path, entry in entries.items() if path not in BY_OTHERS}
+    assert no_retry == {path: path == "/dont-retry" for path in no_retry}
     assert entries["/no-retry"].no_retry is True
-    assert (site.paths.count("/no-retry"), site.paths.count("/gone")) == (1, 0)
-    # It is reported, once.
+    assert entries["/label"].user_data == BY_OTHERS["/label"]["user_data"]
+    for path in ("/seen", "/two/end", "/refresh/end"):
+        assert entries[path].user_data["label"] == "parse_page"
+    pages = ("/seen", "/two/end", "/refresh/end", "/status", "/drop", "/errback", "/expected")
+    items = [{"path": path} for path in pages]
+    items.append({"userData": BY_OTHERS["/label"]["user_data"]})
+    assert sorted(crawl.items, key=repr) == sorted(items, key=repr)
     (report,) = [line for line in crawl.log_text.splitlines() if "/gone)" in line]
     assert report.startswith("ERROR: ")
     assert "'parse_gone'" in report
-    assert crawl.stats["apify_rq/undecodable"] == 1
+    stats = crawl.stats
+    assert stats["apify_rq/undecodable"] == 1
+    assert stats["apify_rq/retried"] == stats["retry/count"] == 11
+    assert (stats["apify_rq/failed"], stats["apify_rq/handled"]) == (17, 1 + len(LIFE))
+    assert (await any_queue.info()).pending == 0
 
 
 class OwnRetry:

@@ -27,51 +27,42 @@ def said(crawl: Crawl) -> list[str]:
     return [f"{record.levelname}: {record.getMessage()}" for record in ours]
 
 
-async def test_named_queue_that_is_finished(site: Site, queue: Queue, crawls: Crawls) -> None:
-    site.serve({"/": links("/a"), "/a": "a"})
-    title = f"Request queue 'test-queue' in {queue.folder / FILE_NAME}"
-    first = await crawls.run(Pages, site=site.url)
-    assert said(first)[0] == f"INFO: {title}: new"
-
-    second = await crawls.run(Pages, site=site.url)
-    assert site.paths == ["/", "/a"]
-    line = said(second)[0]
-    assert line.startswith(f"WARNING: {title} is finished: 2 handled, none pending")
-    assert "-s APIFY_RQ_PURGE_ON_START=True" in line
-    assert "another APIFY_RQ_NAME" in line
-    assert "handled 0 (0 of them failed)" in second.closing_line
-
-    third = await crawls.run(Pages, {"APIFY_RQ_PURGE_ON_START": True}, site=site.url)
-    assert site.paths == ["/", "/a"] * 2
-    why = "since APIFY_RQ_PURGE_ON_START is set"
-    assert said(third)[0] == f"INFO: {title}: emptied of 2 entries, 0 of them pending, {why}"
-    assert (await queue.info()).handled == 2
-
-
-async def test_unnamed_queue_that_is_finished(site: Site, crawls: Crawls) -> None:
-    site.serve({"/": links("/a"), "/a": "a"})
-    await crawls.run(Pages, UNNAMED, site=site.url)
-    second = await crawls.run(Pages, UNNAMED, site=site.url)
-    assert site.paths == ["/", "/a"] * 2
-    assert said(second)[0].startswith("INFO: Request queue 'bot-spider' in ")
-    assert said(second)[0].endswith(": emptied of 2 entries, its crawl was finished")
-    assert "WARNING" not in "".join(said(second))
-
-
 @pytest.mark.parametrize("naming", [{}, UNNAMED])
-async def test_unfinished_queue(site: Site, crawls: Crawls, naming: dict[str, Any]) -> None:
+async def test_first_and_last_lines(
+    site: Site, queue: Queue, crawls: Crawls, naming: dict[str, Any]
+) -> None:
+    """Of a crawl that is stopped, resumed, finished, and begun again."""
     site.serve({"/": links(*PATHS), **dict.fromkeys(PATHS, "page")})
+    name = "bot-spider" if naming else "test-queue"
+    title = f"Request queue {name!r} in {queue.folder / FILE_NAME}"
     few = {**naming, "CONCURRENT_REQUESTS": 1, "CLOSESPIDER_PAGECOUNT": 2}
-    first = await crawls.run(Pages, few, site=site.url)
+    stopped = await crawls.run(Pages, few, site=site.url)
     done = len(site.paths)
     left = 21 - done
     assert 2 <= done < 21
-    assert f"the queue holds {done} handled, {left} pending" in first.closing_line
-    second = await crawls.run(Pages, naming, site=site.url)
+    assert said(stopped)[0] == f"INFO: {title}: new"
+    assert f"the queue holds {done} handled, {left} pending" in stopped.closing_line
+
+    resumed = await crawls.run(Pages, naming, site=site.url)
     assert sorted(site.paths) == sorted(["/", *PATHS])
-    assert said(second)[0].endswith(f": resuming, {left} pending, {done} handled")
-    assert f"this run handled {left}" in second.closing_line
-    assert "the queue holds 21 handled, 0 pending" in second.closing_line
+    assert said(resumed)[0] == f"INFO: {title}: resuming, {left} pending, {done} handled"
+    assert f"this run handled {left} (0 of them failed)" in resumed.closing_line
+    assert "the queue holds 21 handled, 0 pending" in resumed.closing_line
+
+    again, why = await crawls.run(Pages, naming, site=site.url), "its crawl was finished"
+    if not naming:
+        line = said(again)[0]
+        assert line.startswith(f"WARNING: {title} is finished: 21 handled, none pending")
+        assert "-s APIFY_RQ_PURGE_ON_START=True" in line
+        assert "another APIFY_RQ_NAME" in line
+        assert "handled 0 (0 of them failed)" in again.closing_line
+        assert len(site.paths) == 21
+        why = "0 of them pending, since APIFY_RQ_PURGE_ON_START is set"
+        again = await crawls.run(Pages, {"APIFY_RQ_PURGE_ON_START": True}, site=site.url)
+        assert (await queue.info()).handled == 21
+    assert said(again)[0] == f"INFO: {title}: emptied of 21 entries, {why}"
+    assert "WARNING" not in "".join(said(again))
+    assert len(site.paths) == 42
 
 
 async def test_the_last_line_sums_up_below_the_stats(
