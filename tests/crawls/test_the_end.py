@@ -113,9 +113,9 @@ async def test_workers_stay_while_another_has_work(
 ) -> None:
     """The head lags."""
     shrink(10)
-    served.faults(Faults(head_lag=0.5))
+    served.faults(Faults(head_lag=0.3))
     slow = {path: Page("page", delay=0.05) for path in PATHS[:12]}
-    chain = [f"/chain/{number}" for number in range(4)]
+    chain = [f"/chain/{number}" for number in range(3)]
     following = dict(zip(chain, [*(links(path) for path in chain[1:]), links(*slow)], strict=True))
     site.serve({"/": links(chain[0]), **slow})
     site.serve({path: Page(text, delay=0.1) for path, text in following.items()})
