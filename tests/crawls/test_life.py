@@ -15,7 +15,7 @@ from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.support.crawling import Crawls
-from tests.support.queues import Queue
+from tests.support.queues import Queue, copied
 from tests.support.spiders import Pages, SiteSpider
 from tests.support.waiting import wait_until
 from tests.support.website import Answer, Held, Page, Site, links
@@ -250,7 +250,10 @@ class Raises(Pages):
             raise ValueError("bad page")
 
 
-async def test_retries_of_callbacks(site: Site, crawls: Crawls, any_queue: Queue) -> None:
+async def test_retries_of_callbacks(
+    site: Site, crawls: Crawls, any_queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
     again = Held("good")
     site.serve({"/": links("/once", "/always", "/down", "/crash"), "/once": ["bad", "good"]})
     # Failed downloads do not use up the retries of callbacks.
@@ -260,20 +263,20 @@ async def test_retries_of_callbacks(site: Site, crawls: Crawls, any_queue: Queue
     crawl = await crawls.start(Raises, settings, queue=any_queue, site=site.url)
     await wait_until(lambda: crawl.stats.get("apify_rq/retried") == 7, "the saving of all retries")
     await wait_until(again.begun.is_set)
-    copy = any_queue.copy()
-    again.go.set()
-    await crawl.end()
-    gave_up = failed(BAD, DOWN, BAD, BAD, retries=3)
-    assert outcomes(await by_path(any_queue, site)) == {
-        "/": HANDLED,
-        "/once": retried(BAD),
-        "/always": failed(BAD, BAD, BAD, retries=2),
-        "/down": gave_up,
-        "/crash": retried(BAD),
-    }
-    assert Counter(site.paths) == {"/": 1, "/once": 2, "/always": 3, "/down": 4, "/crash": 2}
+    with copied(any_queue) as copy:
+        again.go.set()
+        await crawl.end()
+        gave_up = failed(BAD, DOWN, BAD, BAD, retries=3)
+        assert outcomes(await by_path(any_queue, site)) == {
+            "/": HANDLED,
+            "/once": retried(BAD),
+            "/always": failed(BAD, BAD, BAD, retries=2),
+            "/down": gave_up,
+            "/crash": retried(BAD),
+        }
+        assert Counter(site.paths) == {"/": 1, "/once": 2, "/always": 3, "/down": 4, "/crash": 2}
 
-    # They are counted across runs.
-    assert outcome(await copy.entry("/crash")) == ("pending", 1, [BAD])
-    await crawls.run(Raises, settings, queue=copy, site=site.url)
-    assert outcome(await copy.entry("/crash")) == gave_up
+        # They are counted across runs.
+        assert outcome(await copy.entry("/crash")) == ("pending", 1, [BAD])
+        await crawls.run(Raises, settings, queue=copy, site=site.url)
+        assert outcome(await copy.entry("/crash")) == gave_up
