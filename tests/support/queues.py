@@ -152,12 +152,12 @@ class ServedQueue(Queue):
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[ServedQueue]:
+def serving(folder: Path, token: str | None = TOKEN) -> Iterator[ServedQueue]:
     """A server of the queues in ``folder``. Calls that break the API's description are an error."""
     api = Api()
     # The server has a way to be told of faults over HTTP only; a thread may set them directly.
     faults = Faults()
-    app = application(folder, token=TOKEN, faults=faults)
+    app = application(folder, token=token, faults=faults)
     app.middlewares.append(api.middleware())
     checked(app, api.complaints.append)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
