@@ -18,7 +18,7 @@ from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.server.application import application
 from scrapy_apify_rq.server.faults import Faults
 from tests.support.api_calls import Api, Call
-from tests.support.description_check import checked
+from tests.support.api_description import checked
 from tests.support.loop_thread import LoopThread
 
 NAME = "test-queue"
