@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import signal
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -14,7 +15,8 @@ from scrapy.http import Response
 
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from tests.support.crawling import Crawl, Crawls
-from tests.support.queues import Queue, copied
+from tests.support.process_spiders import Stages, StagesFilter, StagesPipeline
+from tests.support.queues import Queue, ServedQueue, copied
 from tests.support.spiders import Links, SiteSpider
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Hit, Page, Site, links
@@ -99,6 +101,45 @@ async def test_a_queue_with_no_name(
             assert "-s APIFY_RQ_PURGE_ON_START=True" in again.log_text
             assert again.paths == []
         assert left.handled == 3
+
+
+STAGES = ["pipeline made", "filter", "pipeline opened", "spider_opened", "engine_started"]
+STAGES += ["start", "request_reached_downloader", "callback"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+async def test_stopped_at_each_stage(
+    site: Site, any_queue: Queue, crawls: Crawls, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """By SIGINT, with a handler that does what Scrapy's does. The crawl ends and loses nothing."""
+    settings = {
+        "APIFY_RQ_ACCESS": "shared" if isinstance(any_queue, ServedQueue) else "single",
+        "APIFY_RQ_LOCK_SECS": 2,
+        "DUPEFILTER_CLASS": StagesFilter,
+        "ITEM_PIPELINES": {StagesPipeline: 1},
+    }
+    pages = {"/": links("/1", "/2", "/3"), **dict.fromkeys(("/1", "/2", "/3"), links("/"))}
+    site.serve(pages)
+    monkeypatch.setenv("STAGE", stage)
+    crawl = crawls.begin(Stages, settings, queue=any_queue, site=site.url)
+    stops: list[asyncio.Future[None]] = []
+
+    def stop() -> None:
+        stops.append(asyncio.ensure_future(crawl.crawler.stop_async()))
+
+    loop = asyncio.get_running_loop()
+    handler = signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(stop))
+    try:
+        await crawl.end()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert len(stops) == 1, "the stage was not reached"
+    await stops[0]
+    assert crawl.reason == "shutdown"
+    resumed = await crawls.run(Stages, settings, queue=any_queue, site=site.url)
+    assert resumed.reason == "finished"
+    assert set(site.paths) == set(pages)
+    assert (await any_queue.info()).pending == 0
 
 
 class Searches(SiteSpider):

@@ -7,9 +7,11 @@ import json
 import math
 import random
 from collections import Counter
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
+import pytest
 import scrapy.core.scraper
 from shop_example.site import Hit, ShopServer
 from shop_example.spiders.shop import ShopSpider
@@ -57,13 +59,12 @@ def items_in(file: Path, shop: ShopServer) -> dict[str, dict[str, object]]:
     return items
 
 
-async def shop_with_kills(
-    tmp_path: Path, queue: Queue, crawls: Crawls, chance: random.Random
-) -> Counter[Hit]:
+async def shop_with_kills(tmp_path: Path, queue: Queue, crawls: Crawls, kills: int) -> Counter[Hit]:
     """Kill a crawl of the example's shop again and again, and let it come to its end here.
 
     It must be equal to one with Scrapy's own scheduler. Returns what was fetched again.
     """
+    chance = random.Random(kills)
     with ShopServer(products=PRODUCTS) as shop:
         file = tmp_path / "stock.jsonl"
         stock = {"ADDONS": {}, "CONCURRENT_REQUESTS": CONCURRENCY}
@@ -74,7 +75,7 @@ async def shop_with_kills(
         file = tmp_path / "items.jsonl"
         settings = {**shop_settings(shop, file), "CONCURRENT_REQUESTS": CONCURRENCY}
         project = Project(tmp_path / "project", queue, ShopSpider, settings)
-        for moment in sorted(chance.sample(range(2, 500), KILLS)):
+        for moment in sorted(chance.sample(range(2, 500), kills)):
             async with project.begin() as process:
                 await wait_until(lambda n=moment: len(shop.hits) >= n, "a hit", STARTING)
                 # Not always at a hit: also while a page is read, or its ack on its way.
@@ -96,7 +97,7 @@ async def shop_with_kills(
 
 
 async def test_kills(tmp_path: Path, any_queue: Queue, crawls: Crawls) -> None:
-    repeated = await shop_with_kills(tmp_path, any_queue, crawls, random.Random(1))
+    repeated = await shop_with_kills(tmp_path, any_queue, crawls, KILLS)
     assert repeated.total() <= most_repeated(any_queue), dict(repeated)
 
 
@@ -107,43 +108,41 @@ async def test_kills_while_calls_fail(tmp_path: Path, served: ServedQueue, crawl
     share = 0.03
     kinds = dict.fromkeys(("limited", "failed", "dropped", "lost", "unprocessed"), share)
     served.faults(Faults(**kinds))  # type: ignore[arg-type]
-    await shop_with_kills(tmp_path, served, crawls, random.Random(2))
+    await shop_with_kills(tmp_path, served, crawls, KILLS // 2)
     async with aiohttp.request("GET", f"{served.api.url}/_calls") as answer:
         outcomes = (await answer.json())["outcomes"]
     assert {"429", "500", "dropped", "lost"} <= outcomes.keys()
 
 
-async def test_kills_of_workers(tmp_path: Path, site: Site, any_queue: Queue) -> None:
+@pytest.mark.parametrize(("backend", "kills"), [("queue", KILLS // 2), ("served", KILLS)])
+async def test_kills_of_workers(
+    tmp_path: Path, request: pytest.FixtureRequest, site: Site, backend: str, kills: int
+) -> None:
     """Two at a time, of which any is killed and replaced."""
-    pages, chance = 600, random.Random(3)
+    queue: Queue = request.getfixturevalue(backend)
+    pages, chance = 400, random.Random(kills)
     site.serve(tree(pages, delay=0.05))
-    settings = {
-        "APIFY_RQ_ACCESS": "shared",
-        "APIFY_RQ_LOCK_SECS": 2,
-        "CONCURRENT_REQUESTS": 4,
-    }
-    project = Project(tmp_path / "project", any_queue, Tree, settings)
-    workers: list[Process] = []
+    settings = {"APIFY_RQ_ACCESS": "shared", "APIFY_RQ_LOCK_SECS": 2, "CONCURRENT_REQUESTS": 4}
+    project = Project(tmp_path / "project", queue, Tree, settings)
     unsettled = 0
-    try:
-        workers += [project.begin(site=site.url), project.begin(site=site.url)]
-        for number, moment in enumerate(sorted(chance.sample(range(2, pages - 50), KILLS)), 1):
+    async with AsyncExitStack() as running:
+
+        async def worker() -> Process:
+            return await running.enter_async_context(project.begin(site=site.url))
+
+        workers = [await worker()]
+        for moment in sorted(chance.sample(range(2, pages - 50), kills)):
+            workers.append(await worker())
             await wait_until(lambda n=moment: len(site.hits) >= n, "a hit", STARTING)
-            if number < KILLS:
-                workers.append(project.begin(site=site.url))
             await workers.pop(chance.randrange(2)).kill()
             # What was in flight, or done and not acked; also at the other worker.
-            unsettled += len(site.hits) - any_queue.handled
-        (last,) = workers
-        finished = await last.end()
-    finally:
-        for worker in workers:
-            await worker.__aexit__()
+            unsettled += len(site.hits) - queue.handled
+        finished = await workers[0].end()
     assert finished.status == 0, finished.log
     for fault in ("Bug in scrapy-apify-rq", "Warning: ", "Traceback"):
         assert fault not in finished.log
     assert finished.stats["finish_reason"] == "finished"
     assert set(site.paths) == set(tree(pages))
     assert len(site.paths) - fetched(pages).total() <= unsettled
-    info = await any_queue.info()
+    info = await queue.info()
     assert (info.handled, info.pending) == (pages + len(Tree.starts), 0)
