@@ -230,9 +230,10 @@ async def test_one_refused_call_of_many_at_close(
     async def refuse() -> None:
         nonlocal calls
         calls += 1
-        if calls >= 5:  # several at a time, of which one is reported
-            raise error
+        is_refused = calls >= 5  # several at a time, of which one is reported
         await asyncio.sleep(0.01)
+        if is_refused:
+            raise error
 
     calls = 0
     backend.parallel = backend.update_parallel = 8
