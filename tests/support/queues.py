@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.server.application import application
 from scrapy_apify_rq.server.faults import Faults
 from tests.support.api_calls import Api, Call
-from tests.support.description_check import checked
+from tests.support.api_description import checked
 from tests.support.loop_thread import LoopThread
 
 NAME = "test-queue"
@@ -74,6 +76,29 @@ class Queue:
             return await backend.info()
         finally:
             await backend.close()
+
+    # Numbers that are there at once, for waiting.
+
+    @property
+    def handled(self) -> int:
+        return self._number("SELECT handled FROM queues")
+
+    @property
+    def writes(self) -> int:
+        """As the platform counts and bills them."""
+        return self._number("SELECT writes FROM queues")
+
+    @property
+    def locked(self) -> int:
+        """How many entries some worker holds."""
+        which = f"position IS NOT NULL AND lock_expires_at > {time.time()}"
+        return self._number(f"SELECT count(*) FROM requests WHERE {which}")
+
+    def _number(self, question: str) -> int:
+        """The answer for the only queue of the file."""
+        with closing(sqlite3.connect(self.folder / FILE_NAME)) as db:
+            ((number,),) = db.execute(question)
+        return int(number)
 
     async def add(self, *entries: Entry) -> None:
         """Put entries into the queue, as another program would."""
@@ -146,10 +171,28 @@ def serving(folder: Path, token: str | None = TOKEN) -> Iterator[ServedQueue]:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         api.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
 
+    async def stop() -> None:
+        # Calls that were cancelled may still wait for the server to accept their connections, and
+        # asyncio forgets to close one that it accepts while the server is being closed.
+        for _ in range(10):
+            await asyncio.sleep(0)
+        await runner.cleanup()
+
     with LoopThread() as loop:
         try:
             loop.run(start())
             yield ServedQueue(folder, api, behave)
         finally:
-            loop.run(runner.cleanup())
+            loop.run(stop())
     assert not api.complaints, api.complaints
+
+
+@contextmanager
+def copied(queue: Queue) -> Iterator[Queue]:
+    """A ``Queue.copy()``, with a server of its own if the queue has one."""
+    copy = queue.copy()
+    if isinstance(queue, ServedQueue):
+        with serving(copy.folder) as served:
+            yield served
+    else:
+        yield copy
