@@ -20,7 +20,6 @@ from tests.support.website import Held, Site, links
 
 PATHS = [f"/{n}" for n in range(40)]
 IMPATIENT = {"APIFY_RQ_UNAVAILABLE_TIMEOUT": 0.5}
-ONE_PAGE = {"CLOSESPIDER_PAGECOUNT": 1}
 
 
 @contextmanager
@@ -30,30 +29,38 @@ def locked(queue: Queue) -> Iterator[None]:
         yield
 
 
-async def longest_stall(seconds: float) -> float:
-    """How long the event loop stood still at most, in the next so many seconds."""
-    loop = asyncio.get_running_loop()
-    last = begun = loop.time()
-    longest = 0.0
-    while last < begun + seconds:
-        await asyncio.sleep(0.01)
-        last, before = loop.time(), last
-        longest = max(longest, last - before)
-    return longest
+class Counts(Links):
+    """Counts what is in the queue when the spider is closed: in all, and handled."""
+
+    counted = (-1, -1)
+
+    def closed(self, reason: str) -> None:
+        file = Path(self.crawler.settings["APIFY_RQ_STORAGE_DIR"]) / FILE_NAME
+        with closing(sqlite3.connect(file)) as db:
+            self.counted = db.execute("SELECT total, handled FROM queues").fetchone()
 
 
-async def crawl_until_20(site: Site, crawls: Crawls, **settings: Any) -> tuple[Crawl, Held]:
-    """All 41 requests are in the queue by then."""
-    held = Held("page")
-    site.serve({"/": links(*PATHS), **dict.fromkeys(PATHS, "page"), "/20": held})
-    crawl = await crawls.start(Links, settings, site=site.url)
+class StartsWithoutEnd(Counts):
+    async def start(self) -> AsyncIterator[Any]:
+        n = 0
+        while True:
+            yield Request(f"{self.site}/{n}", self.note)
+            n += 1
+
+
+async def crawl_until(
+    held: Held, site: Site, crawls: Crawls, spider: type = Counts, **settings: Any
+) -> Crawl:
+    crawl = await crawls.start(spider, settings, site=site.url)
     await wait_until(held.begun.is_set)
-    await wait_until(lambda: crawl.stats["apify_rq/enqueued"] == 41)
-    return crawl, held
+    return crawl
 
 
 async def test_too_long_a_lock_closes_the_spider(site: Site, queue: Queue, crawls: Crawls) -> None:
-    crawl, held = await crawl_until_20(site, crawls, **IMPATIENT)
+    held = Held("page")
+    site.serve({"/": links(*PATHS), **dict.fromkeys(PATHS, "page"), "/20": held})
+    crawl = await crawl_until(held, site, crawls, **IMPATIENT)
+    await wait_until(lambda: crawl.stats["apify_rq/enqueued"] == 41)
     with locked(queue):
         held.go.set()
         await crawl.end()
@@ -70,43 +77,10 @@ async def test_too_long_a_lock_closes_the_spider(site: Site, queue: Queue, crawl
     assert (await queue.info()).pending == 0
 
 
-async def test_a_shorter_lock_is_waited_for(site: Site, queue: Queue, crawls: Crawls) -> None:
-    crawl, held = await crawl_until_20(site, crawls)
-    with locked(queue):
-        held.go.set()
-        assert await longest_stall(1.2) < 0.6
-        assert not crawl.task.done()
-    await crawl.end()
-    assert crawl.reason == "finished"
-    assert sorted(site.paths) == sorted(["/", *PATHS])
-    assert crawl.stats["apify_rq/handled"] == 41
-
-
-async def crawl_until_first(
-    site: Site, crawls: Crawls, page: str, **settings: Any
-) -> tuple[Crawl, Held]:
-    held = Held(page)
-    site.serve({"/": held})
-    crawl = await crawls.start(Counts, settings, site=site.url)
-    await wait_until(held.begun.is_set)
-    return crawl, held
-
-
-class Counts(Links):
-    """Counts what is in the queue when the spider is closed: in all, and handled."""
-
-    counted = (-1, -1)
-
-    def closed(self, reason: str) -> None:
-        settings = self.crawler.settings
-        file = Path(settings["APIFY_RQ_STORAGE_DIR"]) / FILE_NAME
-        with closing(sqlite3.connect(file)) as db:
-            self.counted = db.execute("SELECT total, handled FROM queues").fetchone()
-
-
 async def test_a_flush_that_fails_is_reported(site: Site, queue: Queue, crawls: Crawls) -> None:
-    settings = {**IMPATIENT, **ONE_PAGE}
-    crawl, held = await crawl_until_first(site, crawls, links("/a", "/b"), **settings)
+    held = Held(links("/a", "/b"))
+    site.serve({"/": held})
+    crawl = await crawl_until(held, site, crawls, **IMPATIENT, CLOSESPIDER_PAGECOUNT=1)
     with locked(queue):
         held.go.set()
         await crawl.end()
@@ -117,13 +91,14 @@ async def test_a_flush_that_fails_is_reported(site: Site, queue: Queue, crawls: 
     assert not (await queue.entry("/")).is_handled
 
 
-async def test_close_flushes_and_leaves_the_rest_pending(
+async def test_close_waits_flushes_and_leaves_the_rest_pending(
     site: Site, queue: Queue, crawls: Crawls
 ) -> None:
     """The queue is locked while the spider closes, so that nothing can be saved at once."""
     paths = [f"/{n}" for n in range(300)]
-    site.serve(dict.fromkeys(paths, "page"))
-    crawl, held = await crawl_until_first(site, crawls, links(*paths), **ONE_PAGE)
+    held = Held(links(*paths))
+    site.serve({**dict.fromkeys(paths, "page"), "/": held})
+    crawl = await crawl_until(held, site, crawls, CLOSESPIDER_PAGECOUNT=1)
     with locked(queue):
         held.go.set()
         await asyncio.sleep(0.7)
@@ -134,14 +109,6 @@ async def test_close_flushes_and_leaves_the_rest_pending(
     entries = await queue.entries()
     pending = {entry.url.removeprefix(site.url) for entry in entries if not entry.is_handled}
     assert pending == {"/", *paths} - set(site.paths)
-
-
-class StartsWithoutEnd(Counts):
-    async def start(self) -> AsyncIterator[Any]:
-        n = 0
-        while True:
-            yield Request(f"{self.site}/{n}", self.note)
-            n += 1
 
 
 async def test_close_does_not_wait_for_a_start_without_end(queue: Queue, crawls: Crawls) -> None:
@@ -160,8 +127,7 @@ async def test_a_start_without_end_does_not_keep_a_failed_crawl_open(
     held = Held("page")
     with Site({"/5": held}, default="page") as site:
         settings = {**IMPATIENT, "APIFY_RQ_OUTBOX": 50}
-        crawl = await crawls.start(StartsWithoutEnd, settings, site=site.url)
-        await wait_until(held.begun.is_set)
+        crawl = await crawl_until(held, site, crawls, StartsWithoutEnd, **settings)
         with locked(queue):
             held.go.set()
             await crawl.end()
