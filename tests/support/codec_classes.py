@@ -133,6 +133,7 @@ class DataList(list):  # type: ignore[type-arg]
 
 Meta = type("Meta", (type,), {"__getattr__": run})
 Trap = Meta("Trap", (), {})
+Liar = type("Liar", (), {"__class__": property(run)})
 
 
 class Holder:
@@ -144,6 +145,7 @@ class Holder:
     value = property(run)
     make = classmethod(run)
     point = Point(1)
+    liar = Liar()
 
 
 def local_item() -> Any:

@@ -311,6 +311,7 @@ def test_reset_forgets_all_that_retries_have_left(more: dict[Any, Any]) -> None:
     meta = {"retry_times": 2, "page": 3, **more}
     entry = encoded(Request(URL, meta=meta, priority=8))
     store_spider_errors(entry, 1)
+    assert entry.user_data["scrapy"]["spider_errors"] == 1
     left = {"retry_count": 2, "error_messages": ["5"] * 3, "handled_at": NOW, "loaded_url": URL}
     entry = entry.model_copy(update=left)
     reset(entry, -1)
