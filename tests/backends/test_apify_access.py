@@ -11,21 +11,20 @@ import pytest
 
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.backends.base import Claim
-from tests.support.api_calls import Call, error
+from tests.support.api_calls import Api, Call, error
 from tests.support.backends import Apify, Queues, entry, handled, ids, keys_of, numbered
-from tests.support.queues import ServedQueue
 
 
-def kinds(served: ServedQueue) -> Counter[str]:
+def kinds(api: Api) -> Counter[str]:
     """How many calls of each kind were made, and forget them."""
-    found = Counter(call.path[:10] for call in served.api.calls)
-    served.api.calls.clear()
+    found = Counter(call.path[:10] for call in api.calls)
+    api.calls.clear()
     return found
 
 
-async def test_long_keys_and_urls_survive_a_cycle(served: ServedQueue, client: Apify) -> None:
+async def test_long_keys_and_urls_survive_a_cycle(api: Api, server: Queues, client: Apify) -> None:
     long = entry("k" * 300, url="https://example.com/" + "u" * 3000)
-    await served.add(long)
+    await server.store(long)
     keys_on_head: list[str] = []
 
     def after(call: Call, data: Any) -> Any:
@@ -33,7 +32,7 @@ async def test_long_keys_and_urls_survive_a_cycle(served: ServedQueue, client: A
             keys_on_head.extend(item["uniqueKey"] for item in data["items"])
         return data
 
-    served.api.after = after
+    api.after = after
     assert await client.entries() == [long]
     assert [len(key) for key in keys_on_head] == [128]
     acked = long.model_copy(update={"handled_at": handled("a").handled_at})
@@ -43,10 +42,11 @@ async def test_long_keys_and_urls_survive_a_cycle(served: ServedQueue, client: A
 
 
 async def test_what_is_on_the_head_but_not_there_is_asked_for_again(
-    served: ServedQueue, client: Apify
+    api: Api, server: Queues, client: Apify
 ) -> None:
-    await served.add(*map(entry, "abc"))
-    served.refuse(error(404), nth=1, when=lambda call: call.path.endswith(ids("b")[0]))
+    await server.store(*map(entry, "abc"))
+    answers = [error(404)]
+    api.before = lambda call: answers.pop() if answers and call.path.endswith(ids("b")[0]) else None
     claim = await client.take()
     assert keys_of(one.entry for one in claim.entries) == ["a", "c"]
     assert claim.more  # so that a queue with nothing else is not taken for empty
@@ -56,11 +56,11 @@ async def test_what_is_on_the_head_but_not_there_is_asked_for_again(
 
 
 async def test_an_entry_that_is_gone_does_not_keep_the_crawl_up(
-    served: ServedQueue, server: Queues, monkeypatch: pytest.MonkeyPatch
+    api: Api, server: Queues, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ApifyBackend, "lag", 0.05)
-    await served.add(entry("a"))
-    served.api.before = lambda call: error(404) if call.path.startswith("/requests/") else None
+    await server.store(entry("a"))
+    api.before = lambda call: error(404) if call.path.startswith("/requests/") else None
     async with server.open() as client:
         assert (await client.take()).more
         await asyncio.sleep(0.1)
@@ -68,9 +68,9 @@ async def test_an_entry_that_is_gone_does_not_keep_the_crawl_up(
 
 
 async def test_handled_entries_on_a_late_head_are_skipped(
-    served: ServedQueue, server: Queues, client: Apify
+    api: Api, server: Queues, client: Apify
 ) -> None:
-    await served.add(*map(entry, "abcd"))
+    await server.store(*map(entry, "abcd"))
     heads: list[Any] = []
 
     def after(call: Call, data: Any) -> Any:
@@ -79,20 +79,18 @@ async def test_handled_entries_on_a_late_head_are_skipped(
             data["items"] = heads[0]
         return data
 
-    served.api.after = after
+    api.after = after
     assert await client.keys() == list("abcd")
     async with server.open() as other:
         await other.ack("a")
     await client.ack("b")
-    served.api.calls.clear()
+    api.calls.clear()
     assert await client.keys() == ["c", "d"]
     # What we have handled ourselves need not be fetched to know.
-    assert f"/requests/{ids('b')[0]}" not in [call.path for call in served.api.calls]
+    assert f"/requests/{ids('b')[0]}" not in [call.path for call in api.calls]
 
 
-async def test_what_others_put_back_is_claimed_though_we_acked_it(
-    served: ServedQueue, server: Queues
-) -> None:
+async def test_what_others_put_back_is_claimed_though_we_acked_it(api: Api, server: Queues) -> None:
     async with server.open() as ours, server.open() as tool:
         await ours.fill("a", "b", "c")
         assert await ours.keys() == ["a", "b", "c"]
@@ -102,80 +100,74 @@ async def test_what_others_put_back_is_claimed_though_we_acked_it(
         assert await ours.keys(known=["a"]) == []
         # Before the crawl would end, it is worth a look.
         assert await ours.keys() == ["b"]
-        assert len(served.api.of("GET", f"/requests/{ids('b')[0]}")) == 1
+        assert len(api.of("GET", f"/requests/{ids('b')[0]}")) == 1
 
 
-async def test_our_own_entries_need_no_call(served: ServedQueue, client: Apify) -> None:
+async def test_our_own_entries_need_no_call(api: Api, client: Apify) -> None:
     entries = numbered(100)
     await client.fill(*entries)
     entries[5].retry_count = 1
     await client.put(entries[5], forefront=True)
-    served.api.calls.clear()
+    api.calls.clear()
     assert await client.entries(200) == [entries[5], *entries[:5], *entries[6:]]
-    assert kinds(served) == {"/head": 1}
+    assert kinds(api) == {"/head": 1}
 
 
-async def test_a_backlog_that_fits_is_listed(served: ServedQueue, server: Queues) -> None:
-    await served.add(*numbered(200))
+async def test_a_backlog_that_fits_is_listed(api: Api, server: Queues) -> None:
+    await server.store(*numbered(200))
     async with server.open() as client:
-        served.api.calls.clear()
+        api.calls.clear()
         seen = await client.entries(150)
-        assert kinds(served) == {"/head": 1, "/requests/": 16}  # the first do not wait for the list
+        assert kinds(api) == {"/head": 1, "/requests/": 16}  # the first do not wait for the list
         assert seen == numbered(16)
         seen += await client.entries(134, seen)
         seen += await client.entries(100, seen)
         assert seen == numbered(200)
-        assert [call.path for call in served.api.calls] == ["/head", "/requests", "/head"]
-        assert served.api.calls[1].query["filter"] == "pending"
+        assert [call.path for call in api.calls] == ["/head", "/requests", "/head"]
+        assert api.calls[1].query["filter"] == "pending"
 
 
-async def test_a_backlog_that_does_not_fit_is_fetched_in_order(
-    served: ServedQueue, server: Queues
-) -> None:
-    await served.add(*numbered(100))
-    served.api.after = lambda call, data: (
+async def test_a_backlog_that_does_not_fit_is_fetched_in_order(api: Api, server: Queues) -> None:
+    await server.store(*numbered(100))
+    api.after = lambda call, data: (
         {**data, "pendingRequestCount": 10_001} if call.method == "POST" else data
     )
     async with server.open() as client:
         seen = await client.entries()
-        served.api.calls.clear()
+        api.calls.clear()
         seen += await client.entries(known=seen)
         assert seen == numbered(100)
-        assert kinds(served) == {"/head": 1, "/requests/": 84}
+        assert kinds(api) == {"/head": 1, "/requests/": 84}
 
 
-async def test_a_late_list_does_not_undo_what_we_have_put(
-    served: ServedQueue, server: Queues
-) -> None:
+async def test_a_late_list_does_not_undo_what_we_have_put(api: Api, server: Queues) -> None:
     entries = numbered(100)
-    await served.add(*entries)
+    await server.store(*entries)
     retried = entry("00099", retry_count=1)
     stored = [{"id": one.id, "uniqueKey": one.unique_key, "url": one.url} for one in entries]
     async with server.open() as client:
         await client.put(retried)
         await client.ack("00098")
-        served.api.after = lambda call, data: (
+        api.after = lambda call, data: (
             {**data, "items": stored} if call.is_("GET", "/requests") else data
         )
         seen = await client.entries()
         seen += await client.entries(known=seen)
         assert seen == [*entries[:98], retried]
-        assert len(served.api.of("GET", "/requests")) == 1
+        assert len(api.of("GET", "/requests")) == 1
 
 
-async def test_a_list_is_read_until_there_is_no_more_room(
-    served: ServedQueue, server: Queues
-) -> None:
+async def test_a_list_is_read_until_there_is_no_more_room(api: Api, server: Queues) -> None:
     """Small entries promise that all fit, and then come large ones."""
     entries = [*numbered(20), *numbered(1580, 20, user_data={"text": "x" * 900})]
     async with server.open(memory=300_000) as client:
-        await served.add(*entries)
+        await server.store(*entries)
         seen = await client.entries()
-        lists = [len(served.api.of("GET", "/requests"))]
+        lists = [len(api.of("GET", "/requests"))]
         for limit, expected in ((300, 316), (100, 416)):
             seen += await client.entries(limit, seen)
             assert seen == entries[:expected]
-            lists.append(len(served.api.of("GET", "/requests")))
+            lists.append(len(api.of("GET", "/requests")))
         assert lists == [0, 1, 1]
         assert len(await client.listed("pending")) == 1600
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from scrapy_apify_rq.errors import BackendError
-from tests.support.api_calls import Call, error
+from tests.support.api_calls import Api, Call, error
 from tests.support.backends import Apify, Queues, handled, ids, numbered
-from tests.support.queues import NAME, TOKEN, ServedQueue
+from tests.support.queues import NAME, TOKEN
 
 
 @pytest.mark.parametrize(
@@ -23,9 +23,9 @@ from tests.support.queues import NAME, TOKEN, ServedQueue
     ],
 )
 async def test_what_concerns_the_queue_is_final(
-    served: ServedQueue, client: Apify, status: int, reason: str, cure: str
+    api: Api, client: Apify, status: int, reason: str, cure: str
 ) -> None:
-    served.api.before = lambda call: error(status, "a-type", "the message")
+    api.before = lambda call: error(status, "a-type", "the message")
     for call in (
         lambda: client.fill("a"),
         client.take,
@@ -41,9 +41,9 @@ async def test_what_concerns_the_queue_is_final(
 
 
 @pytest.mark.usefixtures("hurried")
-async def test_purge_survives_a_lost_answer(served: ServedQueue, client: Apify) -> None:
+async def test_purge_survives_a_lost_answer(api: Api, client: Apify) -> None:
     answers = ["drop", error(404, "record-not-found")]
-    served.api.before = lambda call: answers.pop(0) if call.is_("DELETE", "") else None
+    api.before = lambda call: answers.pop(0) if call.is_("DELETE", "") else None
     await client.purge()
     assert answers == []
 
@@ -60,13 +60,13 @@ async def test_a_queue_named_by_its_id_keeps_it(server: Queues, client: Apify) -
 
 @pytest.mark.usefixtures("hurried")
 async def test_every_call_says_who_we_are_and_never_the_token(
-    served: ServedQueue, server: Queues, caplog: pytest.LogCaptureFixture
+    api: Api, server: Queues, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     for name in ("aiohttp", "aiohttp.client", "asyncio"):
         caplog.set_level(logging.DEBUG, logger=name)
     problems = iter(["drop", error(500, message=f"Bearer {TOKEN}"), error(429)])
-    served.api.before = lambda call: next(problems, None) if call.method == "PUT" else None
+    api.before = lambda call: next(problems, None) if call.method == "PUT" else None
     async with server.open(client_key="our-key") as client:
         await client.fill(*numbered(60))
         async with server.open(client_key="our-key") as same:
@@ -78,13 +78,13 @@ async def test_every_call_says_who_we_are_and_never_the_token(
         assert await client.info()
         assert client._api.queue["hadMultipleClients"] is False
         texts = [repr(client), repr(vars(client)), client.location]
-        served.api.before = lambda call: error(401, message=f"bad token {TOKEN}")
+        api.before = lambda call: error(401, message=f"bad token {TOKEN}")
         with pytest.raises(BackendError) as caught:
             await client.info()
     texts += [str(caught.value), repr(caught.value), *client.stats, caplog.text]
-    texts += [call.url for call in served.api.calls]
+    texts += [call.url for call in api.calls]
     assert not [text for text in texts if TOKEN in text]
-    for call in served.api.calls:
+    for call in api.calls:
         assert call.headers["User-Agent"].startswith("scrapy-apify-rq/")
         assert call.headers["Authorization"] == f"Bearer {TOKEN}"
         assert call.query.get("clientKey") == (None if takes_no_key(call) else "our-key")

@@ -18,13 +18,12 @@ import pytest
 
 from scrapy_apify_rq.backends.apify import http
 from scrapy_apify_rq.errors import BackendError
-from tests.support.api_calls import Call, error
+from tests.support.api_calls import Api, Call, error
 from tests.support.backends import Apify, Queues, handled, numbered
-from tests.support.queues import ServedQueue
 from tests.support.waiting import wait_until
 
 
-async def test_calls_are_paced_by_their_class(served: ServedQueue, client: Apify) -> None:
+async def test_calls_are_paced_by_their_class(api: Api, client: Apify) -> None:
     begun = time.monotonic()
     await asyncio.gather(
         client.put(*numbered(600)),
@@ -32,7 +31,7 @@ async def test_calls_are_paced_by_their_class(served: ServedQueue, client: Apify
         *(client.info() for n in range(80)),
     )
     took = time.monotonic() - begun
-    calls = served.api.calls
+    calls = api.calls
     classes = {
         400: [call.at for call in calls if call.method == "PUT"],
         40: [call.at for call in calls if call.path == "/requests/batch"],
@@ -47,7 +46,7 @@ async def test_calls_are_paced_by_their_class(served: ServedQueue, client: Apify
     assert took < 5
 
 
-async def test_retries_wait_longer_each_time_or_as_told(served: ServedQueue, client: Apify) -> None:
+async def test_retries_wait_longer_each_time_or_as_told(api: Api, client: Apify) -> None:
     """All at once, since waiting is what takes the time."""
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
     answers: dict[str, list[Any]] = {
@@ -66,7 +65,7 @@ async def test_retries_wait_longer_each_time_or_as_told(served: ServedQueue, cli
         times[key].append(call.at)
         return answers[key].pop(0) if answers[key] else None
 
-    served.api.before = before
+    api.before = before
     await client.put(*times)
     assert client.stats["rate_limited"] == 2
     assert client.stats["retries"] == 8
@@ -80,11 +79,9 @@ async def test_retries_wait_longer_each_time_or_as_told(served: ServedQueue, cli
     assert len({round(pauses[key][0], 3) for key in pauses}) > 3  # jitter
 
 
-async def test_a_long_retry_after_does_not_outlast_our_patience(
-    served: ServedQueue, server: Queues
-) -> None:
+async def test_a_long_retry_after_does_not_outlast_our_patience(api: Api, server: Queues) -> None:
     async with server.open(patience=0.5) as client:
-        served.api.before = lambda call: error(429, **{"Retry-After": "3600"})
+        api.before = lambda call: error(429, **{"Retry-After": "3600"})
         begun = time.monotonic()
         with pytest.raises(BackendError, match="429"):
             await client.take(1)
@@ -94,9 +91,9 @@ async def test_a_long_retry_after_does_not_outlast_our_patience(
 
 @pytest.mark.usefixtures("hurried")
 async def test_one_failing_operation_ends_our_patience_while_others_work(
-    served: ServedQueue, server: Queues
+    api: Api, server: Queues
 ) -> None:
-    served.api.before = lambda call: error(500) if call.method == "PUT" else None
+    api.before = lambda call: error(500) if call.method == "PUT" else None
     async with server.open(patience=0.4) as client:
 
         async def others() -> None:
@@ -112,11 +109,11 @@ async def test_one_failing_operation_ends_our_patience_while_others_work(
 
 
 async def test_when_one_fails_no_other_goes_on(
-    served: ServedQueue, client: Apify, monkeypatch: pytest.MonkeyPatch
+    api: Api, client: Apify, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "_FIRST_BACKOFF", 0.2)
     entries = numbered(100)
-    served.api.before = lambda call: error(403 if call.path.endswith(entries[0].id) else 503)
+    api.before = lambda call: error(403 if call.path.endswith(entries[0].id) else 503)
     with pytest.raises(BackendError):
         await client.put(*entries)
     made = client.stats["calls/request_put"]
@@ -126,11 +123,11 @@ async def test_when_one_fails_no_other_goes_on(
 
 @pytest.mark.usefixtures("hurried")
 async def test_an_outage_is_reported_once(
-    served: ServedQueue, client: Apify, caplog: pytest.LogCaptureFixture
+    api: Api, client: Apify, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     calls = count()
-    served.api.before = lambda call: "drop" if next(calls) < 10 * 50 else None
+    api.before = lambda call: "drop" if next(calls) < 10 * 50 else None
     await client.put(*numbered(50))
     messages = [record.message for record in caplog.records]
     assert len([m for m in messages if "APIFY_RQ_UNAVAILABLE_TIMEOUT" in m]) <= 2
@@ -180,10 +177,10 @@ async def test_an_answer_that_is_none_is_asked_for_again(answer: bytes) -> None:
             assert answers == []
 
 
-async def test_large_bodies_are_compressed(served: ServedQueue, client: Apify) -> None:
+async def test_large_bodies_are_compressed(api: Api, client: Apify) -> None:
     await client.fill(*numbered(25))
     await client.fill("one")
-    many, one = served.api.of("POST", "/requests/batch")
+    many, one = api.of("POST", "/requests/batch")
     assert many.headers["Content-Encoding"] == "gzip"
     assert int(many.headers["Content-Length"]) < len(many.body) / 2
     assert "Content-Encoding" not in one.headers
@@ -193,7 +190,7 @@ async def test_large_bodies_are_compressed(served: ServedQueue, client: Apify) -
 
 
 @pytest.fixture
-def arrived(served: ServedQueue) -> Iterator[threading.Event]:
+def arrived(api: Api) -> Iterator[threading.Event]:
     """Set once the API has had an update, all of which it puts off."""
     arrived = threading.Event()
 
@@ -203,7 +200,7 @@ def arrived(served: ServedQueue) -> Iterator[threading.Event]:
         arrived.set()
         return error(503)
 
-    served.api.before = before
+    api.before = before
     yield arrived
     gc.collect()  # what was left open would warn now, and warnings are errors
 
@@ -220,7 +217,7 @@ async def test_close_in_the_middle_of_calls(arrived: threading.Event, client: Ap
 
 
 async def test_a_cancelled_call_leaves_nothing_behind(
-    arrived: threading.Event, served: ServedQueue, client: Apify
+    arrived: threading.Event, api: Api, client: Apify
 ) -> None:
     calls = asyncio.create_task(client.put(*numbered(50)))
     await wait_until(arrived.is_set)
@@ -228,7 +225,7 @@ async def test_a_cancelled_call_leaves_nothing_behind(
     with pytest.raises(asyncio.CancelledError):
         await calls
     # The server may still get calls that were sent before.
-    served.api.before = lambda call: error(503) if b"handledAt" not in call.body else None
+    api.before = lambda call: error(503) if b"handledAt" not in call.body else None
     await client.put(handled("00000"))
-    served.api.before = lambda call: None
+    api.before = lambda call: None
     assert [entry async for entry in client.list()] == [handled("00000")]
