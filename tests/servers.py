@@ -17,7 +17,7 @@ from aiohttp import web
 from scrapy_apify_rq.server.application import application
 from scrapy_apify_rq.server.faults import Faults
 from tests.server import Server
-from tests.support.description_check import checked
+from tests.support.api_description import checked
 
 TOKEN = "apify_api_secretOfTheTests"
 
@@ -69,7 +69,8 @@ async def _serve_as_told() -> None:
     """Read folders from the standard input and answer with the address of each one's server."""
     runners: list[web.AppRunner] = []
     while folder := (await asyncio.to_thread(sys.stdin.readline)).strip():
-        app = checked(application(Path(folder), token=TOKEN, faults=Faults()))
+        app = application(Path(folder), token=TOKEN, faults=Faults())
+        checked(app, lambda complaint: print(complaint, file=sys.stderr, flush=True))
         runners.append(runner := web.AppRunner(app, access_log=None, shutdown_timeout=1))
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -60,6 +60,8 @@ class Leases:
         self._asked_at = -math.inf
         self._is_rich = True
         """The last claim brought something, and there was more."""
+        self._counts: tuple[int, int] | None = None
+        """How many entries the queue had in all, and how many handled, at the last question."""
 
     @property
     def again_at(self) -> float:
@@ -175,10 +177,14 @@ class Leases:
                 self._idle.wait_for_others(question)
                 return True
             self._offers.forget(id)
-        # The count may lag, too, or be wrong for ever, so it is not believed for ever.
-        if self._idle.quiet_for(question) >= self._backend.lag:
-            return False
-        return (await self._backend.info()).pending > 0
+        info = await self._backend.info()
+        counts, self._counts = self._counts, (info.total, info.handled)
+        if info.pending and counts is not None and counts != self._counts:
+            self._idle.wait_for_others(question)
+            return True
+        # The counts may lag, too, or be wrong for ever: if they stand still, they are not believed
+        # for ever.
+        return info.pending > 0 and self._idle.quiet_for(question) < self._backend.lag
 
     async def release_window(self) -> None:
         if ids := self._window.drop_leased():

@@ -94,7 +94,7 @@ def test_a_place_where_no_file_can_be_made(tmp_path: Path) -> None:
         ("CREATE TABLE theirs (x)", "another program"),
         (
             "PRAGMA user_version = 2",
-            "newer version of scrapy-apify-rq (format 2, this one reads 1)",
+            "newer version of scrapy-apify-rq (format 2, this one reads 1). Upgrade",
         ),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.server.application import application
 from scrapy_apify_rq.server.faults import Faults
 from tests.support.api_calls import Api, Call
-from tests.support.description_check import checked
+from tests.support.api_description import checked
 from tests.support.loop_thread import LoopThread
 
 NAME = "test-queue"
@@ -76,6 +77,29 @@ class Queue:
         finally:
             await backend.close()
 
+    # Numbers that are there at once, for waiting.
+
+    @property
+    def handled(self) -> int:
+        return self._number("SELECT handled FROM queues")
+
+    @property
+    def writes(self) -> int:
+        """As the platform counts and bills them."""
+        return self._number("SELECT writes FROM queues")
+
+    @property
+    def locked(self) -> int:
+        """How many entries some worker holds."""
+        which = f"position IS NOT NULL AND lock_expires_at > {time.time()}"
+        return self._number(f"SELECT count(*) FROM requests WHERE {which}")
+
+    def _number(self, question: str) -> int:
+        """The answer for the only queue of the file."""
+        with closing(sqlite3.connect(self.folder / FILE_NAME)) as db:
+            ((number,),) = db.execute(question)
+        return int(number)
+
     async def add(self, *entries: Entry) -> None:
         """Put entries into the queue, as another program would."""
         backend = SqliteBackend(self.folder, name=NAME)
@@ -129,12 +153,12 @@ class ServedQueue(Queue):
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[ServedQueue]:
+def serving(folder: Path, token: str | None = TOKEN) -> Iterator[ServedQueue]:
     """A server of the queues in ``folder``. Calls that break the API's description are an error."""
     api = Api()
     # The server has a way to be told of faults over HTTP only; a thread may set them directly.
     faults = Faults()
-    app = application(folder, token=TOKEN, faults=faults)
+    app = application(folder, token=token, faults=faults)
     app.middlewares.append(api.middleware())
     checked(app, api.complaints.append)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
@@ -161,3 +185,14 @@ def serving(folder: Path) -> Iterator[ServedQueue]:
         finally:
             loop.run(stop())
     assert not api.complaints, api.complaints
+
+
+@contextmanager
+def copied(queue: Queue) -> Iterator[Queue]:
+    """A ``Queue.copy()``, with a server of its own if the queue has one."""
+    copy = queue.copy()
+    if isinstance(queue, ServedQueue):
+        with serving(copy.folder) as served:
+            yield served
+    else:
+        yield copy

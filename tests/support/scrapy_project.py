@@ -19,6 +19,7 @@ from typing import Any
 
 from scrapy import Spider
 
+from tests.support.example_project import EXAMPLE
 from tests.support.queues import TOKEN, Queue
 from tests.support.waiting import wait_until
 
@@ -142,7 +143,7 @@ class Project:
             for name, value in os.environ.items()
             if not name.startswith(("APIFY_", "ACTOR_", "CRAWLEE_"))
         }
-        path = os.pathsep.join((str(self.folder), str(ROOT)))
+        path = os.pathsep.join((str(self.folder), str(ROOT), str(EXAMPLE)))
         environ = {**clean, "PYTHONPATH": path, **(env or {})}
         command = [sys.executable, "-W", "error", *program, *words]
         return Process(command, self.folder, environ, terminal)

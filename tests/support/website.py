@@ -93,6 +93,12 @@ class Site:
         with self._lock:
             self._pages.update(pages)
 
+    def forget(self) -> None:
+        """Start afresh: without hits, and with all lists of scripts from their start."""
+        with self._lock:
+            self._served.clear()
+            self.hits.clear()
+
     @property
     def paths(self) -> list[str]:
         """The paths fetched, in order, robots.txt aside."""

@@ -1,0 +1,128 @@
+"""Ctrl-C: a signal belongs to a process, and Scrapy's own handling of it ends that process."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from signal import SIGINT
+
+import pytest
+from scrapy import Request
+
+from tests.support.command_line import rq_ok
+from tests.support.crawling import Crawls
+from tests.support.jobdirs import write
+from tests.support.process_spiders import Stages, Tree, Waits, fetched, tree
+from tests.support.queues import Queue
+from tests.support.scrapy_project import PATIENCE, Project
+from tests.support.waiting import wait_until
+from tests.support.website import Held, Site, links
+
+MODULE = Stages.__module__
+# What a stop does at each stage with each backend, and at each call: tests/crawls.
+STAGES = {
+    "queue": ["pipeline made", "filter", "pipeline opened", "spider_opened", "engine_started"],
+    "served": ["filter", "call 1", "pipeline opened", "engine_started", "callback"],
+}
+
+
+@pytest.mark.parametrize(
+    ("backend", "stage"), [(name, stage) for name, stages in STAGES.items() for stage in stages]
+)
+async def test_ctrl_c_at_each_stage(
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    site: Site,
+    crawls: Crawls,
+    backend: str,
+    stage: str,
+) -> None:
+    """It ends soon and loses nothing."""
+    queue: Queue = request.getfixturevalue(backend)
+    settings = {
+        "APIFY_RQ_ACCESS": "shared" if backend == "served" else "single",
+        "APIFY_RQ_LOCK_SECS": 2,
+        "DUPEFILTER_CLASS": f"{MODULE}.StagesFilter",
+        "ITEM_PIPELINES": {f"{MODULE}.StagesPipeline": 1},
+        "STATS_CLASS": f"{MODULE}.StagesStats",
+    }
+    pages = {"/": links("/1", "/2", "/3"), **dict.fromkeys(("/1", "/2", "/3"), links("/"))}
+    site.serve(pages)
+    project = Project(tmp_path, queue, Stages, settings)
+    stopped = await project.crawl(site=site.url, env={"STAGE": stage}, patience=30)
+    assert "SIGINT" in stopped.log, "the stage was not reached"
+    resumed = await crawls.run(Stages, settings, queue=queue, site=site.url)
+    assert resumed.reason == "finished"
+    assert set(site.paths) == set(pages)
+    assert (await queue.info()).pending == 0
+
+
+async def test_ctrl_c_once_fetches_nothing_twice(
+    tmp_path: Path, site: Site, any_queue: Queue, crawls: Crawls
+) -> None:
+    site.serve(tree(100, delay=0.02))
+    project = Project(tmp_path, any_queue, Tree, {"CONCURRENT_REQUESTS": 4})
+    async with project.begin("-o", "-:jsonlines", site=site.url) as process:
+        await wait_until(lambda: len(site.hits) >= 40, "hits", PATIENCE)
+        process.send(SIGINT)
+        stopped = await process.end()
+    assert stopped.status == 0, stopped.log
+    assert "Spider closed (shutdown)" in stopped.log
+    assert "Bug in scrapy-apify-rq" not in stopped.log
+    pending = (await any_queue.info()).pending
+    assert pending > 0
+    assert f"{pending} pending" in stopped.log.splitlines()[-1]
+    resumed = await crawls.run(Tree, queue=any_queue, site=site.url)
+    assert f"resuming, {pending} pending" in resumed.log_text
+    assert Counter(site.paths) == fetched(100)
+    items = [json.loads(line)["path"] for line in stopped.output.splitlines()]
+    assert Counter(items + [item["path"] for item in resumed.items]) == fetched(100)
+    assert (await any_queue.info()).pending == 0
+
+
+async def test_ctrl_c_twice_loses_nothing(
+    tmp_path: Path, site: Site, any_queue: Queue, crawls: Crawls
+) -> None:
+    done = [f"/{number}" for number in range(10)]
+    held = {f"/held{number}": Held("page") for number in range(10)}
+    site.serve({"/0": links(*done, *held), **dict.fromkeys(done[1:], "page"), **held})
+    project = Project(tmp_path, any_queue, Tree, {"LOG_LEVEL": "INFO", "CONCURRENT_REQUESTS": 8})
+    async with project.begin(site=site.url) as process:
+        await wait_until(
+            lambda: sum(page.begun.is_set() for page in held.values()) == 8,
+            "8 pages held",
+            PATIENCE,
+        )
+        await wait_until(lambda: any_queue.handled == len(done) + 3)
+        process.send(SIGINT)
+        await wait_until(lambda: "shutting down gracefully" in process.log)
+        process.send(SIGINT)
+        stopped = await process.end()
+    assert "forcing unclean shutdown" in stopped.log
+    for page in held.values():
+        page.go.set()
+    resumed = await crawls.run(Tree, queue=any_queue, site=site.url)
+    assert set(site.paths) == {*done, *held}
+    again = Counter(path for path in site.paths if path in done) - Counter(done)
+    assert again == Counter(Tree.starts), "a page that was handled is fetched again"
+    assert resumed.reason == "finished"
+    info = await any_queue.info()
+    assert (info.pending, info.handled) == (0, len(done) + 3 + len(held))
+
+
+async def test_ctrl_c_during_an_import(tmp_path: Path, any_queue: Queue) -> None:
+    """After the pending requests of a JOBDIR are added, and it can be repeated."""
+    jobdir = tmp_path / "job"
+    write(jobdir, *(Request(f"http://127.0.0.1/{number}") for number in range(3)))
+    words = ("import-jobdir", str(jobdir), Waits.name, "--yes")
+    async with Project(tmp_path / "project", any_queue, Waits).start("rq", *words) as process:
+        await wait_until(lambda: process.output == "waiting\n", "its start", PATIENCE)
+        process.send(SIGINT)
+        stopped = await process.end()
+    assert stopped.status == 130, stopped.log
+    assert "you can safely run it again" in stopped.log
+    assert (await any_queue.info()).pending == 3
+    settings = {"SPIDER_MODULES": [MODULE]}
+    again = await rq_ok(any_queue, *words, "--repeat-start", settings=settings)
+    assert "Added: 0 pending requests, 0 start requests counted as crawled, 0 seen" in again.out
