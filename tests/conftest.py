@@ -16,6 +16,7 @@ import pytest
 from pytest_twisted import async_yield_fixture
 from scrapy.utils.defer import deferred_from_coro
 
+from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from tests import project
 from tests.servers import Servers
 from tests.support.crawling import Crawls
@@ -83,6 +84,12 @@ def any_queue(request: pytest.FixtureRequest) -> Queue:
     """The test runs twice: with the embedded queue, and over the API."""
     queue: Queue = request.getfixturevalue("queue" if request.param == "sqlite" else "served")
     return queue
+
+
+@pytest.fixture
+def short_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crawls over the API do not wait three seconds for writes of others, at their end."""
+    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
 
 
 @async_yield_fixture

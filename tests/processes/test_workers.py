@@ -7,12 +7,16 @@ import signal
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.support.crawling import Crawls
 from tests.support.process_spiders import Tree, fetched, tree
 from tests.support.queues import Queue
 from tests.support.scrapy_project import PATIENCE, Finished, Project
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Site
+
+pytestmark = pytest.mark.usefixtures("short_delay")
 
 SHARED = {"APIFY_RQ_ACCESS": "shared"}
 
