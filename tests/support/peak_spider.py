@@ -1,8 +1,13 @@
-"""A spider that measures the memory of its process."""
+"""Spiders that measure the memory of their process."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import scrapy
+from scrapy.http import Response
 
 from tests.support.spiders import Links
 
@@ -16,3 +21,13 @@ class Peak(Links):
         (kilobytes,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
         assert self.crawler.stats is not None
         self.crawler.stats.set_value("peak", int(kilobytes) * 1024)
+
+
+class PeakOfYields(Peak):
+    """Yields as many requests as its argument ``count`` says."""
+
+    name = "yields"
+
+    def parse(self, response: Response) -> Iterator[Any]:
+        for n in range(int(self.count)):
+            yield scrapy.Request(f"{self.site}/{n}", callback=self.note)
