@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 from scrapy import Request, signals
-from scrapy.crawler import Crawler
 from scrapy.downloadermiddlewares.retry import get_retry_request
 from scrapy.http import Response
 
@@ -363,33 +362,6 @@ async def test_9_the_window_and_the_outbox_have_limits(
 # 11. Nothing of ours in request.meta.
 
 
-class Shows:
-    """Shows the spider each request on its way."""
-
-    def __init__(self, crawler: Crawler) -> None:
-        self._crawler = crawler
-
-    @classmethod
-    def from_crawler(cls, crawler: Crawler) -> Shows:
-        self = cls(crawler)
-        crawler.signals.connect(self._scheduled, signals.request_scheduled)
-        return self
-
-    @property
-    def _spider(self) -> Any:
-        return self._crawler.spider
-
-    def _scheduled(self, request: Request) -> None:
-        self._spider.see("scheduled", request)
-
-    def process_request(self, request: Request) -> None:
-        self._spider.see("request", request)
-
-    def process_response(self, request: Request, response: Response) -> Response:
-        self._spider.see("response", request)
-        return response
-
-
 class Derives(SiteSpider):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -415,10 +387,20 @@ class Derives(SiteSpider):
 async def test_11_nothing_of_ours_in_meta(crawls: Crawls) -> None:
     """Neither in a run that is stopped early, nor in the one that goes on."""
 
-    async def crawl(site: Site, **settings: Any) -> Any:
+    async def crawl(site: Site, **settings: Any) -> set[tuple[str, ...]]:
+        def connect(name: str) -> None:
+            def see(request: Request, spider: Any) -> None:
+                spider.see(name, request)
+
+            crawl.crawler.signals.connect(see, getattr(signals, name), weak=False)
+
         site.forget()
-        settings = {"DOWNLOADER_MIDDLEWARES": {Shows: 0}, "CONCURRENT_REQUESTS": 1, **settings}
-        return (await crawls.run(Derives, settings, site=site.url)).spider.seen
+        settings = {"CONCURRENT_REQUESTS": 1, **settings}
+        crawl = crawls.begin(Derives, settings, site=site.url)
+        for name in ("request_scheduled", "request_reached_downloader", "response_downloaded"):
+            connect(name)
+        seen: set[tuple[str, ...]] = (await crawl.end()).spider.seen
+        return seen
 
     with Site({"/again": [503, "page"], "/moved": MOVED, "/500": 500}, default="page") as site:
         stock = await crawl(site, **STOCK)

@@ -73,16 +73,6 @@ async def test_others_on_the_queue_are_waited_for(backend: Remote) -> None:
     assert ack.ended + 3 <= backend.calls[-1].asked < ack.ended + 4
 
 
-async def test_an_entry_of_others_that_shows_late_is_crawled(backend: Remote) -> None:
-    backend.alone, backend.head_lag = False, 2.5
-    async with Driver(backend) as driver:
-        driver.add("/page")
-        page = await driver.next()
-        await backend.others_add("/late")
-        driver.ack(page)
-        assert await driver.crawl() == ["/late"]
-
-
 async def test_an_entry_that_others_add_to_an_idle_crawl(backend: Remote) -> None:
     async with Driver(backend, "/page", idle_before_close=9) as driver:
         driver.ack(await driver.next())
