@@ -130,7 +130,10 @@ def test_values_in_place_of_the_own_leave_no_trace() -> None:
 
 @pytest.mark.parametrize("dont_retry", [True, 1, "yes", False, 0, None])
 def test_dont_retry_is_also_written_where_others_look(dont_retry: object) -> None:
-    assert encoded(Request(URL, meta={"dont_retry": dont_retry})).no_retry is bool(dont_retry)
+    request = Request(URL, meta={"dont_retry": dont_retry})
+    entry = encoded(request)
+    assert entry.no_retry is bool(dont_retry)
+    assert describe(converter().decode(entry)) == describe(request)
 
 
 def test_the_entry_shares_nothing_with_the_request() -> None:
