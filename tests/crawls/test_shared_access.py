@@ -41,9 +41,9 @@ class ManyStarts(SiteSpider):
 
 
 async def test_leases_outlast_slow_pages(site: Site, any_queue: Queue, crawls: Crawls) -> None:
-    """Leases of one second, pages of more than two, and more of them than fit in at once."""
-    site.serve({f"/{number}": Page(delay=2.2) for number in range(24)})
-    settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 1, "CONCURRENT_REQUESTS": 4}
+    """Leases of two seconds, pages of more, and more of them than fit in at once."""
+    site.serve({f"/{number}": Page(delay=2.6) for number in range(24)})
+    settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 2, "CONCURRENT_REQUESTS": 4}
     workers = [crawls.begin(ManyStarts, settings, queue=any_queue, site=site.url) for _ in "abc"]
     await finish(*workers)
     assert Counter(site.paths) == Counter([f"/{number}" for number in range(24)])

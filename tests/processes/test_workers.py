@@ -61,7 +61,7 @@ async def test_what_waits_in_a_stopped_worker_is_left_to_others(
     tmp_path: Path, site: Site, any_queue: Queue, crawls: Crawls
 ) -> None:
     site.serve(tree(40, delay=0.3))
-    settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 1}
+    settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 3}
     project = Project(tmp_path / "project", any_queue, Tree, {**settings, "CONCURRENT_REQUESTS": 1})
     async with project.begin(site=site.url) as process:
         await wait_until(lambda: len(site.hits) > 4 and any_queue.locked > 3, "leases", PATIENCE)
