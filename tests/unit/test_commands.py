@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -258,7 +259,9 @@ async def test_api_that_cannot_be_used(
     assert "apify_api_wrong" not in done.err
     # A crawl would wait for ten minutes.
     monkeypatch.setattr(queues, "_MAX_UNAVAILABLE_TIMEOUT", 0.5)
+    begun = time.monotonic()
     done = await run(served, "status", APIFY_API_BASE_URL="http://127.0.0.1:9")
+    assert time.monotonic() - begun < 10
     assert done.code == 1
     assert done.err.startswith("scrapy rq status: ")
     assert "Traceback" not in done.err
