@@ -18,14 +18,11 @@ from tests.support.process_spiders import Tree, fetched, tree
 from tests.support.queues import Queue, ServedQueue, copied
 from tests.support.spiders import Links, SiteSpider
 from tests.support.waiting import wait_until
-from tests.support.website import Held, Page, Site, links
+from tests.support.website import Held, Page, Site, begun, let_go, links
 
 SHARED: dict[str, Any] = {"APIFY_RQ_ACCESS": "shared"}
 
-
-@pytest.fixture(autouse=True)
-def _no_lag(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
+pytestmark = pytest.mark.usefixtures("short_delay")
 
 
 async def finish(*workers: Crawl) -> None:
@@ -44,9 +41,9 @@ class ManyStarts(SiteSpider):
 
 
 async def test_leases_outlast_slow_pages(site: Site, any_queue: Queue, crawls: Crawls) -> None:
-    """Leases of one second, pages of more than two, and more of them than fit in at once."""
-    site.serve({f"/{number}": Page(delay=2.2) for number in range(24)})
-    settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 1, "CONCURRENT_REQUESTS": 4}
+    """Leases of two seconds, pages of more, and more of them than fit in at once."""
+    site.serve({f"/{number}": Page(delay=2.6) for number in range(24)})
+    settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 2, "CONCURRENT_REQUESTS": 4}
     workers = [crawls.begin(ManyStarts, settings, queue=any_queue, site=site.url) for _ in "abc"]
     await finish(*workers)
     assert Counter(site.paths) == Counter([f"/{number}" for number in range(24)])
@@ -135,7 +132,7 @@ async def test_a_worker_waits_for_the_work_of_others(
     site.serve({"/": first, **dict.fromkeys(paths, Page(delay=0.3))})
     settings = {**SHARED, "CONCURRENT_REQUESTS": 4}
     workers = [crawls.begin(Links, settings, queue=any_queue, site=site.url) for _ in "ab"]
-    await wait_until(first.begun.is_set)
+    await begun(first)
     calls: list[Any] = []
     if isinstance(any_queue, ServedQueue):
         calls = any_queue.api.calls
@@ -143,7 +140,7 @@ async def test_a_worker_waits_for_the_work_of_others(
         calls.clear()
     await asyncio.sleep(2)
     between = Counter((call.method, call.path) for call in calls)
-    first.go.set()
+    let_go(first)
     await finish(*workers)
     assert Counter(site.paths) == Counter(["/", *paths])
     assert all(worker.stats["apify_rq/handled"] > 5 for worker in workers)
