@@ -12,17 +12,7 @@ import pytest
 
 from scrapy_apify_rq.backends.base import Added, State, Updated
 from tests.support.backend_process import CONTESTED, LARGE
-from tests.support.backends import (
-    HANDLED_AT,
-    Handy,
-    Queues,
-    ask,
-    entry,
-    handled,
-    ids,
-    keys_of,
-    numbered,
-)
+from tests.support.backends import Handy, Queues, ask, entry, handled, ids, keys_of, numbered
 from tests.support.queues import NAME
 
 
@@ -97,6 +87,7 @@ async def test_what_is_there_is_answered_and_left_as_it_is(backend: Handy, foref
     assert await backend.entries() == [
         *((newer, new, *there[:2]) if forefront else (*there[:2], new, newer))
     ]
+    assert (await backend.info())[2:5] == (5, 1, 4)
 
 
 async def test_a_full_batch_is_taken(backend: Handy) -> None:
@@ -132,7 +123,8 @@ async def test_an_entry_comes_back_whole(backend: Handy) -> None:
     assert await backend.entries() == [whole]
     assert await backend.get(whole.id) == whole
     assert [entry async for entry in backend.list()] == [whole]
-    await backend.put(acked := whole.model_copy(update={"handled_at": HANDLED_AT}))
+    acked = whole.model_copy(update={"handled_at": handled("").handled_at})
+    await backend.put(acked)
     assert await backend.get(whole.id) == acked
 
 
@@ -144,6 +136,7 @@ async def test_an_acked_entry_leaves_the_queue_once(backend: Handy) -> None:
     await backend.ack("a")
     assert await backend.look() == ("b", 2, 1, 1)
     assert await backend.fill("a", forefront=True) == [Added(*ids("a"), True, True)]
+    assert await backend.keys() == ["b"]
     await backend.put(handled("a", error_messages=["late"]))
     assert await backend.look() == ("b", 2, 1, 1)
     assert await backend.listed("failed") == {"a"}
