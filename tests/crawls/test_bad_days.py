@@ -107,7 +107,8 @@ async def test_fifty_small_crawls_end_in_time_while_the_head_and_the_counters_la
         for settings in small.rounds:
             named = {"APIFY_RQ_NAME": queue, **settings}
             start = site.url + root.removesuffix("/")
-            ended = await crawls.run(Links, named, queue=served, patience=60, site=start)
+            # Not run(), which would wait only for a moment until all of them are open.
+            ended = await crawls.begin(Links, named, queue=served, site=start).end(60)
             reasons.append(ended.reason)
         return reasons
 
