@@ -12,8 +12,18 @@ import pytest
 
 from scrapy_apify_rq.backends.base import Added, State, Updated
 from tests.support.backend_process import CONTESTED, LARGE
-from tests.support.backends import Handy, Queues, ask, entry, handled, ids, keys_of, numbered
-from tests.support.queues import NAME, Queue
+from tests.support.backends import (
+    HANDLED_AT,
+    Handy,
+    Queues,
+    ask,
+    entry,
+    handled,
+    ids,
+    keys_of,
+    numbered,
+)
+from tests.support.queues import NAME
 
 
 async def test_opening_creates_an_empty_queue_and_finds_it_again(queues: Queues) -> None:
@@ -122,6 +132,8 @@ async def test_an_entry_comes_back_whole(backend: Handy) -> None:
     assert await backend.entries() == [whole]
     assert await backend.get(whole.id) == whole
     assert [entry async for entry in backend.list()] == [whole]
+    await backend.put(acked := whole.model_copy(update={"handled_at": HANDLED_AT}))
+    assert await backend.get(whole.id) == acked
 
 
 # update
@@ -284,7 +296,7 @@ async def test_two_processes_add_and_claim_each_entry_once(queues: Queues) -> No
 async def test_large_entries_take_little_memory(queues: Queues) -> None:
     if queues.kind == "live":
         pytest.skip("it would send too much")
-    await Queue(queues.folder).add(*(entry(f"{n}", payload="x" * LARGE) for n in range(20)))
+    await queues.store(*(entry(f"{n}", payload="x" * LARGE) for n in range(20)))
     async with queues.process() as process:
         done, grown = await ask(process, "handle")
     assert done == 20
