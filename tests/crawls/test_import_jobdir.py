@@ -74,11 +74,8 @@ def maze() -> dict[str, Answer]:
     # Longer than older versions of Scrapy delay a response before its callback.
     pages |= {"/": Page(links(*PATHS[:9]), delay=0.15)}
     pages |= {"/second": Page(links(*PATHS[5:9]), delay=0.15)}
-    return {
-        **pages,
-        "/third": links("/third"),
-        **dict.fromkeys(("/again", "/form", "/failed"), "x"),
-    }
+    pages |= dict.fromkeys(("/again", "/form", "/failed"), "x")
+    return {**pages, "/third": links("/third")}
 
 
 def files(folder: Path) -> dict[Path, bytes]:

@@ -50,9 +50,7 @@ async def test_leases_outlast_slow_pages(site: Site, any_queue: Queue, crawls: C
     assert not any("apify_rq/leases_lost" in worker.stats for worker in workers)
 
 
-async def test_the_same_client_key_takes_over_at_once(
-    site: Site, any_queue: Queue, crawls: Crawls
-) -> None:
+async def test_client_key_takes_over_at_once(site: Site, any_queue: Queue, crawls: Crawls) -> None:
     """From a worker that was killed, whose leases last for three minutes."""
     site.serve(tree(60, delay=0.1))
     settings = {**SHARED, "APIFY_RQ_CLIENT_KEY": "worker-1"}
@@ -70,9 +68,7 @@ async def test_the_same_client_key_takes_over_at_once(
         assert (info.handled, info.pending) == (fetched(60).total(), 0)
 
 
-async def test_a_stopped_worker_gives_its_leases_back(
-    site: Site, any_queue: Queue, crawls: Crawls
-) -> None:
+async def test_stop_gives_leases_back(site: Site, any_queue: Queue, crawls: Crawls) -> None:
     site.serve(tree(100, delay=0.1))
     first = await crawls.start(Tree, SHARED, queue=any_queue, site=site.url)
     await wait_until(lambda: len(site.hits) > 10)
@@ -123,9 +119,7 @@ async def test_another_worker_takes_a_retry(site: Site, any_queue: Queue, crawls
     assert not (await any_queue.entry("/flaky")).failed
 
 
-async def test_a_worker_waits_for_the_work_of_others(
-    site: Site, any_queue: Queue, crawls: Crawls
-) -> None:
+async def test_waiting_for_the_work_of_others(site: Site, any_queue: Queue, crawls: Crawls) -> None:
     """It asks seldom, without a write, and takes part in what comes of their last page."""
     paths = [f"/{number}" for number in range(40)]
     first = Held(links(*paths))
@@ -149,9 +143,7 @@ async def test_a_worker_waits_for_the_work_of_others(
         assert between.total() <= 2 * 4  # at first, and after 0.5, 1, 2 seconds
 
 
-async def test_two_crawls_in_single_access_are_warned_once(
-    site: Site, any_queue: Queue, crawls: Crawls
-) -> None:
+async def test_single_access_is_warned_once(site: Site, any_queue: Queue, crawls: Crawls) -> None:
     site.serve(tree(100, delay=0.1))
     few = {"CLOSESPIDER_PAGECOUNT": 50}
     both = [await crawls.start(Tree, few, queue=any_queue, site=site.url) for _ in "ab"]
@@ -167,9 +159,7 @@ async def test_two_crawls_in_single_access_are_warned_once(
     assert "set APIFY_RQ_ACCESS = 'shared'" in both[0].log_text
 
 
-async def test_a_late_worker_leaves_a_finished_queue_alone(
-    site: Site, any_queue: Queue, crawls: Crawls
-) -> None:
+async def test_late_worker_on_finished_queue(site: Site, any_queue: Queue, crawls: Crawls) -> None:
     """Even one that nobody named, which a crawl in single access would start afresh."""
     site.serve(tree(20))
     settings = {**SHARED, "APIFY_RQ_NAME": None}
@@ -179,9 +169,7 @@ async def test_a_late_worker_leaves_a_finished_queue_alone(
     assert "is finished: 23 handled, none pending" in crawl.log_text
 
 
-async def test_lost_answers_leave_no_leases_behind(
-    site: Site, served: ServedQueue, crawls: Crawls
-) -> None:
+async def test_lost_answers_keep_no_leases(site: Site, served: ServedQueue, crawls: Crawls) -> None:
     """Leases of an hour: were one forgotten, the crawl would wait for its end."""
     site.serve(tree(80))
     share = 0.03
