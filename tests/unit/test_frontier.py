@@ -230,7 +230,7 @@ async def test_one_refused_call_of_many_at_close(
     async def refuse() -> None:
         nonlocal calls
         calls += 1
-        if calls == 5:
+        if calls >= 5:  # several at a time, of which one is reported
             raise error
         await asyncio.sleep(0.01)
 
