@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
+from scrapy_apify_rq.limits import BATCH_RATE
+from scrapy_apify_rq.server import faults as server_faults
 from scrapy_apify_rq.server.faults import Faults
 from tests.support.queues import ServedQueue
 from tests.support.raw_calls import Caller, handled, keys, one, request
@@ -16,16 +18,14 @@ from tests.support.waiting import wait_until
 
 
 def test_failures_have_no_effect(served: ServedQueue, remote: Caller) -> None:
-    for faults, error in (
-        (Faults(limited=1), (429, "rate-limit-exceeded")),
-        (Faults(failed=1), (500, "internal-server-error")),
-    ):
-        served.faults(faults)
-        assert remote("POST", "/requests", request("a")).error == error
+    served.faults(Faults(limited=1))
+    assert remote.add("a").error == (429, "rate-limit-exceeded")
+    served.faults(Faults(failed=1))
+    assert remote.add("a").error == (500, "internal-server-error")
     for faults in (Faults(dropped=1), Faults(outage_until=time.time() + 60)):
         served.faults(faults)
         with pytest.raises(httpx.TransportError):
-            remote("POST", "/requests", request("a"))
+            remote.add("a")
     served.faults(Faults())
     assert remote.counts() == (0, 0, 0)
 
@@ -39,7 +39,12 @@ def test_lost_answer_has_its_effect(served: ServedQueue, remote: Caller) -> None
     assert remote("POST", "/requests", request("a")).data["wasAlreadyPresent"] is True
 
 
-def test_unprocessed_requests_are_not_stored(served: ServedQueue, remote: Caller) -> None:
+def control(remote: Caller, **faults: Any) -> None:
+    """Only so the faults begin with their seed."""
+    assert remote.http.put("/_faults", json=faults).status_code == 204
+
+
+def test_unprocessed_requests_are_not_stored(remote: Caller) -> None:
     control(remote, unprocessed=0.5, seed=1)
     names = [f"key-{n}" for n in range(25)]
     data = remote.add(*names).data
@@ -48,10 +53,6 @@ def test_unprocessed_requests_are_not_stored(served: ServedQueue, remote: Caller
     assert 3 < len(unprocessed) < 22
     assert sorted(processed + unprocessed) == sorted(names)
     assert remote.head() == processed
-
-
-def control(remote: Caller, **faults: Any) -> None:
-    assert remote.http.put("/_faults", json=faults).status_code == 204
 
 
 def test_faults_are_reproducible(remote: Caller) -> None:
@@ -109,19 +110,18 @@ def test_locked_requests_can_be_hidden_from_the_head(served: ServedQueue, remote
     assert remote.head() == ["b"]
 
 
-async def test_rates_of_the_platform(served: ServedQueue, remote: Caller) -> None:
+def test_rates_of_the_platform(
+    served: ServedQueue, remote: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0.0, time=time.time, monotonic=lambda: clock.now)
+    monkeypatch.setattr(server_faults, "time", clock)
     served.faults(Faults(rates=True))
-
-    async def statuses(calls: int, verb: str, path: str, body: Any = None) -> list[int]:
-        headers = remote.http.headers
-        async with httpx.AsyncClient(base_url=served.api.url, headers=headers, timeout=30) as http:
-            sent = [http.request(verb, remote.path + path, json=body) for _ in range(calls)]
-            return [answer.status_code for answer in await asyncio.gather(*sent)]
-
-    batches = await statuses(300, "POST", "/requests/batch", [request("a")])
-    assert batches.count(429) > 0
-    assert batches.count(201) >= 40
-    assert await statuses(100, "GET", one("a")) == [200] * 100
+    statuses = [remote.add("a").status for _ in range(BATCH_RATE + 2)]
+    assert statuses == [201] * BATCH_RATE + [429] * 2
+    assert [remote("GET", one("a")).status for _ in range(100)] == [200] * 100
+    clock.now = 0.5
+    statuses = [remote.add("a").status for _ in range(BATCH_RATE)]
+    assert statuses == [201] * (BATCH_RATE // 2) + [429] * (BATCH_RATE // 2)
 
 
 def test_calls_are_counted(remote: Caller) -> None:

@@ -16,11 +16,12 @@ from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.support import npm_packages
 from tests.support.api_calls import Call, error
 from tests.support.official_clients import (
+    Client,
     ClientError,
-    JavaScript,
-    JavaScriptClient,
-    PythonClient,
+    Node,
     Target,
+    javascript_client,
+    python_client,
 )
 from tests.support.queues import TOKEN, ServedQueue
 from tests.support.raw_calls import Caller, handled, request
@@ -29,15 +30,15 @@ pytest.importorskip("apify_client")
 
 MINUTE = timedelta(seconds=60)
 COMPRESSION = {"ApifyClient": "br", "ApifyClientAsync": "gzip", "JavaScript": "br"}
-Client = PythonClient | JavaScriptClient
+Users = tuple[Target, Target]
 
 
 @pytest.fixture(scope="module")
 def node(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[JavaScript]:
+) -> Iterator[Node]:
     names = ("javascript", "apify-client@2")
-    with JavaScript(npm_packages.installed(request.config, tmp_path_factory, *names)) as node:
+    with Node(npm_packages.installed(request.config, tmp_path_factory, *names)) as node:
         yield node
 
 
@@ -50,19 +51,18 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def client(request: pytest.FixtureRequest, kind: str, served: ServedQueue) -> Client:
     if kind == "JavaScript":
-        return JavaScriptClient(request.getfixturevalue("node"), served.api.url, TOKEN)
+        return javascript_client(request.getfixturevalue("node"), served.api.url, TOKEN)
     options = {"compression": "brotli"} if kind == "ApifyClient" else {}
-    return PythonClient(kind, served.api.url, TOKEN, **options)
+    return python_client(kind, served.api.url, TOKEN, **options)
 
 
 @pytest.fixture
-def users(client: Client, api: Caller) -> tuple[Target, Target]:
+def users(client: Client, api: Caller) -> Users:
     """Two users of a new queue."""
     id = api("POST").data["id"]
     return client.queue(id, "client-one"), client.queue(id, "client-two")
 
 
-Users = tuple[Target, Target]
 COUNTS = ("totalRequestCount", "handledRequestCount", "pendingRequestCount")
 
 
@@ -300,16 +300,19 @@ async def test_faults_are_survived(users: Users, served: ServedQueue) -> None:
     assert await counts(queue) == [4, 0, 4]
 
 
-async def test_wrong_token(served: ServedQueue, node: JavaScript) -> None:
+async def test_wrong_token(served: ServedQueue, node: Node) -> None:
     url = served.api.url
-    for client in (PythonClient("ApifyClient", url, "wrong"), JavaScriptClient(node, url, "wrong")):
+    for client in (
+        python_client("ApifyClient", url, "wrong"),
+        javascript_client(node, url, "wrong"),
+    ):
         with pytest.raises(ClientError) as failure:
             await client.queues().list()
         assert failure.value.args == (401, "user-or-token-not-found")
 
 
 async def test_many_workers_share_a_queue(served: ServedQueue, api: Caller) -> None:
-    client = PythonClient("ApifyClientAsync", served.api.url, TOKEN)
+    client = python_client("ApifyClientAsync", served.api.url, TOKEN)
     id = api("POST").data["id"]
     sixty = requests(*range(60))
     await client.queue(id).batch_add_requests(sixty, max_parallel=3)

@@ -12,48 +12,23 @@ from aiohttp import web
 
 from scrapy_apify_rq.backends.base import Claim, Updated
 from scrapy_apify_rq.errors import BackendError
-from tests.support.api_calls import error
+from tests.support.api_calls import Api, error
 from tests.support.backends import Apify, entry, handled, keys_of, numbered
-from tests.support.queues import ServedQueue
-
-
-async def test_an_update_sends_the_whole_entry(served: ServedQueue, client: Apify) -> None:
-    whole = entry(
-        "a",
-        method="POST",
-        payload="text",
-        headers={"A": "1"},
-        user_data={"label": "x"},
-        retry_count=2,
-        no_retry=False,
-        error_messages=["why"],
-        loaded_url="https://example.com/b",
-    )
-    await client.fill(whole)
-    await client.put(whole, forefront=True)
-    assert await client.get(whole.id) == whole
-    acked = whole.model_copy(update={"handled_at": handled("a").handled_at})
-    await client.put(acked)
-    assert await client.get(whole.id) == acked
-    requeue, ack = served.api.of("PUT", f"/requests/{whole.id}")
-    assert requeue.query["forefront"] == "true"
-    assert ack.json["handledAt"] == "2026-01-02T03:04:05.678Z"
-    assert ack.json.keys() - requeue.json.keys() == {"handledAt"}
 
 
 async def test_a_refused_update_is_reported_and_not_claimed_again(
-    served: ServedQueue, client: Apify, caplog: pytest.LogCaptureFixture
+    api: Api, client: Apify, caplog: pytest.LogCaptureFixture
 ) -> None:
     a, b, c = entry("a"), handled("b", payload="x" * 9 * 1024 * 1024), handled("c")
     await client.fill("a", "b", "c")
-    served.api.before = lambda call: (
+    api.before = lambda call: (
         error(400, "invalid-value", "no good") if call.path.endswith(a.id) else None
     )
     assert await client.put(handled("a"), b, c) == [
         *(Updated(False, True), Updated(False, True), Updated(False))
     ]
     assert client.stats["refused"] == 2
-    assert not served.api.of("PUT", f"/requests/{b.id}")
+    assert not api.of("PUT", f"/requests/{b.id}")
     messages = [r.message for r in caplog.records if r.levelno == logging.ERROR]
     assert len(messages) == 2
     assert a.id in "".join(messages)
@@ -70,11 +45,11 @@ def page(status: int) -> web.Response:
 @pytest.mark.parametrize("answer", [error, page])
 @pytest.mark.parametrize("status", [400, 403, 404, 409, 413])
 async def test_one_refused_update_of_many_leaves_nothing_waiting(
-    served: ServedQueue, client: Apify, status: int, answer: Callable[[int], Any]
+    api: Api, client: Apify, status: int, answer: Callable[[int], Any]
 ) -> None:
     entries = numbered(50)
     await client.fill(*entries)
-    served.api.before = lambda call: answer(status) if call.path.endswith(entries[7].id) else None
+    api.before = lambda call: answer(status) if call.path.endswith(entries[7].id) else None
     tasks = asyncio.all_tasks()
     async with asyncio.timeout(5):
         if status in (400, 413):
@@ -106,9 +81,7 @@ async def test_an_update_of_one_entry_makes_no_task(client: Apify) -> None:
         loop.set_task_factory(None)
 
 
-async def test_refused_updates_without_end_are_a_failure(
-    served: ServedQueue, client: Apify
-) -> None:
-    served.api.before = lambda call: error(400) if call.method == "PUT" else None
+async def test_refused_updates_without_end_are_a_failure(api: Api, client: Apify) -> None:
+    api.before = lambda call: error(400) if call.method == "PUT" else None
     with pytest.raises(BackendError, match="refused 501 updates"):
         await client.put(*numbered(600))

@@ -14,7 +14,6 @@ import pytest
 from scrapy import Request
 from scrapy.http import Response
 
-from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.commands.jobdir import SEEN
 from tests.support.command_line import rq, rq_ok
 from tests.support.crawling import Crawls
@@ -25,9 +24,12 @@ from tests.support.waiting import wait_until
 from tests.support.website import Answer, Hit, Page, Site, links
 
 # Older versions of Scrapy do not close the empty disk queues that they open.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning"
+    ),
+    pytest.mark.usefixtures("short_delay"),
+]
 
 PATHS = ["/" + "x" * (number % 7) + str(number) for number in range(60)]
 STARTS = ["/", "/second", "/third"]
@@ -72,11 +74,8 @@ def maze() -> dict[str, Answer]:
     # Longer than older versions of Scrapy delay a response before its callback.
     pages |= {"/": Page(links(*PATHS[:9]), delay=0.15)}
     pages |= {"/second": Page(links(*PATHS[5:9]), delay=0.15)}
-    return {
-        **pages,
-        "/third": links("/third"),
-        **dict.fromkeys(("/again", "/form", "/failed"), "x"),
-    }
+    pages |= dict.fromkeys(("/again", "/form", "/failed"), "x")
+    return {**pages, "/third": links("/third")}
 
 
 def files(folder: Path) -> dict[Path, bytes]:
@@ -89,27 +88,24 @@ def hits(site: Site) -> Counter[Any]:
 
 # With one download at a time, links are crawled before the last start request, which stays pending.
 @pytest.mark.parametrize(
-    ("backend", "priority_queue", "disk_queue", "at_once", "has_pending_starts"),
+    ("any_queue", "priority_queue", "disk_queue", "at_once", "has_pending_starts"),
     [
-        ("queue", "DownloaderAwarePriorityQueue", "PickleLifoDiskQueue", 1, True),
-        ("served", "ScrapyPriorityQueue", "MarshalFifoDiskQueue", 4, False),
+        ("sqlite", "DownloaderAwarePriorityQueue", "PickleLifoDiskQueue", 1, True),
+        ("apify", "ScrapyPriorityQueue", "MarshalFifoDiskQueue", 4, False),
     ],
+    indirect=["any_queue"],
 )
 async def test_import(
     tmp_path: Path,
-    request: pytest.FixtureRequest,
     site: Site,
+    any_queue: Queue,
     crawls: Crawls,
-    monkeypatch: pytest.MonkeyPatch,
-    backend: str,
     priority_queue: str,
     disk_queue: str,
     at_once: int,
     has_pending_starts: bool,
 ) -> None:
-    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
-    queue: Queue = request.getfixturevalue(backend)
-    jobdir = tmp_path / "job"
+    queue, jobdir = any_queue, tmp_path / "job"
     settings = {
         "SPIDER_MODULES": [__name__],
         "SCHEDULER_PRIORITY_QUEUE": f"scrapy.pqueues.{priority_queue}",

@@ -134,11 +134,11 @@ async def test_requests_of_all_kinds(any_queue: Queue, crawls: Crawls, decoded: 
     assert read.count("/unfiltered") == (2 if decoded else 0)
     # Headers arrive byte for byte (the site reads latin-1), and sessions keep their cookies apart.
     headers = {path: all_of_them[0][2] for path, all_of_them in received(ours).items()}
-    assert ("X-Utf", "Ã©") in headers["/headers"]
-    assert [pair for pair in headers["/many-headers"] if pair[0] == "X-Many"] == [
-        ("X-Many", "1"),
-        ("X-Many", "2, 3"),
-    ]
-    assert ("X-Raw", "é") in headers["/raw-headers"]
+    for path, name, *values in (
+        ("/headers", "X-Utf", "Ã©"),
+        ("/many-headers", "X-Many", "1", "2, 3"),
+        ("/raw-headers", "X-Raw", "é"),
+    ):
+        assert [value for key, value in headers[path] if key == name] == values
     for name in ("ann", "bob"):
         assert ("Cookie", f"who={name}") in headers[f"/account?{name}"]

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from scrapy.http import Response
 
-from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from tests.support.command_line import rq_ok
 from tests.support.crawling import Crawls
 from tests.support.queues import Queue, ServedQueue, copied
 from tests.support.readme import commands
 from tests.support.spiders import SiteSpider
 from tests.support.waiting import wait_until
-from tests.support.website import Held, Hit, Page, Site, links
+from tests.support.website import Held, Hit, Page, Site, begun, let_go, links
+
+pytestmark = pytest.mark.usefixtures("short_delay")
 
 PATHS = [f"/{number}" for number in range(60)]
 HELD = PATHS[30:34]
@@ -48,16 +49,14 @@ async def test_moving(
     queue: Queue,
     served: ServedQueue,
     crawls: Crawls,
-    monkeypatch: pytest.MonkeyPatch,
     to_the_api: bool,
 ) -> None:
-    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
     source, target = (queue, served) if to_the_api else (served, queue)
     held = {path: Held(page) for path in HELD}
     site.serve({"/": links(*PATHS), **dict.fromkeys(PATHS, page), PATHS[3]: 404, **held})
     site.serve({f"/more/{number}": "page" for number in range(9)})
     first = await crawls.start(Family, SETTINGS, queue=source, site=site.url)
-    await wait_until(lambda: all(page.begun.is_set() for page in held.values()))
+    await begun(*held.values())
     await wait_until(lambda: source.handled == len(site.hits) - len(HELD))
     file, lines = tmp_path / "crawl.jsonl", commands("Between here and the cloud")
     exporting, importing, crawling = lines[:3] if to_the_api else lines[3:]
@@ -67,8 +66,7 @@ async def test_moving(
         before = await left.entries()
     stopping = asyncio.ensure_future(first.crawler.stop_async())
     await wait_until(lambda: "Closing spider" in first.log_text)
-    for one in held.values():
-        one.go.set()
+    let_go(*held.values())
     await stopping
     await first.end()
     _, *import_ = words(importing, is_cloud=to_the_api, file=file)

@@ -52,7 +52,7 @@ async def test_the_shop(any_queue: Queue, crawls: Crawls, tmp_path: Path) -> Non
     async def crawl(**settings: Any) -> tuple[Any, Any, Crawl]:
         with ShopServer(products=40) as shop:
             settings = {**shop_settings(shop, tmp_path / "items.jsonl"), **settings}
-            crawl = await crawls.run(ShopSpider, settings, queue=any_queue)
+            crawl = await crawls.run(ShopSpider, settings, queue=any_queue, patience=60)
             # Which link to a product comes first differs from run to run; so does the port.
             items = Counter(
                 (item.sku, item.name, item.price, item.category, item.url.removeprefix(shop.url))
@@ -63,11 +63,8 @@ async def test_the_shop(any_queue: Queue, crawls: Crawls, tmp_path: Path) -> Non
     *expected, stock = await crawl(**STOCK)
     assert "apify_rq/handled" not in stock.stats
     assert expected[1].total() == 47
-    for name, settings in {
-        "live": {},
-        "claimed": {"APIFY_RQ_WINDOW": 5},
-        "deep": {"APIFY_RQ_ORDER": "lifo"},
-    }.items():
+    cases = {"live": {}, "claimed": {"APIFY_RQ_WINDOW": 5}, "deep": {"APIFY_RQ_ORDER": "lifo"}}
+    for name, settings in cases.items():
         *found, ours = await crawl(APIFY_RQ_NAME=name, **settings)
         assert found == expected, name
         assert ours.stats["apify_rq/handled"] == ours.stats["apify_rq/enqueued"]
@@ -82,10 +79,6 @@ class Sitemap(SitemapSpider):
     name = "sitemap"
     sitemap_rules = (("/item/", "parse_item"),)
 
-    def __init__(self, site: str) -> None:
-        self.sitemap_urls = [f"{site}/robots.txt"]
-        super().__init__()
-
     def parse_item(self, response: Response) -> Any:
         yield {"url": response.url}
 
@@ -96,10 +89,6 @@ class Rules(CrawlSpider):
         Rule(LinkExtractor(allow="/list/"), process_request="tag"),
         Rule(LinkExtractor(allow="/item/"), callback="parse_item", cb_kwargs={"rule": 2}),
     )
-
-    def __init__(self, site: str) -> None:
-        self.start_urls = [f"{site}/"]
-        super().__init__()
 
     def tag(self, request: Request, response: Response) -> Request:
         return request.replace(meta={**request.meta, "from": response.url})
@@ -133,7 +122,9 @@ async def test_generic_spider(
             "/list/2": links("/list/1", "/elsewhere", "/item/?x=é&y", "/item/?y&x=%C3%A9", *more),
         }
     )
-    stock, ours = await stock_and_ours(crawls, spider, site, any_queue, {"APIFY_RQ_WINDOW": 1})
+    start = {"sitemap_urls": [f"{site.url}/robots.txt"], "start_urls": [f"{site.url}/"]}
+    settings = {"APIFY_RQ_WINDOW": 1}
+    stock, ours = await stock_and_ours(crawls, spider, site, any_queue, settings, **start)
     assert ours.outcome == stock.outcome
     assert len(ours.crawl.items) == items
     assert ours.crawl.stats["apify_rq/handled"] == len(ours.hits)
@@ -155,19 +146,15 @@ class PickyFilter(RFPDupeFilter):
         return "/secret" in request.url or super().request_seen(request)
 
 
-FINGERPRINTER = {"REQUEST_FINGERPRINTER_CLASS": Fingerprinter}
+TWICE = {"/": links("/1", "/1", "/2"), "/1": links("/2", "/3")}
 
 
 @pytest.mark.parametrize(
     ("component", "pages", "expected"),
     [
-        (FINGERPRINTER, PAGES, ALL - Counter(SESSIONS)),
+        ({"REQUEST_FINGERPRINTER_CLASS": Fingerprinter}, PAGES, ALL - Counter(SESSIONS)),
         ({"DUPEFILTER_CLASS": PickyFilter}, PAGES, ALL - Counter(["/secret"])),
-        (
-            {"DUPEFILTER_CLASS": BaseDupeFilter},
-            {"/": links("/1", "/1", "/2"), "/1": links("/2", "/3")},
-            {"/": 1, "/1": 2, "/2": 3, "/3": 2},
-        ),
+        ({"DUPEFILTER_CLASS": BaseDupeFilter}, TWICE, {"/": 1, "/1": 2, "/2": 3, "/3": 2}),
     ],
     ids=["fingerprinter", "filter", "no filter"],
 )

@@ -30,7 +30,7 @@ async def test_benchmarks(tmp_path: Path) -> None:
             for name, given in options.items()
         }
         for name, process in processes.items():
-            ended = await process.end(120)
+            ended = await process.end(240)
             assert ended.status == 0, ended.log
             outputs[name] = ended.output
             figures[name] = json.loads((tmp_path / name).read_text())

@@ -28,7 +28,7 @@ VALIDATE = Path(__file__).parent / "scripts" / "validate.mjs"
 
 def run(words: list[str], folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        words, cwd=folder, env={**os.environ, **env}, capture_output=True, text=True, timeout=60
+        words, cwd=folder, env={**os.environ, **env}, capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stderr
     return done

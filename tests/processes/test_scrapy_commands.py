@@ -14,7 +14,7 @@ from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.processes.scripts.two_spiders import First
 from tests.support.queues import NAME, Queue, ServedQueue
-from tests.support.scrapy_project import Project
+from tests.support.scrapy_project import PATIENCE, Project
 from tests.support.website import Site, links
 
 SCRIPT = Path(__file__).parent / "scripts" / "commands.py"
@@ -61,7 +61,9 @@ async def test_commands(
     before = contents(queue.folder)
     project = Project(tmp_path / "project", queue, First, settings)
     words = json.dumps([words for words, _, _ in COMMANDS]).replace("{}", site.url)
-    done = await project.run(words, env={"BROWSER": "echo %s", "SITE": site.url}, script=SCRIPT)
+    env = {"BROWSER": "echo %s", "SITE": site.url}
+    patience = PATIENCE * len(COMMANDS)  # as many programs
+    done = await project.run(words, env=env, script=SCRIPT, patience=patience)
     for number, (name, expected, _) in enumerate(COMMANDS):
         log = (project.folder / f"command-{number}.err").read_text()
         output = (project.folder / f"command-{number}.out").read_text()

@@ -14,34 +14,28 @@ from tests.support.command_line import rq_ok
 from tests.support.crawling import Crawls
 from tests.support.jobdirs import write
 from tests.support.process_spiders import Stages, Tree, Waits, fetched, tree
-from tests.support.queues import Queue
+from tests.support.queues import Queue, ServedQueue
 from tests.support.scrapy_project import PATIENCE, Project
 from tests.support.waiting import wait_until
-from tests.support.website import Held, Site, links
+from tests.support.website import Held, Site, let_go, links
+
+pytestmark = pytest.mark.usefixtures("short_delay")
 
 MODULE = Stages.__module__
-# What a stop does at each stage with each backend, and at each call: tests/crawls.
-STAGES = {
-    "queue": ["pipeline made", "filter", "pipeline opened", "spider_opened", "engine_started"],
-    "served": ["filter", "call 1", "pipeline opened", "engine_started", "callback"],
-}
+OPENING = ["pipeline made", "filter", "pipeline opened", "spider_opened", "engine_started"]
+RUNNING = ["start", "request_reached_downloader", "callback"]
+CASES = [("sqlite", stage) for stage in OPENING + RUNNING]
+# What a stop does at each call, from the first to the last: tests/crawls/test_the_end.py.
+CASES += [("apify", stage) for stage in [*OPENING, "call 1", "callback"]]
 
 
-@pytest.mark.parametrize(
-    ("backend", "stage"), [(name, stage) for name, stages in STAGES.items() for stage in stages]
-)
+@pytest.mark.parametrize(("any_queue", "stage"), CASES, indirect=["any_queue"])
 async def test_ctrl_c_at_each_stage(
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
-    site: Site,
-    crawls: Crawls,
-    backend: str,
-    stage: str,
+    tmp_path: Path, site: Site, any_queue: Queue, crawls: Crawls, stage: str
 ) -> None:
     """It ends soon and loses nothing."""
-    queue: Queue = request.getfixturevalue(backend)
     settings = {
-        "APIFY_RQ_ACCESS": "shared" if backend == "served" else "single",
+        "APIFY_RQ_ACCESS": "shared" if isinstance(any_queue, ServedQueue) else "single",
         "APIFY_RQ_LOCK_SECS": 2,
         "DUPEFILTER_CLASS": f"{MODULE}.StagesFilter",
         "ITEM_PIPELINES": {f"{MODULE}.StagesPipeline": 1},
@@ -49,13 +43,13 @@ async def test_ctrl_c_at_each_stage(
     }
     pages = {"/": links("/1", "/2", "/3"), **dict.fromkeys(("/1", "/2", "/3"), links("/"))}
     site.serve(pages)
-    project = Project(tmp_path, queue, Stages, settings)
+    project = Project(tmp_path, any_queue, Stages, settings)
     stopped = await project.crawl(site=site.url, env={"STAGE": stage}, patience=30)
     assert "SIGINT" in stopped.log, "the stage was not reached"
-    resumed = await crawls.run(Stages, settings, queue=queue, site=site.url)
+    resumed = await crawls.run(Stages, settings, queue=any_queue, site=site.url)
     assert resumed.reason == "finished"
     assert set(site.paths) == set(pages)
-    assert (await queue.info()).pending == 0
+    assert (await any_queue.info()).pending == 0
 
 
 async def test_ctrl_c_once_fetches_nothing_twice(
@@ -100,8 +94,7 @@ async def test_ctrl_c_twice_loses_nothing(
         process.send(SIGINT)
         stopped = await process.end()
     assert "forcing unclean shutdown" in stopped.log
-    for page in held.values():
-        page.go.set()
+    let_go(*held.values())
     resumed = await crawls.run(Tree, queue=any_queue, site=site.url)
     assert set(site.paths) == {*done, *held}
     again = Counter(path for path in site.paths if path in done) - Counter(done)

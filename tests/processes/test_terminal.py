@@ -8,6 +8,7 @@ import pty
 import re
 import signal
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import scrapy
 from tests.support.process_spiders import Run
 from tests.support.queues import Queue
 from tests.support.readme import commands
-from tests.support.scrapy_project import Project
+from tests.support.scrapy_project import PATIENCE, Project
 from tests.support.waiting import wait_until
 from tests.support.website import Page, Site, links
 
@@ -55,7 +56,9 @@ async def on_terminal(folder: Path, queue: Queue, site: Site, *interrupt_at: str
         os.close(theirs)
         reading = asyncio.create_task(asyncio.to_thread(read))
         for shown in interrupt_at:
-            await wait_until(lambda shown=shown: shown.encode() in text, repr(shown), 30)
+            seen = partial(text.count, shown.encode())
+            await wait_until(lambda seen=seen: seen() or process.has_ended, repr(shown), PATIENCE)
+            assert seen(), text.decode()
             process.send(signal.SIGINT)
         finished = await process.end()
     await reading

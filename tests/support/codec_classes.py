@@ -105,34 +105,25 @@ Pair = attrs.make_class(
 
 # What is no item, or none that comes back
 
+
+def _data(name: str, *fields: Any, bases: tuple[type, ...] = (), **namespace: Any) -> Any:
+    own = {"__module__": __name__, **namespace}
+    return dataclasses.make_dataclass(name, fields, bases=bases, namespace=own)
+
+
 Number = enum.IntEnum("Number", ["ONE"])
 Named = namedtuple("Named", ["a"])
 Text = type("Text", (str,), {})
 Parsed = attrs.make_class("Parsed", {"text": attrs.field(converter=json.loads)})
 DataError = attrs.make_class("DataError", ["a"], bases=(Exception,), auto_exc=True)
-
-
-@dataclasses.dataclass
-class Growing:
-    tags: list[str]
-
-    def __post_init__(self) -> None:
-        self.tags.append("new")
-
-
-@dataclasses.dataclass
-class NeedsMore:
-    a: int
-    b: dataclasses.InitVar[int]
-
-
-@dataclasses.dataclass
-class DataList(list):  # type: ignore[type-arg]
-    a: int = 0
-
-
+Growing = _data("Growing", "tags", __post_init__=lambda self: self.tags.append("new"))
+NeedsMore = _data("NeedsMore", "a", ("b", dataclasses.InitVar[int]))
+DataList = _data("DataList", ("a", int, 0), bases=(list,))
+IMPOSTOR = _data("Point", "x")(1)  # it names itself like another one
+LOCAL = _data("Local", "a", __qualname__="f.<locals>.Local")(1)
 Meta = type("Meta", (type,), {"__getattr__": run})
 Trap = Meta("Trap", (), {})
+Liar = type("Liar", (), {"__class__": property(run)})
 
 
 class Holder:
@@ -144,17 +135,7 @@ class Holder:
     value = property(run)
     make = classmethod(run)
     point = Point(1)
-
-
-def local_item() -> Any:
-    return dataclasses.make_dataclass("Local", ["a"])(1)
-
-
-def impostor() -> Any:
-    """Make an item whose class names itself like another one."""
-    cls = dataclasses.make_dataclass("Point", ["x"])
-    cls.__module__ = __name__
-    return cls(1)
+    liar = Liar()
 
 
 # Requests

@@ -49,7 +49,8 @@ async def stock_and_ours(
     for more in (STOCK, {}):
         site.forget()
         values = {**(settings or {}), **more}
-        crawl = await crawls.run(spider, values, queue=queue, site=site.url, **arguments)
+        begun = await crawls.start(spider, values, queue=queue, site=site.url, **arguments)
+        crawl = await begun.end(patience=60)  # many pages, on a machine that may be busy
         assert ("apify_rq/handled" in crawl.stats) == (more is not STOCK)
         runs.append(Run(crawl, site))
     return runs[0], runs[1]

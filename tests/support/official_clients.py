@@ -31,96 +31,91 @@ class Target:
         return partial(self._call, method)
 
 
-class PythonClient:
-    """``kind`` is the name of the class."""
-
-    def __init__(self, kind: str, url: str, token: str, **options: Any) -> None:
-        import apify_client
-
-        self._api_error = apify_client.errors.ApifyApiError
-        soon = timedelta(milliseconds=5)
-        make = getattr(apify_client, kind)
-        self._client = make(token, api_url=url, min_delay_between_retries=soon, **options)
+class Client:
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
 
     def queues(self) -> Target:
-        return Target(partial(self._call, self._client.request_queues()))
+        return Target(partial(self._call, None, None))
 
-    def queue(self, id: str, client_key: str | None = None) -> Target:
-        return Target(partial(self._call, self._client.request_queue(id, client_key=client_key)))
+    def queue(self, id: str, key: str | None = None) -> Target:
+        return Target(partial(self._call, id, key))
 
-    async def _call(self, target: Any, method: str, *args: Any, **options: Any) -> Any:
+
+def python_client(kind: str, url: str, token: str, **options: Any) -> Client:
+    """``kind`` is the name of the class."""
+    import apify_client
+
+    soon = timedelta(milliseconds=5)
+    make = getattr(apify_client, kind)
+    client = make(token, api_url=url, min_delay_between_retries=soon, **options)
+
+    async def call(id: str | None, key: str | None, method: str, *args: Any, **named: Any) -> Any:
+        queue = client.request_queue(id, client_key=key) if id else client.request_queues()
         try:
-            found = getattr(target, method)(*args, **options)
+            found = getattr(queue, method)(*args, **named)
             if inspect.isawaitable(found):
                 found = await found
             elif hasattr(found, "__aiter__"):
                 found = [one async for one in found]
-            elif isinstance(found, Iterator):
-                found = list(found)
-        except self._api_error as error:
+        except apify_client.errors.ApifyApiError as error:
             raise ClientError(error.status_code, error.type) from error
         return _plain(found)
 
+    return Client(call)
+
 
 def _plain(found: Any) -> Any:
-    if isinstance(found, list):
+    if isinstance(found, list | Iterator):
         return [_plain(one) for one in found]
     return found.model_dump(mode="json", by_alias=True) if isinstance(found, BaseModel) else found
 
 
-class JavaScript:
+class Node:
     """A process of node, for the clients of many tests, until the ``with`` block ends."""
 
     def __init__(self, packages: Path) -> None:
         command = ["node", str(_BRIDGE), str(packages)]
-        self._node = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def __enter__(self) -> JavaScript:
+    def __enter__(self) -> Node:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._node.kill()
-        self._node.communicate()
+        self._process.kill()
+        self._process.communicate()
 
     async def call(self, **call: Any) -> Any:
-        assert self._node.stdin is not None
-        assert self._node.stdout is not None
-        self._node.stdin.write(json.dumps(call).encode() + b"\n")
-        self._node.stdin.flush()
-        line = await asyncio.to_thread(self._node.stdout.readline)
-        answer = json.loads(line)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(call).encode() + b"\n")
+        self._process.stdin.flush()
+        answer = json.loads(await asyncio.to_thread(self._process.stdout.readline))
         if "error" in answer:
             raise ClientError(*answer["error"][:2]) from Exception(answer["error"])
         return answer.get("value")
 
 
-class JavaScriptClient:
-    def __init__(self, node: JavaScript, url: str, token: str) -> None:
-        self._call_node = partial(node.call, baseUrl=url, token=token)
+def javascript_client(node: Node, url: str, token: str) -> Client:
+    names = {"iterate": "list", "iterate_requests": "paginateRequests"}
 
-    def queues(self) -> Target:
-        return Target(partial(self._call, None, None))
-
-    def queue(self, id: str, client_key: str | None = None) -> Target:
-        return Target(partial(self._call, id, client_key))
-
-    async def _call(
-        self, queue: str | None, key: str | None, method: str, *args: Any, **options: Any
-    ) -> Any:
-        if "lock_duration" in options:
-            options["lock_secs"] = options.pop("lock_duration").total_seconds()
-        if "chunk_size" in options and queue:
-            options["max_page_limit"] = options.pop("chunk_size")
-        named = [options["name"]] if method == "get_or_create" and options else None
-        given = [{_camel(name): value for name, value in options.items()}] if options else []
-        names = {"iterate": "list", "iterate_requests": "paginateRequests"}
-        return await self._call_node(
-            queue=queue,
+    async def call(id: str | None, key: str | None, method: str, *args: Any, **named: Any) -> Any:
+        if "lock_duration" in named:
+            named["lock_secs"] = named.pop("lock_duration").total_seconds()
+        if "chunk_size" in named:
+            named["max_page_limit"] = named.pop("chunk_size")
+        given = [{_camel(name): value for name, value in named.items()}] if named else []
+        return await node.call(
+            baseUrl=url,
+            token=token,
+            queue=id,
             clientKey=key,
             method=names.get(method, _camel(method)),
-            args=named or [*args, *given],
+            args=list(named.values()) if method == "get_or_create" else [*args, *given],
             iterates=method in names,
         )
+
+    return Client(call)
 
 
 def _camel(name: str) -> str:

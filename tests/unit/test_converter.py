@@ -130,7 +130,10 @@ def test_values_in_place_of_the_own_leave_no_trace() -> None:
 
 @pytest.mark.parametrize("dont_retry", [True, 1, "yes", False, 0, None])
 def test_dont_retry_is_also_written_where_others_look(dont_retry: object) -> None:
-    assert encoded(Request(URL, meta={"dont_retry": dont_retry})).no_retry is bool(dont_retry)
+    request = Request(URL, meta={"dont_retry": dont_retry})
+    entry = encoded(request)
+    assert entry.no_retry is bool(dont_retry)
+    assert describe(converter().decode(entry)) == describe(request)
 
 
 def test_the_entry_shares_nothing_with_the_request() -> None:
@@ -311,6 +314,7 @@ def test_reset_forgets_all_that_retries_have_left(more: dict[Any, Any]) -> None:
     meta = {"retry_times": 2, "page": 3, **more}
     entry = encoded(Request(URL, meta=meta, priority=8))
     store_spider_errors(entry, 1)
+    assert entry.user_data["scrapy"]["spider_errors"] == 1
     left = {"retry_count": 2, "error_messages": ["5"] * 3, "handled_at": NOW, "loaded_url": URL}
     entry = entry.model_copy(update=left)
     reset(entry, -1)

@@ -42,14 +42,16 @@ def test_dumps_kwargs_still_work_after_a_restart() -> None:
 
 
 LocalRequest = type("LocalRequest", (Request,), {"__qualname__": "f.<locals>.LocalRequest"})
-LONG, BARE = TokenRequest(URL, number=5), JsonRequest(URL, data=1)
+LONG, BARE, UNSORTED = TokenRequest(URL, number=5), JsonRequest(URL, data=1), JsonRequest(URL)
 LONG.number = 10
 del BARE.headers["Accept"]
+UNSORTED.dumps_kwargs.clear()
 BAD = {
     "LocalRequest cannot be found again": LocalRequest(URL),
     "Positional cannot be restored": cc.Positional(1),
     "TokenRequest does not restore its number": LONG,
     "JsonRequest does not restore its headers": BARE,
+    "JsonRequest does not restore its dumps_kwargs": UNSORTED,
 }
 
 

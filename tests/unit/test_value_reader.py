@@ -62,14 +62,15 @@ def test_malformed_data() -> None:
     assert [one for one in data if not is_refused(decode, one)] == []
 
 
-def test_deep_data() -> None:
-    assert is_refused(decode, nested(20_000))
-    for key in ("a", "$tuple", "$set", "$dict", "$item"):
-        assert is_refused(decode, nested(20_000, lambda inner, key=key: {key: [inner]}))
-    assert is_refused(decode, nested(20_000, lambda inner: {"$dict": [[inner, 1]]}))
-    assert is_refused(decode, nested(20_000, lambda inner: {"$dict": [[1, inner]]}))
+@pytest.mark.parametrize("depth", [101, 20_000])
+def test_deep_data(depth: int) -> None:
+    assert is_refused(decode, nested(depth))
+    for key in ("a", "$tuple", "$set", "$item"):
+        assert is_refused(decode, nested(depth, lambda inner, key=key: {key: [inner]}))
+    assert is_refused(decode, nested(depth, lambda inner: {"$dict": [[inner, 1]]}))
+    assert is_refused(decode, nested(depth, lambda inner: {"$dict": [[1, inner]]}))
     item = f"{HERE}:Point"
-    assert is_refused(decode, nested(20_000, lambda inner: {"$item": [item, [["x", inner]]]}))
+    assert is_refused(decode, nested(depth, lambda inner: {"$item": [item, [["x", inner]]]}))
 
 
 def test_large_values_in_reasonable_time() -> None:

@@ -138,16 +138,18 @@ def test_order_and_identity() -> None:
 CYCLE: list[Any] = []
 CYCLE.append({"again": CYCLE})
 ABROAD = dt.datetime(2024, 1, 1, tzinfo=type("Zone", (dt.tzinfo,), {})())
+NAMELESS = dt.time(1, tzinfo=dt.timezone(dt.timedelta(0), ODD))
 DEEP_TUPLE = nested(1000, lambda inner: (inner,))
-REFUSED: list[Any] = [lambda: 0, cc.local_item, Product, object(), (n for n in [1]), 1j, range(3)]
+REFUSED: list[Any] = [lambda: 0, cc.run, Product, object(), (n for n in [1]), 1j, range(3)]
 REFUSED += [memoryview(b""), Number.ONE, cc.Named(1), cc.Text("a"), Path("a"), ABROAD, CYCLE]
 REFUSED += [collections.OrderedDict(), collections.defaultdict(list), 10**5000, {10**5000: 1}]
-REFUSED += [cc.local_item(), cc.impostor(), Point(1, lambda: 0), Visit(url=object())]
+REFUSED += [cc.LOCAL, cc.IMPOSTOR, Point(1, lambda: 0), Visit(url=object())]
 REFUSED += [with_attribute(Point(1), "extra", extra) for extra in (1, object())]
 REFUSED += [with_attribute(Product(), "_extra", 1), with_attribute(Model(Name="n"), "_note", "x")]
 REFUSED += [Open.model_construct(a="no number"), cc.Growing(["a"]), cc.NeedsMore(1, 2)]
 REFUSED += [cc.Parsed("[1]"), cc.DataList(1), cc.DataError(1), nested(1000), nested(1000, Point)]
-REFUSED += [nested(1000, lambda inner: {"a": inner}), DEEP_TUPLE, {DEEP_TUPLE: 1}]
+REFUSED += [nested(1000, lambda inner: {"a": inner}), DEEP_TUPLE, NAMELESS]
+REFUSED += [{DEEP_TUPLE: 1}]
 
 
 @pytest.mark.parametrize("value", REFUSED, ids=range(len(REFUSED)))
