@@ -104,7 +104,7 @@ async def test_kills_while_calls_fail(tmp_path: Path, served: ServedQueue, crawl
     """No bound on what is fetched again: a call that failed is repeated after 0.5 s or more, in
     which all acks behind it wait while the crawl goes on.
     """
-    share = 0.03
+    share = 0.05
     kinds = dict.fromkeys(("limited", "failed", "dropped", "lost", "unprocessed"), share)
     served.faults(Faults(**kinds))  # type: ignore[arg-type]
     await shop_with_kills(tmp_path, served, crawls, KILLS // 2)
