@@ -77,6 +77,7 @@ class Config:
         Literal["fingerprint", "crawlee"],
         Setting("APIFY_RQ_UNIQUE_KEY", "fingerprint", read.choice("fingerprint", "crawlee")),
     ]
+    repeat_start: Annotated[bool, Setting("APIFY_RQ_REPEAT_START", False, read.boolean)]
     callbacks: Annotated[Mapping[str, str], Setting("APIFY_RQ_CALLBACKS", {}, read.callbacks)]
     trusted_modules: Annotated[
         tuple[str, ...], Setting("APIFY_RQ_TRUSTED_MODULES", [], read.modules)

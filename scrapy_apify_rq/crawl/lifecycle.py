@@ -91,6 +91,8 @@ class Lifecycle:
         if self._config.access == "shared" and self._config.client_key is not None:
             await self._backend.unlock()  # what a run before us held, with the same key
         beginning = await begin(self._backend, self._config, self.report)
+        if not beginning.is_new:
+            await self.duplicates.resume(self._backend, self.converter)
         await remember_foreign_starts(self._backend, self._config, self.frontier)
         self.frontier.open(has_pending=beginning.has_pending, is_new=beginning.is_new)
         self._settler = asyncio.create_task(self._settle_regularly())

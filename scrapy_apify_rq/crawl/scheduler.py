@@ -85,7 +85,13 @@ class Scheduler(BaseScheduler):
         if self.inflight.is_retry(request):
             return True
         self.inflight.note_replacement(request)
-        key = self._duplicates.new_key(request)
+        stored = self.inflight.stored_form(request)
+        changes = stored._asdict() if stored else {}
+        key = self._duplicates.new_key(
+            request,
+            lambda: self._converter.content(request, **changes),
+            self.inflight.on_behalf(),
+        )
         if key is None:
             return False
         started = is_start()
@@ -98,10 +104,10 @@ class Scheduler(BaseScheduler):
             newest_first=newest_first,
             is_start=started and self._start_line == "lifo",
         )
-        stored = self.inflight.stored_form(request)
         try:
-            entry = self._converter.encode(request, key, **(stored._asdict() if stored else {}))
+            entry = self._converter.encode(request, key, **changes)
         except CodecError as error:
+            visit.key = key
             self.frontier.remember(request_id(key))
             self._life.refused(visit, str(error))
             self.inflight.adopt(visit)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 from scrapy import Request, Spider
@@ -55,6 +56,9 @@ if TYPE_CHECKING:
 
 VERSION: Final = 1
 _VALUES: Final = ("meta", "cb_kwargs", "cookies", "flags")
+# What Scrapy's spider middlewares add to the meta of a start request.
+_OF_START: Final = frozenset(("depth", "is_start_request"))
+_SAME_CONTENT: Final = frozenset(("v", "priority", "dont_filter", "encoding"))
 # An error message goes into the log, and may quote all of an entry.
 _REASON_LIMIT: Final = 500
 _TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
@@ -115,12 +119,7 @@ class RequestConverter:
         ``meta`` and ``cookies`` are written in place of the request's own.
         """
         try:
-            parts = Parts(
-                request,
-                request.headers if headers is None else headers,
-                request.meta if meta is None else meta,
-                request.cookies if cookies is None else cookies,
-            )
+            parts = _parts(request, headers, meta, cookies)
             entry = self._write(parts, unique_key, replaced)
             if not (unique_key.isascii() and self._is_certain(parts, replaced)):
                 self._check(entry, type(request).__qualname__)
@@ -129,6 +128,32 @@ class RequestConverter:
         except Exception as error:  # a subclass of Request may compute its attributes
             raise CodecError(_reason(error)) from error
         return entry
+
+    def content(
+        self,
+        request: Request,
+        *,
+        headers: Headers | None = None,
+        meta: dict[str, Any] | None = None,
+        cookies: dict[str, Any] | list[Any] | None = None,
+    ) -> str:
+        """Return a short text that differs where requests with one fingerprint differ.
+
+        It is "" for a request as ``start_urls`` makes it. ``headers``, ``meta`` and ``cookies`` are
+        as for ``encode``. The priority makes no difference, nor do values that cannot be written.
+        """
+        try:
+            parts = _parts(request, headers, meta, cookies)
+            own = {name: value for name, value in parts.meta.items() if name not in _OF_START}
+            blob = self._blob(parts._replace(meta=own))
+            written = write_headers(parts.headers, blob)
+            differences = {name: blob[name] for name in blob if name not in _SAME_CONTENT}
+            if not (differences or written):
+                return ""
+            text = json.dumps([differences, written], sort_keys=True)
+        except Exception:  # encode() says what is wrong
+            return "unwritable"
+        return sha256(text.encode("ascii")).hexdigest()[:16]
 
     def _write(self, parts: Parts, unique_key: str, replaced: Entry | None) -> Entry:
         request = parts.request
@@ -258,6 +283,21 @@ class RequestConverter:
             encoding=blob.get("encoding", "utf-8"),
             **values,
         )
+
+
+def _parts(
+    request: Request,
+    headers: Headers | None,
+    meta: dict[str, Any] | None,
+    cookies: dict[str, Any] | list[Any] | None,
+) -> Parts:
+    """Return what is to be written of a request."""
+    return Parts(
+        request,
+        request.headers if headers is None else headers,
+        request.meta if meta is None else meta,
+        request.cookies if cookies is None else cookies,
+    )
 
 
 def _reason(error: Exception) -> str:
