@@ -20,6 +20,7 @@ from tests import project
 from tests.servers import Servers
 from tests.support.crawling import Crawls
 from tests.support.queues import Queue, ServedQueue, serving
+from tests.support.virtual_time import run_in_virtual_time
 from tests.support.waiting import run_async
 from tests.support.website import Site
 
@@ -33,7 +34,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
     names = pyfuncitem._fixtureinfo.argnames
     result = pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names})
     if inspect.iscoroutine(result):
-        run_async(result)
+        is_virtual = pyfuncitem.get_closest_marker("virtual_time") is not None
+        run = run_in_virtual_time if is_virtual else run_async
+        run(result)
     return True
 
 

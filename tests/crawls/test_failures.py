@@ -12,7 +12,6 @@ from scrapy.core import engine as scrapy_engine
 from scrapy.http import Response
 from scrapy.statscollectors import MemoryStatsCollector
 
-from scrapy_apify_rq.errors import ConfigError
 from tests.support.api_calls import Call, error
 from tests.support.crawling import Crawls
 from tests.support.queues import Queue, ServedQueue
@@ -116,18 +115,6 @@ async def test_closing_line_of_a_crawl_whose_adds_are_lost(
     assert re.search(rf"\b{len(PATHS)}\b", line), line
 
 
-async def test_closing_line_of_a_crawl_whose_acks_are_lost(
-    site: Site, served: ServedQueue, crawls: Crawls
-) -> None:
-    """They are in the queue, and still pending."""
-    served.refuse(error(403), nth=3, when=lambda call: call.method == "PUT")
-    site.serve({"/": links(*PATHS), **dict.fromkeys(PATHS, "page")})
-    crawl = await crawls.run(Links, queue=served, site=site.url)
-    assert (crawl.reason or "").startswith("apify_rq")
-    assert (await served.info()).total == 8
-    assert "pending" in crawl.closing_line
-
-
 class Pipeline:
     def open_spider(self) -> None:
         raise LookupError("this pipeline cannot be opened")
@@ -152,25 +139,6 @@ async def test_closing_line_of_a_crawl_that_could_not_begin(
     assert str(before.pending) in ours[-1]
     assert crawl.tasks_left == []
     assert (await queue.info()) == before
-
-
-async def test_closing_line_of_a_queue_that_cannot_be_opened(
-    site: Site, served: ServedQueue, crawls: Crawls
-) -> None:
-    served.refuse(error(403), nth=1, when=lambda call: True)
-    crawl = crawls.begin(Links, queue=served, site=site.url)
-    try:
-        await crawl.end()
-    except ConfigError as refused:
-        reason = str(refused)
-    else:
-        reason = crawl.closing_line
-        assert (crawl.reason or "").startswith("apify_rq")
-    assert reason
-    ours = [one.getMessage() for one in crawl.log if one.name.startswith("scrapy_apify_rq")]
-    assert any("could not be opened" in line or "403" in line for line in ours), ours
-    assert crawl.paths == []
-    assert crawl.tasks_left == []
 
 
 # A Scrapy that we do not know.

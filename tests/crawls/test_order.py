@@ -5,41 +5,59 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from scrapy import Request
 from scrapy.http import Response
 
+from scrapy_apify_rq.backends.apify.queue import ApifyBackend
+from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
 from tests.support.crawling import Crawls
+from tests.support.queues import NAME, Queue
 from tests.support.spiders import SiteSpider
-from tests.support.website import Site
+from tests.support.website import Page, Site, links
 
 ONE_AT_A_TIME = {"CONCURRENT_REQUESTS": 1}
+# No page is fetched before the callback of the one before it has ended, either.
+ONE_BY_ONE = {**ONE_AT_A_TIME, "SCRAPER_SLOT_MAX_ACTIVE_SIZE": 1}
+# Seconds to save a link, also over the API and on a busy machine.
+A_WHILE = 0.05
+FIRST = "/first?p=9"
 
 
-class Yields(SiteSpider):
-    """Its first page yields requests with these priorities, whose paths are "/<priority>/<n>"."""
-
-    def __init__(self, priorities: list[int], **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.priorities = priorities
+class Tree(SiteSpider):
+    """Follows all links, with the priority that is in their query."""
 
     def parse(self, response: Response) -> Any:
-        for number, priority in enumerate(self.priorities):
-            url = f"{self.site}/{priority}/{number}"
-            yield Request(url, callback=self.note, priority=priority)
+        for href in response.css("a::attr(href)").getall():
+            yield response.follow(href, priority=int(href.partition("?p=")[2] or 0))
 
 
 def serve(site: Site, priorities: list[int]) -> None:
-    pages = {f"/{priority}/{number}": "page" for number, priority in enumerate(priorities)}
-    site.serve({"/": "page", **pages})
+    pages = [f"/{number}?p={priority}" for number, priority in enumerate(priorities)]
+    site.serve({"/": links(*pages), **dict.fromkeys(pages, "page")})
+
+
+def serve_two_levels(site: Site, count: int) -> list[str]:
+    """Besides a page that comes first, and gives the others the time to be saved."""
+    wide = [f"/{number}" for number in range(count)]
+    site.serve({path: Page(links(f"{path}/deep"), delay=A_WHILE) for path in wide})
+    site.serve({"/": links(FIRST, *wide), FIRST: Page(delay=A_WHILE)})
+    site.serve({f"{path}/deep": Page(delay=A_WHILE) for path in wide})
+    return wide
+
+
+async def pending(queue: Queue, site: Site) -> list[str]:
+    """The paths still to be crawled, in the order in which the queue hands them out."""
+    backend = SqliteBackend(queue.folder, name=NAME)
+    await backend.open()
+    claim = await backend.claim(1000, (), 2**24)
+    await backend.close()
+    return [claimed.entry.url.removeprefix(site.url) for claimed in claim.entries]
 
 
 async def test_low_priorities_beyond_the_window(site: Site, crawls: Crawls) -> None:
-    priorities = [-1] * 230 + [0] * 3
-    serve(site, priorities)
-    settings = {**ONE_AT_A_TIME, "APIFY_RQ_WINDOW": 50}
-    crawl = await crawls.run(Yields, settings, priorities=priorities, site=site.url)
-    assert len(crawl.paths) == 234
-    places = [place for place, path in enumerate(crawl.paths) if path.startswith("/0/")]
+    serve(site, [-1] * 115 + [0] * 3)
+    crawl = await crawls.run(Tree, {**ONE_AT_A_TIME, "APIFY_RQ_WINDOW": 25}, site=site.url)
+    assert len(crawl.paths) == 119
+    places = [place for place, path in enumerate(crawl.paths) if path.endswith("?p=0")]
     # While the page still yields, some of the many may be handed out.
     assert places[-1] < 20, places
 
@@ -48,17 +66,56 @@ async def test_low_priorities_beyond_the_window(site: Site, crawls: Crawls) -> N
 @pytest.mark.parametrize("order", ["fifo", "lifo"])
 async def test_equals(site: Site, crawls: Crawls, priority: int, order: str) -> None:
     """The last of them comes first only where the project asks for it."""
-    priorities = [100] + [priority] * 12
-    serve(site, priorities)
-    settings = {**ONE_AT_A_TIME, "APIFY_RQ_ORDER": order}
-    crawl = await crawls.run(Yields, settings, priorities=priorities, site=site.url)
-    equals = [int(path.rpartition("/")[2]) for path in crawl.paths[2:]]
-    assert equals == sorted(equals, reverse=order == "lifo")
+    serve(site, [100] + [priority] * 12)
+    crawl = await crawls.run(Tree, {**ONE_AT_A_TIME, "APIFY_RQ_ORDER": order}, site=site.url)
+    equals = [int(path.partition("?")[0][1:]) for path in crawl.paths[2:]]
+    assert equals == sorted(range(1, 13), reverse=order == "lifo")
 
 
 async def test_the_higher_comes_first(site: Site, crawls: Crawls) -> None:
     priorities = [100, -2, 3, 0, 1, -1, 3, 2]
     serve(site, priorities)
-    crawl = await crawls.run(Yields, ONE_AT_A_TIME, priorities=priorities, site=site.url)
-    handed_out = [int(path.split("/")[1]) for path in crawl.paths[1:]]
+    crawl = await crawls.run(Tree, ONE_AT_A_TIME, site=site.url)
+    handed_out = [int(path.partition("?p=")[2]) for path in crawl.paths[1:]]
     assert handed_out == sorted(priorities, reverse=True)
+
+
+async def test_order_of_a_crawl_that_is_resumed(
+    site: Site, crawls: Crawls, any_queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
+    urgent = {"/mid?p=5", "/mid/2?p=5"}
+    tree = {"/": ["/1", "/2", "/late?p=-1", "/mid?p=5", "/3", "/4", FIRST, "/mid/2?p=5"]}
+    tree |= {FIRST: ["/first/soon?p=7"], "/1": ["/1/deep"], "/2": ["/2/deep"]}
+    leaves = {path for paths in tree.values() for path in paths} - set(tree)
+    site.serve(dict.fromkeys(leaves, Page("page", delay=A_WHILE)))
+    site.serve({path: links(*paths) for path, paths in tree.items()})
+    stop = {**ONE_BY_ONE, "CLOSESPIDER_PAGECOUNT": 1}
+    await crawls.run(Tree, stop, queue=any_queue, site=site.url)
+    left = await pending(any_queue, site)
+    assert set(left[:3]) == {FIRST, *urgent}
+    assert left[3:] == ["/1", "/2", "/late?p=-1", "/3", "/4"]
+
+    await crawls.run(Tree, ONE_BY_ONE, queue=any_queue, site=site.url)
+    assert site.paths[:2] == ["/", FIRST]
+    assert set(site.paths[2:5]) == {*urgent, "/first/soon?p=7"}
+    assert site.paths[5:] == ["/1", "/2", "/3", "/4", "/1/deep", "/2/deep", "/late?p=-1"]
+
+
+async def test_lifo_goes_depth_first(site: Site, crawls: Crawls, any_queue: Queue) -> None:
+    serve_two_levels(site, 6)
+    settings = {**ONE_BY_ONE, "APIFY_RQ_ORDER": "lifo"}
+    await crawls.run(Tree, settings, queue=any_queue, site=site.url)
+    order = site.paths
+    assert len(order) == len(set(order)) == 14
+    assert order[:3] == ["/", FIRST, "/5"]
+    # While a link is being saved, one page of the upper level or two may be handed out.
+    assert order.index("/5/deep") < order.index("/2")
+    assert order.index("/3/deep") < order.index("/0")
+
+
+async def test_fifo_beyond_the_window(site: Site, crawls: Crawls, any_queue: Queue) -> None:
+    wide = serve_two_levels(site, 6)
+    settings = {**ONE_BY_ONE, "APIFY_RQ_WINDOW": 3}
+    await crawls.run(Tree, settings, queue=any_queue, site=site.url)
+    assert site.paths == ["/", FIRST, *wide, *(f"{path}/deep" for path in wide)]

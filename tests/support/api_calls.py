@@ -68,7 +68,7 @@ class Api:
             if isinstance(answer, web.StreamResponse):
                 return answer
             given = await handler(request)
-            if given.status < 300 and given.body:
+            if given.status < 300 and given.body and request.path.startswith("/v2/"):
                 data = self.after(call, json.loads(given.body)["data"])
                 if data == "drop":
                     return _drop(request)

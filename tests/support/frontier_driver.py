@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import math
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,39 @@ from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.frontier.frontier import Frontier
 from scrapy_apify_rq.frontier.notices import Notice
-from scrapy_apify_rq.frontier.visit import Visit
+from scrapy_apify_rq.frontier.visit import Visit, entry_of
+from tests.support.waiting import wait_until
 
-# Seconds that a test waits for something that comes at once unless the code is broken.
-PATIENCE = 5.0
+# Seconds that a test waits for something that comes soon unless the code is broken.
+PATIENCE = 60.0
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@dataclass
+class Call:
+    name: str
+    paths: list[str]
+    asked: float
+    ended: float = math.inf
+
+
+class Gate:
+    """``reached`` when a call has come to it; the call goes on once it is ``opened``."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.opened = asyncio.Event()
+
+    async def __call__(self) -> None:
+        self.reached.set()
+        await self.opened.wait()
 
 
 class Remote(SqliteBackend):
-    """The embedded queue with the API's delays, which records its calls.
+    """The embedded queue with the API's delays, which records its calls. For virtual time.
 
     Claims do not show entries written less than ``head_lag`` seconds ago. Clients of one queue
     share ``written``, the times of these writes by id.
@@ -40,40 +67,50 @@ class Remote(SqliteBackend):
     def __init__(
         self, folder: Path, *, written: dict[str, float] | None = None, **options: Any
     ) -> None:
-        super().__init__(folder, name="queue", **options)
+        super().__init__(folder, name="queue", **{"now": now, **options})
+        self.folder = folder
         self.written = {} if written is None else written
-        self.calls: list[tuple[str, list[str], bool]] = []
-        self.on_add: Callable[[Sequence[Entry]], Any] = lambda entries: None
-        """Called before each add, and awaited if it returns a coroutine; may raise."""
-        self.on_update: Callable[[Sequence[Entry]], Any] = lambda entries: None
-        self.on_claim: Callable[[], Any] = lambda: None
+        self.calls: list[Call] = []
+        self.at: dict[str, Callable[[], Awaitable[object]]] = {}
+        """What to await at moments such as "before add" and "after claim"; it may raise."""
 
     def named(self, name: str) -> list[list[str]]:
-        return [paths for each, paths, _ in self.calls if each == name]
+        return [call.paths for call in self.calls if call.name == name]
 
     async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
-        await self._record("add", entries, forefront, self.on_add(entries))
-        return await super().add(entries, forefront=forefront)
+        async with self._call("add", entries):
+            return await super().add(entries, forefront=forefront)
 
     async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
-        await self._record("update", entries, forefront, self.on_update(entries))
-        return await super().update(entries, forefront=forefront)
+        async with self._call("update", entries):
+            return await super().update(entries, forefront=forefront)
 
     async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
-        await self._record("claim", (), False, self.on_claim())
-        since = time.monotonic() - self.head_lag
-        hidden = [id for id, at in self.written.items() if at > since]
-        limit = min(limit, max(size // self.entry_size, 1))
-        claim = await super().claim(limit, {*known, *hidden}, size)
-        return claim._replace(alone=self.alone and claim.alone)
+        async with self._call("claim"):
+            since = now() - self.head_lag
+            hidden = [id for id, at in self.written.items() if at > since]
+            limit = min(limit, max(size // self.entry_size, 1))
+            claim = await super().claim(limit, {*known, *hidden}, size)
+            return claim._replace(alone=self.alone and claim.alone)
 
-    async def _record(
-        self, name: str, entries: Sequence[Entry], forefront: bool, first: Coroutine[Any, Any, None]
-    ) -> None:
-        self.calls.append((name, [entry.unique_key for entry in entries], forefront))
-        self.written.update({entry.id: time.monotonic() for entry in entries})
-        if first is not None:
-            await first
+    @asynccontextmanager
+    async def _call(self, name: str, entries: Sequence[Entry] = ()) -> AsyncIterator[None]:
+        call = Call(name, [entry.unique_key for entry in entries], now())
+        self.calls.append(call)
+        if before := self.at.get(f"before {name}"):
+            await before()
+        self.written.update({entry.id: now() for entry in entries})
+        yield
+        if after := self.at.get(f"after {name}"):
+            await after()
+        call.ended = now()
+
+    async def others_add(self, path: str) -> None:
+        """As another client of the queue."""
+        other = Remote(self.folder, written=self.written)
+        await other.open()
+        await other.add([make_entry(path)], forefront=False)
+        await other.close()
 
 
 class Stats(Counter[str]):
@@ -85,11 +122,18 @@ class Stats(Counter[str]):
 
 
 class Driver:
-    """Takes visits when woken, as Scrapy's engine does, and finishes them."""
+    """Takes visits when woken, as Scrapy's engine does, and finishes them.
 
-    def __init__(self, backend: Backend, **options: Any) -> None:
-        self.backend = backend
-        self.patience = PATIENCE
+    It has no heartbeat, so that a lost wake-up makes it hang. ``async with`` opens the queue, with
+    the ``pending`` entries in it.
+    """
+
+    def __init__(
+        self, backend: Backend, *pending: str, is_new: bool = True, **options: Any
+    ) -> None:
+        self.backend: Any = backend
+        self.pending = pending
+        self.is_new = is_new and not pending
         self.stats = Stats()
         self.in_flight: dict[str, Visit] = {}
         self.woken = asyncio.Event()
@@ -115,22 +159,27 @@ class Driver:
         self.failures.append(error)
         self.woken.set()
 
-    async def open(self, *pending: str, is_new: bool = True) -> Driver:
-        """Open the queue, with these entries in it."""
+    async def __aenter__(self) -> Driver:
+        self._tasks_before = asyncio.all_tasks()
         await self.backend.open()
-        if pending:
-            await self.backend.add([make_entry(path) for path in pending], forefront=False)
-        self.frontier.open(has_pending=bool(pending), is_new=is_new and not pending)
+        for start in range(0, len(self.pending), self.backend.batch):
+            batch = self.pending[start : start + self.backend.batch]
+            await self.backend.add([make_entry(path) for path in batch], forefront=False)
+        self.frontier.open(has_pending=not self.is_new, is_new=self.is_new)
         return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+        await self.backend.close()
+        assert asyncio.all_tasks() <= self._tasks_before
 
     async def close(self) -> None:
         await asyncio.wait_for(self.frontier.close(), PATIENCE)
-        await self.backend.close()
-        assert asyncio.all_tasks() == {asyncio.current_task()}
 
-    def add(self, path: str, *, size: int = 0, **options: Any) -> None:
-        entry = make_entry(path)
-        self.frontier.add(Visit(entry, size=size or 100, **options))
+    # What Scrapy does.
+
+    def add(self, path: str, *, size: int = 100, **options: Any) -> None:
+        self.frontier.add(Visit(make_entry(path), size=size, **options))
 
     def hand_out(self) -> Visit | None:
         visit = self.frontier.next()
@@ -146,7 +195,7 @@ class Driver:
                 return visit
             if not self.frontier.has_pending():
                 return None
-            async with asyncio.timeout(self.patience):
+            async with asyncio.timeout(PATIENCE):
                 await self.woken.wait()
 
     async def crawl(self) -> list[str]:
@@ -159,18 +208,23 @@ class Driver:
 
     def ack(self, visit: Visit | None) -> None:
         assert visit is not None
-        assert visit.entry is not None
-        visit.entry.handled_at = datetime.now(UTC)
-        del self.in_flight[visit.entry.id]
+        entry = entry_of(visit)
+        entry.handled_at = datetime.now(UTC)
+        del self.in_flight[entry.id]
         self.frontier.update(visit)
 
     def requeue(self, visit: Visit | None, **options: Any) -> None:
         assert visit is not None
-        assert visit.entry is not None
-        entry = visit.entry.model_copy(update={"retry_count": visit.entry.retry_count + 1})
+        old = entry_of(visit)
+        entry = old.model_copy(update={"retry_count": old.retry_count + 1})
         del self.in_flight[entry.id]
         again = Visit(entry, is_retry=True, lease=visit.lease, size=visit.size, **options)
         self.frontier.update(again)
+
+    async def saved(self) -> None:
+        """Wait until nothing is unsaved."""
+        frontier = self.frontier
+        await wait_until(lambda: not (frontier.unsaved_adds or frontier.unsaved_updates))
 
 
 def make_entry(path: str, **fields: Any) -> Entry:
@@ -179,12 +233,10 @@ def make_entry(path: str, **fields: Any) -> Entry:
 
 def path_of(visit: Visit | None) -> str:
     assert visit is not None
-    assert visit.entry is not None
-    return visit.entry.unique_key
+    return entry_of(visit).unique_key
 
 
-async def until(is_so: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + PATIENCE
-    while not is_so():
-        assert time.monotonic() < give_up_at
-        await asyncio.sleep(0.001)
+async def many_turns() -> None:
+    """Let everything happen that can happen without time going by."""
+    for _ in range(100):
+        await asyncio.sleep(0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -35,16 +36,18 @@ CONCURRENCY = 4
 LOCK_SECS = 12
 LONG = 2000.0
 
+# Drawn from lists made beforehand: one choice of Hypothesis each, instead of many.
+chance = random.Random(0)
 pages = st.integers(0, PAGES - 1)
-links = st.lists(pages, max_size=6)
+links = st.sampled_from([chance.sample(range(PAGES), n % 7) for n in range(70)])
 failures = st.sampled_from(
     [BackendError("down"), ValueError("a bug"), asyncio.CancelledError(), None]
 )
 hows = st.sampled_from(["ack", "ack", "retry"])
+many_hows = st.sampled_from([chance.choices(["ack", "ack", "retry"], k=n) for n in range(1, 13)])
+delays = [[0.0], [0.0, 0.01, 0.3], [0.0, 0.0, SLOW], [0.3]]
 weathers = st.tuples(
-    st.sampled_from([[0.0], [0.0, 0.01, 0.3], [0.0, 0.0, SLOW], [0.3]]).flatmap(
-        lambda delays: st.lists(st.sampled_from(delays), min_size=1, max_size=6)
-    ),
+    st.sampled_from([chance.choices(some, k=n) for some in delays for n in range(1, 7)]),
     st.sampled_from([1.0, 0.5, 0.0]),
 )
 
@@ -158,7 +161,7 @@ class FrontierMachine(RuleBasedStateMachine):
     def take(self, most: int) -> None:
         async def work() -> None:
             for _ in range(min(most, CONCURRENCY - len(self.crawl.in_flight))):
-                visit = self.crawl.take()
+                visit = self.crawl.hand_out()
                 if visit is None:
                     return
                 if self.is_shared and visit.entry is not None:
@@ -179,14 +182,14 @@ class FrontierMachine(RuleBasedStateMachine):
 
         self.run(work())
 
-    @rule(links=links, hows=st.lists(hows, min_size=1, max_size=12))
+    @rule(links=links, hows=many_hows)
     def go_on(self, links: list[int], hows: list[str]) -> None:
         """Crawl for a while."""
 
         async def work() -> None:
             await self.crawl.schedule(links)
             for how in hows:
-                self.crawl.take()
+                self.crawl.hand_out()
                 await asyncio.sleep(0.01)
                 for visit in list(self.crawl.in_flight.values())[:1]:
                     self.crawl.finish_page(visit, how)
@@ -217,7 +220,7 @@ class FrontierMachine(RuleBasedStateMachine):
 
     def set_weather(self, delays: list[float], lag: float) -> None:
         if self.is_far:
-            self.weather.delays = delays
+            self.weather.delays = list(delays)
             self.weather.lag = lag * self.lag
             self.worst_delay = max(self.worst_delay, *delays)
 
@@ -288,7 +291,7 @@ class FrontierMachine(RuleBasedStateMachine):
 
     async def migrate(self) -> None:
         await self.crawl.frontier.hold()
-        assert self.crawl.take() is None
+        assert self.crawl.hand_out() is None
         assert self.crawl.frontier.has_pending()
         await self.close()
 

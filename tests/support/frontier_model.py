@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any
 
 from scrapy_apify_rq.backends.base import Added, Updated
 from scrapy_apify_rq.entries.models import Entry
-from scrapy_apify_rq.errors import BackendError
-from scrapy_apify_rq.frontier.frontier import Frontier
 from scrapy_apify_rq.frontier.notices import Bug, LeaseLost, Notice
 from scrapy_apify_rq.frontier.visit import Visit, entry_of
+from tests.support.frontier_driver import Driver
 from tests.support.unreliable_backend import UnreliableBackend
 from tests.support.virtual_time import Clock
 
@@ -84,38 +81,22 @@ class Model:
                 self.known.add(id)
 
 
-class Crawl:
-    """One run of a crawl: Scrapy's part. It listens to the frontier."""
+class Crawl(Driver):
+    """One run of a crawl, which is compared with the model."""
 
     def __init__(self, backend: UnreliableBackend, model: Model, **options: Any) -> None:
-        self.backend = backend
-        self.in_flight: dict[str, Visit] = {}
+        super().__init__(backend, **options)
         self.waiting_in_memory: set[Visit] = set()
-        self.failures: list[BackendError] = []
-        self.notices: list[Notice] = []
-        self.woken = asyncio.Event()
         self.was_over = False
         self._model = model
-        stats = SimpleNamespace(inc_value=lambda key: None, max_value=lambda key, value: None)
-        self.frontier = Frontier(backend, self, stats=stats, **options)  # type: ignore[arg-type]
-
-    def wake(self) -> None:
-        self.woken.set()
-
-    def dropped(self, visit: Visit) -> None:
-        pass
 
     def refused(self, visit: Visit, reason: str) -> None:
         self.waiting_in_memory.add(visit)
 
     def notice(self, notice: Notice) -> None:
-        self.notices.append(notice)
+        super().notice(notice)
         if isinstance(notice, Bug) and self.backend.is_healthy:
             self._model.wrong.append(repr(notice.error))
-
-    def failed(self, error: BackendError) -> None:
-        self.failures.append(error)
-        self.woken.set()
 
     # What Scrapy does.
 
@@ -132,7 +113,7 @@ class Crawl:
         self.waiting_in_memory.add(visit)
         self.frontier.keep(visit)
 
-    def take(self) -> Visit | None:
+    def hand_out(self) -> Visit | None:
         visit = self.frontier.next()
         if visit is None:
             return None
@@ -168,15 +149,12 @@ class Crawl:
                 self._model.unsaved_updates.pop(entry.id)
 
     async def finish(self) -> None:
-        """Crawl all there is, without a heartbeat, so that a lost wake-up makes it hang."""
-        while True:
-            self.woken.clear()
-            for visit in list(self.in_flight.values()):
-                self.finish_page(visit, "ack")
-            if self.take() is None:
-                if not self.frontier.has_pending():
-                    return
-                await self.woken.wait()
+        """Crawl all there is."""
+        for visit in list(self.in_flight.values()):
+            self.finish_page(visit, "ack")
+        while (taken := await self.next()) is not None:
+            if taken.entry is not None:
+                self.finish_page(taken, "ack")
 
 
 def make_entry(page: int) -> Entry:

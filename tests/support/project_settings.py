@@ -2,6 +2,7 @@
 
 import os
 
+from scrapy_apify_rq.actor import events
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 
 ADDONS = {"scrapy_apify_rq.Addon": 500}
@@ -12,3 +13,5 @@ LOG_LEVEL = "DEBUG"
 
 # Our server's answers lag only when told to; the real delay would cost each crawl three seconds.
 ApifyBackend.consistency_delay = float(os.environ.get("TESTS_CONSISTENCY_DELAY", "0.2"))
+# Seconds that an Actor run has to stop, which are 30 otherwise.
+events._TIME_TO_STOP = 3.0

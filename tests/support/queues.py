@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -74,6 +75,29 @@ class Queue:
             return await backend.info()
         finally:
             await backend.close()
+
+    # Numbers that are there at once, for waiting.
+
+    @property
+    def handled(self) -> int:
+        return self._number("SELECT handled FROM queues")
+
+    @property
+    def writes(self) -> int:
+        """As the platform counts and bills them."""
+        return self._number("SELECT writes FROM queues")
+
+    @property
+    def locked(self) -> int:
+        """How many entries some worker holds."""
+        which = f"position IS NOT NULL AND lock_expires_at > {time.time()}"
+        return self._number(f"SELECT count(*) FROM requests WHERE {which}")
+
+    def _number(self, question: str) -> int:
+        """The answer for the only queue of the file."""
+        with closing(sqlite3.connect(self.folder / FILE_NAME)) as db:
+            ((number,),) = db.execute(question)
+        return int(number)
 
     async def add(self, *entries: Entry) -> None:
         """Put entries into the queue, as another program would."""
@@ -162,3 +186,14 @@ def serving(folder: Path, token: str | None = TOKEN) -> Iterator[ServedQueue]:
         finally:
             loop.run(runner.cleanup())
     assert not api.complaints, api.complaints
+
+
+@contextmanager
+def copied(queue: Queue) -> Iterator[Queue]:
+    """A ``Queue.copy()``, with a server of its own if the queue has one."""
+    copy = queue.copy()
+    if isinstance(queue, ServedQueue):
+        with serving(copy.folder) as served:
+            yield served
+    else:
+        yield copy

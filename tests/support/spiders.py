@@ -39,6 +39,18 @@ class Links(SiteSpider):
             yield response.follow(href)
 
 
+class Pages(SiteSpider):
+    """Follows the links of its first page to ``parse_page``, which scrapes each page's path."""
+
+    def parse(self, response: Response) -> Iterator[Any]:
+        for href in response.css("a::attr(href)").getall():
+            yield response.follow(href, callback=self.parse_page)
+
+    def parse_page(self, response: Response) -> Any:
+        self.note(response)
+        yield {"path": self.handled[-1]}
+
+
 class Twins(SiteSpider):
     """Asks for one page as "A", and once the site has been asked, as "B"."""
 

@@ -6,11 +6,15 @@ import asyncio
 import importlib
 import pkgutil
 import selectors
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from types import ModuleType
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
-from unittest import mock
+
+import pytest
+
+from scrapy_apify_rq import frontier
+from scrapy_apify_rq.frontier.leases import Leases
 
 # Seconds that a turn of the loop takes, and a look at the clock: code which asks again and again at
 # once gets on.
@@ -46,7 +50,7 @@ class _Selector(selectors.SelectSelector):
         self.turns += 1
         assert self.turns < MOST_TURNS, "busy loop"
         self._clock.now += max(timeout, TURN)
-        return super().select(0)
+        return []  # no sockets, no threads, no signals
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -65,21 +69,31 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().run_forever()
 
 
+def run_in_virtual_time(work: Coroutine[Any, Any, None]) -> None:
+    """Run it with the frontier's time and the event loop's made virtual."""
+    clock = Clock()
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=lambda: VirtualLoop(clock)) as runner:
+            runner.run(work)
+
+    with ruling(clock):
+        in_thread(run)
+
+
+def in_thread(work: Callable[[], None]) -> None:
+    """Run it where an event loop may run: the reactor's runs in the tests' own thread."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(work).result()
+
+
 @contextmanager
-def ruling(clock: Clock, package: ModuleType, *defaults: Callable[..., Any]) -> Iterator[None]:
-    """Give this time to the modules of a package that import ``time``.
-
-    ``defaults``: functions that have ``time.time`` as the default of ``now``.
-    """
-    with ExitStack() as patches:
-        for module in _modules(package):
+def ruling(clock: Clock) -> Iterator[None]:
+    """Give this time to the frontier."""
+    with pytest.MonkeyPatch.context() as patch:
+        for found in pkgutil.iter_modules(frontier.__path__):
+            module = importlib.import_module(f"{frontier.__name__}.{found.name}")
             if hasattr(module, "time"):
-                patches.enter_context(mock.patch.object(module, "time", clock))
-        for function in defaults:
-            patches.enter_context(mock.patch.dict(function.__kwdefaults__, now=clock.time))
+                patch.setattr(module, "time", clock)
+        patch.setitem(Leases.__init__.__kwdefaults__, "now", clock.time)
         yield
-
-
-def _modules(package: ModuleType) -> Iterator[ModuleType]:
-    for module in pkgutil.iter_modules(package.__path__):
-        yield importlib.import_module(f"{package.__name__}.{module.name}")

@@ -1,49 +1,464 @@
-"""Each setting is declared once, and the two that came with limits in bytes."""
+"""Settings and their readers, in an explicit environment, without a crawler."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import pytest
-from scrapy.settings import Settings
+from scrapy.settings import BaseSettings, Settings
 
+from scrapy_apify_rq.addon import Addon
 from scrapy_apify_rq.config import _DECLARED, DEFAULTS, Config, Setting
 from scrapy_apify_rq.errors import ConfigError
 
+# It says SECRET in the part that must not be shown.
+TOKEN = "apify_api_SECRETsecret"
+AT_APIFY = {"APIFY_TOKEN": TOKEN}
+ID = "WkzbQMuFYuamGv3YF"
+# The variables of an Actor run, the newer name first.
+QUEUE_ID = ["ACTOR_DEFAULT_REQUEST_QUEUE_ID", "APIFY_DEFAULT_REQUEST_QUEUE_ID"]
+RUN_ID = ["ACTOR_RUN_ID", "APIFY_ACTOR_RUN_ID", "APIFY_ACT_RUN_ID"]
+EVENTS = ["ACTOR_EVENTS_WEBSOCKET_URL", "APIFY_ACTOR_EVENTS_WS_URL"]
+TIMEOUT = ["ACTOR_TIMEOUT_AT", "APIFY_TIMEOUT_AT"]
+Values = Mapping[str, Any]
 
-def read(**settings: object) -> Config:
-    return Config.from_settings(Settings(settings), {}, "spider")
+
+def read(
+    settings: Values | None = None, environ: Values | None = None, spider: str | None = "quotes"
+) -> Config:
+    values = Settings({"BOT_NAME": "shop", **(settings or {})})
+    return Config.from_settings(values, environ or {}, spider)
 
 
-def test_each_field_says_once_how_it_is_read() -> None:
-    assert [item.name for item in dataclasses.fields(Config)] == list(_DECLARED)
+def refusal(settings: Values | None = None, environ: Values | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read(settings, environ)
+    # An original error would repeat the value in the traceback.
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    return str(caught.value)
+
+
+# Defaults and names
+
+
+def test_defaults() -> None:
+    """They are as declared, which is what the README's table shows, except for these."""
+    resolved = {"backend": "sqlite", "memory": 64 * 2**20, "trusted_modules": ()}
+    resolved |= {"queue_name": "shop-quotes", "queue_is_default": True}
+    resolved |= {"storage_dir": Path.cwd() / "storage", "events_url": None, "timeout_at": None}
+    declared = {name: getattr(item, "default", None) for name, item in _DECLARED.items()}
+    config = read()
+    plain = dataclasses.replace(config, callbacks=dict(config.callbacks))
+    assert dataclasses.asdict(plain) == {**declared, **resolved}
+    written_out = {name: value for name, value in DEFAULTS.items() if value is not None}
+    assert config == read(written_out) == read(dict.fromkeys(DEFAULTS))
+
+
+def test_each_field_is_declared_in_one_place() -> None:
+    fields = dataclasses.fields(Config)
+    assert [item.name for item in fields] == list(_DECLARED)
+    assert all(item.default is item.default_factory is dataclasses.MISSING for item in fields)
     names = [item.name for item in _DECLARED.values() if isinstance(item, Setting)]
     assert names == list(DEFAULTS)
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize(("value", "megabytes"), [(1, 1), ("64", 64), (None, 64), (2048, 2048)])
-def test_memory_is_given_in_megabytes_and_used_in_bytes(value: object, megabytes: int) -> None:
-    assert read(APIFY_RQ_MEMORY_MB=value).memory == megabytes * 2**20
+def test_nothing_can_be_changed() -> None:
+    config = read({"APIFY_RQ_CALLBACKS": {"A": "parse"}})
+    with pytest.raises(TypeError):
+        DEFAULTS["APIFY_RQ_WINDOW"] = 1  # type: ignore[index]
+    with pytest.raises(TypeError):
+        config.callbacks["B"] = "parse"  # type: ignore[index]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.window = 1  # type: ignore[misc]
+    assert dict(read().callbacks) == {}
 
 
-@pytest.mark.parametrize("value", [0, -1, 0.5, "1.5", "64 MB", True, math.inf])
-def test_a_wrong_memory_is_refused(value: object) -> None:
-    message = r"APIFY_RQ_MEMORY_MB = .*: write a whole number of at least 1, for example 64"
-    with pytest.raises(ConfigError, match=message):
-        read(APIFY_RQ_MEMORY_MB=value)
+MEANT = {
+    "APIFY_RQ_WINDWO": "APIFY_RQ_WINDOW",
+    "APIFY_RQ_QUEUE_NAME": "APIFY_RQ_NAME",
+    "APIFY_RQ_STORAGE": "APIFY_RQ_STORAGE_DIR",
+    "APIFY_RQ_TOKEN": "APIFY_TOKEN",
+    "APIFY_RQ_BASE_URL": "APIFY_API_BASE_URL",
+    "apify_rq_window": "APIFY_RQ_WINDOW",
+    "Apify_RQ_Name": "APIFY_RQ_NAME",
+}
 
 
-def test_the_garbage_collector_is_left_alone_unless_asked() -> None:
-    assert read().gc_freeze is False
-    assert read(APIFY_RQ_GC_FREEZE="1").gc_freeze is True
-    with pytest.raises(ConfigError, match="APIFY_RQ_GC_FREEZE = 'yes': write True or False"):
-        read(APIFY_RQ_GC_FREEZE="yes")
+def test_unknown_names() -> None:
+    expected = {name: f"Unknown setting {name}: did you mean {MEANT[name]}?" for name in MEANT}
+    for value in (None, TOKEN):
+        assert {name: refusal({name: value}) for name in MEANT} == expected
+    both = refusal({"APIFY_RQ_WINDWO": 1, "APIFY_RQ_STORAGE": 2})
+    assert both == f"{expected['APIFY_RQ_STORAGE']} {expected['APIFY_RQ_WINDWO']}"
+    like_no_other = refusal({"APIFY_RQ_ZZZ": 1})
+    assert all(name in like_no_other for name in DEFAULTS)
 
 
-def test_without_the_name_of_a_spider_there_is_no_default_queue() -> None:
-    config = Config.from_settings(Settings({"BOT_NAME": "bot"}), {}, None)
-    assert (config.queue_id, config.queue_name) == (None, None)
-    config = Config.from_settings(Settings({"BOT_NAME": "bot"}), {}, "spider")
-    assert (config.queue_id, config.queue_name) == (None, "bot-spider")
+def test_settings_of_others_are_left_alone() -> None:
+    assert read({"APIFY_PROXY_SETTINGS": {}, "APIFY_HTTPCACHE_EXPIRATION_MAX_ITEMS": 1}) == read()
+
+
+def test_add_on_names_the_setting_that_is_wrong() -> None:
+    with pytest.raises(ConfigError, match="APIFY_RQ_ENABLED = 'yes': write True or False"):
+        Addon().update_settings(Settings({"APIFY_RQ_ENABLED": "yes"}))
+
+
+# Values, as written in Python and on the command line
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("ENABLED", [("0", False), ("False", False)]),
+        ("ACCESS", [("shared", "shared")]),
+        ("CLIENT_KEY", [("k", "k"), ("k" * 32, "k" * 32)]),
+        ("LOCK_SECS", [(1, 1)]),
+        ("ORDER", [("lifo", "lifo")]),
+        ("RETRY_FOREFRONT", [(False, False)]),
+        ("RETRY_SPIDER_ERRORS", [("0", 0), (3, 3)]),
+        ("UNIQUE_KEY", [("crawlee", "crawlee")]),
+        ("CALLBACKS", [({"A": "parse_a"}, {"A": "parse_a"}), ('{"a": "b"}', {"a": "b"})]),
+        ("CALLBACKS", [(BaseSettings({"A": "parse_a"}), {"A": "parse_a"})]),
+        ("TRUSTED_MODULES", [(["shop.items"], ("shop.items",)), (("a", "b.c"), ("a", "b.c"))]),
+        ("TRUSTED_MODULES", [("shop.items, more", ("shop.items", "more")), ("", ())]),
+        ("PURGE_ON_START", [("1", True), ("True", True)]),
+        ("WINDOW", [(500, 500), ("500", 500), (1, 1)]),
+        ("OUTBOX", [("1", 1)]),
+        ("MEMORY_MB", [(1, 2**20), ("64", 64 * 2**20), (None, 64 * 2**20), (2048, 2**31)]),
+        ("IDLE_BEFORE_CLOSE", [("2.5", 2.5), (30, 30.0)]),
+        ("PROGRESS", [(1, True)]),
+        ("UNAVAILABLE_TIMEOUT", [(0.1, 0.1)]),
+        ("GC_FREEZE", [(None, False), ("1", True)]),
+    ],
+)
+def test_right_values(name: str, values: list[tuple[object, object]]) -> None:
+    field = name.lower().removesuffix("_mb")
+    found = [(given, getattr(read({f"APIFY_RQ_{name}": given}), field)) for given, _ in values]
+    assert found == values
+
+
+BOOLEAN = "write True or False"
+CALLBACKS = "such as {'DETAIL': 'parse_detail'}"
+MODULES = "such as ['my_project.items']"
+FOLDER = "write the path of a folder, such as './storage'"
+WHICH_ID = (
+    "(17 letters and digits), 'username~name', or '~name' for a queue of your own; a plain name"
+)
+WHICH_NAME = "a queue name has 1 to 63 letters, digits and hyphens, with no hyphen at either end"
+WHOLE = "write a whole number of at least {}, for example {}"
+SECONDS = "write a number of seconds {}, for example {}"
+
+
+@pytest.mark.parametrize(
+    ("name", "cure", "values"),
+    [
+        ("ENABLED", BOOLEAN, ["yes", []]),
+        ("RETRY_FOREFRONT", BOOLEAN, ["front"]),
+        ("PURGE_ON_START", BOOLEAN, [""]),
+        ("PROGRESS", BOOLEAN, ["on"]),
+        ("GC_FREEZE", BOOLEAN, ["yes"]),
+        ("WINDOW", WHOLE.format(1, 1000), [0, -5, "many", "", 2.7, "2.7", True, "True"]),
+        ("OUTBOX", WHOLE.format(1, 2000), [0, [10]]),
+        ("LOCK_SECS", WHOLE.format(1, 180), ["0"]),
+        ("MEMORY_MB", WHOLE.format(1, 64), [0, -1, 0.5, "1.5", "64 MB", True, math.inf]),
+        ("RETRY_SPIDER_ERRORS", WHOLE.format(0, 0), [-1, False]),
+        ("IDLE_BEFORE_CLOSE", SECONDS.format("of at least 0", 0), [-0.1, "nan", "never", True]),
+        ("UNAVAILABLE_TIMEOUT", SECONDS.format("above 0", 600), [0, math.inf]),
+        ("BACKEND", "'auto', 'apify', 'sqlite' (did you mean 'sqlite'?)", ["sqlit"]),
+        ("BACKEND", "(did you mean 'apify'?)", ["Apify"]),
+        ("ACCESS", "'single', 'shared' (did you mean 'shared'?)", ["share"]),
+        ("ORDER", "'fifo', 'lifo' (did you mean 'lifo'?)", ["life"]),
+        ("ORDER", "'fifo', 'lifo'", [1]),
+        ("UNIQUE_KEY", "'fingerprint', 'crawlee' (did you mean 'crawlee'?)", ["crawly"]),
+        ("CLIENT_KEY", "1 to 32 characters", ["", "k" * 33, 7]),
+        ("CALLBACKS", CALLBACKS, ["A=parse", "{A: parse}", '["ab"]', ["ab"], {"A": 1}]),
+        ("CALLBACKS", CALLBACKS, [{1: "parse"}, {"A": "self.parse"}]),
+        ("TRUSTED_MODULES", MODULES, [[1], 1, {"shop": 1}, b"shop", "shop.*", '["shop"]']),
+        ("STORAGE_DIR", FOLDER, [5, "~no-such-user-here/x"]),
+        ("ID", WHICH_ID, ["short", ID + "x", "me/queue", "me~", "me~a~b", "me~-a", 17]),
+        ("NAME", WHICH_NAME, ["a_b", "-a", "a-", "me~a", "a" * 64, "a\nb", 5]),
+    ],
+)
+def test_wrong_values(name: str, cure: str, values: list[object]) -> None:
+    for value in values:
+        message = refusal({f"APIFY_RQ_{name}": value})
+        assert message.startswith(f"APIFY_RQ_{name} = {value!r}: ")
+        assert cure in message
+
+
+@pytest.mark.parametrize("name", sorted(DEFAULTS))
+def test_every_declared_setting_is_read_and_shows_no_token_that_was_pasted_into_it(
+    name: str,
+) -> None:
+    assert name in refusal({name: object()})
+    if name not in ("APIFY_TOKEN", "APIFY_RQ_STORAGE_DIR"):  # a folder may have any name
+        for value in (f"{TOKEN} *{'x' * 40}", [TOKEN, 1], {TOKEN: 1}):
+            message = refusal({name: value})
+            assert f"{name} = " in message
+            assert "SECRET" not in message
+
+
+def test_long_value_is_cut_in_the_message() -> None:
+    assert len(refusal({"APIFY_RQ_WINDOW": "x" * 10_000})) < 250
+
+
+# The token, the folder and the address, of which the environment knows, too
+
+
+def test_token() -> None:
+    for unset in ((None, ""), ("", ""), (" ", "\n")):
+        assert read(*({"APIFY_TOKEN": value} for value in unset)).token is None
+    given = [(TOKEN, ""), (None, TOKEN), ("", TOKEN), (" ", TOKEN), (f" {TOKEN}\n", "other")]
+    for setting, variable in given:
+        config = read({"APIFY_TOKEN": setting}, {"APIFY_TOKEN": variable})
+        assert config.token == TOKEN
+        assert "SECRET" not in repr(config) + str(config)
+    for wrong in (f"{TOKEN} {TOKEN}", f"{TOKEN}é", f"a\n{TOKEN}", [TOKEN], 12345):
+        message = refusal({"APIFY_TOKEN": wrong})
+        assert re.fullmatch(r"APIFY_TOKEN \(not shown here\) is .*: copy it anew .*", message)
+        assert "SECRET" not in message
+        assert "12345" not in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "crawlee", "apify", "expected"),
+    [
+        (None, None, None, Path.cwd() / "storage"),
+        ("", "", None, Path.cwd() / "storage"),
+        (None, None, "/l", Path("/l")),
+        (None, "/c", "/l", Path("/c")),
+        (None, "", "/l", Path("/l")),
+        ("/s", "/c", None, Path("/s")),
+        (Path("/s"), "/c", None, Path("/s")),
+        ("here", None, None, Path.cwd() / "here"),
+        ("~/there", None, None, Path.home() / "there"),
+        (None, "~/there", None, Path.home() / "there"),
+    ],
+)
+def test_storage_dir(setting: Any, crawlee: Any, apify: Any, expected: Path) -> None:
+    environ = {"CRAWLEE_STORAGE_DIR": crawlee, "APIFY_LOCAL_STORAGE_DIR": apify}
+    is_set = {name: value for name, value in environ.items() if value is not None}
+    config = read({"APIFY_RQ_STORAGE_DIR": setting}, is_set)
+    assert config.storage_dir == expected
+    assert config.storage_dir.is_absolute()
+
+
+ADDRESSES = {
+    "": "https://api.apify.com",
+    "https://api.apify.com": "https://api.apify.com",
+    "https://api.apify.com/": "https://api.apify.com",
+    "https://api.apify.com/v2": "https://api.apify.com",
+    "https://api.apify.com/v2/": "https://api.apify.com",
+    " https://api.apify.com\n": "https://api.apify.com",
+    "HTTPS://proxy.example/apify/v2/": "https://proxy.example/apify",
+    "https://v2": "https://v2",
+    "http://127.0.0.1:8080": "http://127.0.0.1:8080",
+    "http://127.9.9.9/": "http://127.9.9.9",
+    "http://localhost:8080/v2": "http://localhost:8080",
+    "http://LocalHost": "http://LocalHost",
+    "http://[::1]:8080": "http://[::1]:8080",
+}
+
+
+def test_addresses() -> None:
+    given = {url: {"APIFY_API_BASE_URL": url} for url in ADDRESSES}
+    assert {url: read(given[url]).api_base_url for url in given} == ADDRESSES
+    assert {url: read(None, given[url]).api_base_url for url in given} == ADDRESSES
+    environ = {"APIFY_API_BASE_URL": "https://env.example"}
+    both = {url: read(given[url], environ).api_base_url for url in given}
+    assert both == {**ADDRESSES, "": "https://env.example"}
+
+
+@pytest.mark.parametrize("at_home", [{}, {"APIFY_IS_AT_HOME": "1"}])
+def test_unencrypted_address_in_the_settings_is_refused(at_home: Values) -> None:
+    near = ["127.0.0.1.example", "localhost.example", "0.0.0.0", "[::2]", "128.0.0.1"]
+    for host in (*near, "api.apify.com", "10.0.0.1:8080", "host.docker.internal:8080"):
+        message = refusal({"APIFY_API_BASE_URL": f"http://{host}"}, at_home)
+        assert f"APIFY_API_BASE_URL = 'http://{host}'" in message
+        assert "the token would travel unencrypted; write https://" in message
+
+
+def test_unencrypted_address_in_the_environment_is_for_the_platform_only() -> None:
+    environ = {"APIFY_API_BASE_URL": "http://10.0.88.1:8010/"}
+    for elsewhere in ({}, {"APIFY_IS_AT_HOME": ""}, {"APIFY_IS_AT_HOME": "0"}):
+        message = refusal(None, {**environ, **elsewhere})
+        assert "APIFY_API_BASE_URL (environment variable) = 'http://10.0.88.1:8010/'" in message
+        assert "unencrypted" in message
+    at_home = read(None, {**environ, "APIFY_IS_AT_HOME": "1"})
+    assert at_home.api_base_url == "http://10.0.88.1:8010"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["api.apify.com", "localhost:8080", "ftp://api.apify.com", 5],
+        ["https://", "https:///v2", "https://[::1", "https://api.apify.com:port"],
+        ["https://api.apify.com:99999", "https://api .apify.com", "https://api.apify.com\\x"],
+        ["https://api.apify.com?a=b", "https://api.apify.com#a", "http://127.0.0.1?a=SECRET"],
+        ["https://user:SECRET@api.apify.com", "https://user:SEC/SECRET@api.apify.com"],
+        ["http://10.0.0.1/apify_api_SECRET"],
+    ],
+)
+def test_wrong_address(wrong: list[object]) -> None:
+    for url in wrong:
+        message = refusal({"APIFY_API_BASE_URL": url})
+        assert message.startswith("APIFY_API_BASE_URL = ")
+        assert "https://" in message
+        assert "SECRET" not in message
+
+
+# What goes together
+
+
+@pytest.mark.parametrize("backend", [None, "auto", "apify", "sqlite"])
+def test_backend(backend: str | None) -> None:
+    settings = {"APIFY_RQ_BACKEND": backend}
+    with_token = read({**settings, **AT_APIFY})
+    assert with_token.backend == ("sqlite" if backend == "sqlite" else "apify")
+    if backend == "apify":
+        message = refusal(settings)
+        assert "needs a token: set APIFY_TOKEN" in message
+        assert "APIFY_RQ_BACKEND = 'sqlite'" in message
+    else:
+        assert read(settings).backend == "sqlite"
+
+
+def test_no_worker_of_many_may_empty_the_queue() -> None:
+    message = refusal({"APIFY_RQ_ACCESS": "shared", "APIFY_RQ_PURGE_ON_START": True})
+    assert "each worker that starts would delete what the others crawl" in message
+    assert "'scrapy rq purge'" in message
+
+
+def test_what_is_switched_off_is_checked_by_itself_only() -> None:
+    for other in (AT_APIFY, {"APIFY_RQ_BACKEND": "apify"}, {"APIFY_RQ_ACCESS": "shared"}):
+        assert not read({"APIFY_RQ_ENABLED": False, **other}).enabled
+    assert "APIFY_RQ_WINDOW" in refusal({"APIFY_RQ_ENABLED": False, "APIFY_RQ_WINDOW": 0})
+
+
+# Which queue: its id, its name, and whether it is the default one
+
+
+def which(config: Config) -> tuple[str | None, str | None, bool]:
+    return config.queue_id, config.queue_name, config.queue_is_default
+
+
+@pytest.mark.parametrize("token", [None, TOKEN])
+@pytest.mark.parametrize("environ", [{}, {QUEUE_ID[0]: "x" * 17}])
+def test_named_queue(environ: Values, token: str | None) -> None:
+    settings = {"APIFY_TOKEN": token, "APIFY_RQ_ID": None, "APIFY_RQ_NAME": None}
+    for id in (ID, f" {ID}\n", "some.one_else-x~my-queue", "~my-queue"):
+        for unset in (None, ""):
+            given = {**settings, "APIFY_RQ_ID": id, "APIFY_RQ_NAME": unset}
+            assert which(read(given, environ)) == (id.strip(), None, False)
+    for name in ("My-Queue", "a", "a" * 63):
+        given = {**settings, "APIFY_RQ_NAME": name}
+        assert which(read(given, environ)) == (None, name, False)
+    message = refusal({"APIFY_RQ_ID": ID, "APIFY_RQ_NAME": "mine"}, environ)
+    assert f"APIFY_RQ_ID = '{ID}' and APIFY_RQ_NAME = 'mine'" in message
+    assert "remove one" in message
+
+
+@pytest.mark.parametrize(
+    ("values", "at_apify", "in_sqlite"),
+    [
+        ((ID, None), (ID, None), (None, ID)),
+        ((None, ID), (ID, None), (None, ID)),
+        ((ID, "y" * 17), (ID, None), (None, ID)),
+        (("", ID), (ID, None), (None, ID)),
+        (("", " "), (None, "shop-quotes"), (None, "shop-quotes")),
+        (("default", None), (None, "shop-quotes"), (None, "default")),
+        ((None, "default"), (None, "shop-quotes"), (None, "default")),
+    ],
+)
+def test_queue_of_the_run(values: Any, at_apify: Any, in_sqlite: Any) -> None:
+    both = zip(QUEUE_ID, values, strict=True)
+    environ = {name: value for name, value in both if value is not None}
+    assert which(read(AT_APIFY, environ)) == (*at_apify, True)
+    assert which(read(None, environ)) == (*in_sqlite, True)
+
+
+@pytest.mark.parametrize(
+    ("bot", "spider", "expected"),
+    [
+        ("shop", "quotes", r"shop-quotes"),
+        ("Shop", "a-b", r"Shop-a-b"),
+        ("s", "x" * 61, r"s-x{61}"),
+        ("s", "x" * 62, r"s-x{52}-[0-9a-f]{8}"),
+        ("shop", "a.b", r"shop-a-b-afbb04ed"),  # another one would lose a paused crawl
+        ("shop", "a_b", r"shop-a-b-[0-9a-f]{8}"),
+        ("shop", "été", r"shop--t-[0-9a-f]{8}"),
+        ("", "quotes", r"quotes-[0-9a-f]{8}"),
+        ("例", "例", r"[0-9a-f]{8}"),
+        ("shop", "a" * 47 + "." + "b" * 30, r"shop-a{47}-b?-?[0-9a-f]{8}"),
+    ],
+)
+def test_derived_name(bot: str, spider: str, expected: str) -> None:
+    id, name, is_default = which(read({"BOT_NAME": bot}, spider=spider))
+    assert (id, is_default) == (None, True)
+    assert name is not None
+    assert re.fullmatch(expected, name)
+    # The platform's rule, stated once more.
+    assert re.fullmatch(r"([a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])", name)
+    assert len(name) <= 63
+
+
+def test_derived_names_differ() -> None:
+    spiders = ["a.b", "a_b", "a-b", "a b", "x" * 80, "x" * 81]
+    assert len({read(spider=spider).queue_name for spider in spiders}) == len(spiders)
+    assert which(read(spider=None)) == (None, None, True)
+
+
+# The environment of an Actor run
+
+
+def test_run_id_is_the_client_key() -> None:
+    for variable in RUN_ID:
+        for id, expected in ((ID, ID), ("r" * 40, "r" * 32), (" ", None)):
+            assert read(environ={variable: id}).client_key == expected
+        assert read({"APIFY_RQ_CLIENT_KEY": "mine"}, {variable: "run"}).client_key == "mine"
+
+
+def test_address_of_the_events() -> None:
+    for variable in EVENTS:
+        assert read(environ={variable: "wss://host/x"}).events_url == "wss://host/x"
+        assert read(environ={variable: ""}).events_url is None
+        assert "secret" not in repr(read(environ={variable: "wss://host/?key=secret"}))
+
+
+def test_end_of_the_run() -> None:
+    noon = datetime(2030, 1, 31, 12, tzinfo=UTC)
+    texts = ["2030-01-31T12:00:00.000Z", "2030-01-31T13:00:00+01:00", "2030-01-31T12:00:00"]
+    for name in TIMEOUT:
+        assert {read(environ={name: text}).timeout_at for text in texts} == {noon}
+        assert read(environ={name: ""}).timeout_at is None
+
+
+@pytest.mark.parametrize("names", [RUN_ID, EVENTS, TIMEOUT])
+def test_newer_variable_goes_first(names: list[str]) -> None:
+    values = {name: f"203{number}-01-01T00:00:00Z" for number, name in enumerate(names)}
+    assert read(environ=values) == read(environ={names[0]: values[names[0]]}) != read()
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "value", "cure"),
+    [
+        ({}, "CRAWLEE_STORAGE_DIR", "~nobody-here/x", FOLDER),
+        *(
+            (AT_APIFY, name, "a/../b", "write the queue's id (17 letters and digits)")
+            for name in QUEUE_ID
+        ),
+        *(({}, name, "a/../b", WHICH_NAME) for name in QUEUE_ID),
+        *(({}, name, "soon", "write a time such as 2030-01-31T12:00:00.000Z") for name in TIMEOUT),
+    ],
+)
+def test_wrong_value_in_the_environment(settings: Values, name: str, value: str, cure: str) -> None:
+    message = refusal(settings, {name: value})
+    assert message.startswith(f"{name} (environment variable) = '{value}': {cure}")

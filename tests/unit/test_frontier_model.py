@@ -16,7 +16,6 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from scrapy_apify_rq import frontier as package
 from scrapy_apify_rq.backends.base import Claim
 from scrapy_apify_rq.backends.sqlite.queue import connect
 from scrapy_apify_rq.frontier.frontier import Frontier
@@ -27,31 +26,30 @@ from scrapy_apify_rq.frontier.single import Single
 from scrapy_apify_rq.frontier.supply import Local, Reader
 from scrapy_apify_rq.frontier.window import Window
 from tests.support.frontier_machine import FrontierMachine
-from tests.support.virtual_time import Clock, ruling
+from tests.support.virtual_time import Clock, in_thread, ruling
 
 
 def check(folder: Path, *, is_far: bool, is_shared: bool, **options: Any) -> None:
     clock = Clock()
     values = {"folder": folder, "clock": clock, "is_far": is_far, "is_shared": is_shared}
     machine = type("Machine", (FrontierMachine,), {**values, "names": itertools.count()})
+    how = settings(
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        stateful_step_count=40,
+        **options,
+    )
     # As long as somebody has the file open, SQLite need not tidy it up after each example.
-    with closing(connect(folder)), ruling(clock, package, Leases.__init__):
-        run_state_machine_as_test(
-            machine,
-            settings=settings(
-                derandomize=True,
-                database=None,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-                **options,
-            ),
-        )
+    with closing(connect(folder)), ruling(clock):
+        in_thread(lambda: run_state_machine_as_test(machine, settings=how))
 
 
 @pytest.mark.parametrize("is_shared", [False, True], ids=["single", "shared"])
 @pytest.mark.parametrize("is_far", [False, True], ids=["near", "far"])
 def test_the_frontier_agrees_with_the_model(tmp_path: Path, is_far: bool, is_shared: bool) -> None:
-    check(tmp_path, is_far=is_far, is_shared=is_shared, max_examples=60, stateful_step_count=40)
+    check(tmp_path, is_far=is_far, is_shared=is_shared, max_examples=60)
 
 
 # Faults put in on purpose, each with the mode in which it shows.
@@ -166,6 +164,5 @@ def test_the_model_finds_a_fault(
             is_far=True,
             is_shared=is_shared,
             max_examples=300,
-            stateful_step_count=40,
             phases=[Phase.generate],
         )

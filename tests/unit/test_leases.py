@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,15 @@ from scrapy_apify_rq.frontier.leases import Offers
 from scrapy_apify_rq.frontier.notices import LeaseLost, LeasesKept
 from scrapy_apify_rq.frontier.visit import Visit
 from scrapy_apify_rq.frontier.window import Window
-from tests.support.frontier_driver import Driver, Remote, make_entry, path_of, until
-from tests.support.waiting import run_async
+from tests.support.frontier_driver import Driver, Gate, Remote, make_entry, now, path_of
+from tests.support.waiting import wait_until
 
-
-def run(work: Callable[[], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(30):
-            await work()
-
-    run_async(main())
+pytestmark = pytest.mark.virtual_time
 
 
 class Shared(Remote):
-    """Counts what a worker asks besides its claims."""
+    """Notes what a worker asks besides its claims."""
 
-    lag = 2.0
-    consistency_delay = 0.3
     pending: int | None = None
     """What ``info`` says; None for the truth."""
 
@@ -49,104 +40,84 @@ class Shared(Remote):
         return info if self.pending is None else info._replace(pending=self.pending)
 
 
+async def locked_in(backend: Shared) -> list[str]:
+    return [entry.unique_key async for entry in backend.list("locked")]
+
+
 # Who stays.
 
 
-def test_no_worker_leaves_while_one_crawls_though_the_head_lags(tmp_path: Path) -> None:
+async def test_no_worker_leaves_while_one_crawls_though_the_head_lags(tmp_path: Path) -> None:
     """A chain of pages, each of which the head shows only when nobody has waited for so long."""
+    written: dict[str, float] = {}
+    left: list[float] = []
+    crawled: list[float] = []
 
-    async def work() -> None:
-        written: dict[str, float] = {}
-        drivers = []
-        for _ in range(3):
-            backend = Shared(tmp_path, written=written)
-            backend.head_lag = 0.8
-            drivers.append(await Driver(backend).open())
-            drivers[-1].patience = 20
+    async def crawl(driver: Driver) -> None:
+        while (visit := await driver.next()) is not None:
+            if (n := int(path_of(visit)[1:])) < 4:
+                driver.add(f"/{n + 1}")
+            driver.ack(visit)
+            crawled.append(now())
+        left.append(now())
+
+    async with AsyncExitStack() as stack:
+        backends = [Shared(tmp_path, written=written) for _ in range(3)]
+        drivers = [await stack.enter_async_context(Driver(backend)) for backend in backends]
+        for backend in backends:
+            backend.head_lag = 12.0
         drivers[0].add("/0")
-        left: dict[int, float] = {}
-        crawled: list[float] = []
-
-        async def crawl(number: int) -> None:
-            driver = drivers[number]
-            while (visit := await driver.next()) is not None:
-                if (n := int(path_of(visit)[1:])) < 4:
-                    driver.add(f"/{n + 1}")
-                driver.ack(visit)
-                crawled.append(time.monotonic())
-            left[number] = time.monotonic()
-
-        await asyncio.gather(*(crawl(number) for number in range(3)))
-        assert len(crawled) == 5
-        assert min(left.values()) > crawled[-1]
-        assert max(left.values()) < crawled[-1] + 15  # the lag, and a pause
-        await asyncio.gather(*(driver.frontier.close() for driver in drivers))
-        for driver in drivers:
-            await driver.close()
-
-    run(work)
+        await asyncio.gather(*map(crawl, drivers))
+    assert len(crawled) == 5
+    assert min(left) > crawled[-1]
+    assert max(left) < crawled[-1] + 45  # the lag, and a pause
 
 
-def test_a_worker_stays_while_others_hold_leases_and_asks_nothing_else(tmp_path: Path) -> None:
-    async def work() -> None:
-        one = await Driver(Shared(tmp_path)).open("/page")
-        two = Driver(Shared(tmp_path))
-        await two.backend.open()
-        two.frontier.open(has_pending=True, is_new=False)
+async def test_a_worker_stays_while_others_hold_leases_and_asks_nothing_else(
+    tmp_path: Path,
+) -> None:
+    backend = Shared(tmp_path)
+    async with Driver(Shared(tmp_path), "/page") as one, Driver(backend, is_new=False) as two:
         page = await one.next()
         leaving = asyncio.create_task(two.next())
-        await asyncio.sleep(1)
+        await asyncio.sleep(40)
         assert not leaving.done()
-        assert two.backend.asked == []  # type: ignore[attr-defined]
+        assert backend.asked == []
         one.ack(page)
         assert await leaving is None
-        await asyncio.gather(one.frontier.close(), two.frontier.close())
-        await one.close()
-        await two.close()
-
-    run(work)
 
 
-def test_the_newest_entry_that_it_offered_is_looked_up(tmp_path: Path) -> None:
-    async def work() -> None:
-        backend = Shared(tmp_path)
-        backend.lag = backend.consistency_delay = 0.1
-        backend.head_lag = 1.2
-        driver = await Driver(backend).open()
+async def test_the_newest_entry_that_it_offered_is_looked_up(tmp_path: Path) -> None:
+    backend = Shared(tmp_path)
+    backend.lag = backend.consistency_delay = 0.1
+    backend.head_lag = 12.0
+    async with Driver(backend) as driver:
         driver.add("/hidden")
-        began = time.monotonic()
+        began = now()
         assert path_of(await driver.next()) == "/hidden"
-        assert time.monotonic() - began >= 1.2
+        assert now() - began >= 12
         assert "get" in backend.asked
-        await driver.close()
-
-    run(work)
 
 
-@pytest.mark.parametrize(("lag", "least", "most"), [(1.0, 1.0, 2.5), (0.0, 0.3, 0.9)])
-def test_a_count_that_is_wrong_for_ever_is_believed_for_the_lag(
+@pytest.mark.parametrize(("lag", "least", "most"), [(10.0, 10.0, 20.0), (0.0, 3.0, 4.0)])
+async def test_a_count_that_is_wrong_for_ever_is_believed_for_the_lag(
     tmp_path: Path, lag: float, least: float, most: float
 ) -> None:
-    async def work() -> None:
-        backend = Shared(tmp_path)
-        backend.lag = lag
-        backend.pending = 7
-        driver = await Driver(backend).open()
-        began = time.monotonic()
+    backend = Shared(tmp_path)
+    backend.lag = lag
+    backend.pending = 7
+    async with Driver(backend) as driver:
+        began = now()
         assert await driver.next() is None
-        assert least <= time.monotonic() - began < most
+        assert least <= now() - began < most
         assert ("info" in backend.asked) == (lag > 0)
-        await driver.close()
-
-    run(work)
 
 
 # Claims.
 
 
-def test_what_it_added_comes_back_as_the_live_request(tmp_path: Path) -> None:
-    async def work() -> None:
-        driver = await Driver(Shared(tmp_path)).open()
+async def test_what_it_added_comes_back_as_the_live_request(tmp_path: Path) -> None:
+    async with Driver(Shared(tmp_path)) as driver:
         request = object()
         driver.add("/page", request=request)
         visit = await driver.next()
@@ -155,47 +126,34 @@ def test_what_it_added_comes_back_as_the_live_request(tmp_path: Path) -> None:
         assert visit.lease is not None
         driver.ack(visit)
         assert await driver.crawl() == []
-        await driver.close()
-
-    run(work)
 
 
-def test_an_entry_claimed_before_its_add_was_answered(tmp_path: Path) -> None:
-    async def work() -> None:
-        backend = Shared(tmp_path)
-
-        class Slow(Shared):
-            async def add(self, *args: Any, **options: Any) -> Any:
-                answers = await super().add(*args, **options)
-                driver.frontier._reader.ask_at(0)
-                await until(lambda: len(self.named("claim")) > claims)
-                await asyncio.sleep(0.05)
-                return answers
-
-        backend = Slow(tmp_path)
-        driver = await Driver(backend).open()
+async def test_an_entry_claimed_before_its_add_was_answered(tmp_path: Path) -> None:
+    backend = Shared(tmp_path)
+    async with Driver(backend) as driver:
         assert driver.hand_out() is None
-        await until(lambda: bool(backend.named("claim")))
+        await wait_until(lambda: backend.named("claim"))
         claims = len(backend.named("claim"))
+        gate = backend.at["after add"] = Gate()
         driver.add("/page")
+        await gate.reached.wait()
+        driver.frontier._reader.ask_at(0)
+        await wait_until(lambda: len(backend.named("claim")) > claims)
+        gate.opened.set()
         page = await driver.next()
         assert path_of(page) == "/page"
         assert page is not None
         assert page.lease is not None
         driver.ack(page)
         assert await driver.crawl() == []
-        assert driver.stats["apify_rq/handled_twice"] == 0
-        await driver.close()
-
-    run(work)
+    assert driver.stats["apify_rq/handled_twice"] == 0
 
 
 def test_offers_are_kept_within_the_limits_of_the_window() -> None:
     window = Window(limit=3, memory=100)
     offers = Offers(window)
-    visits = [Visit(make_entry(f"/{n}"), object(), size=40) for n in range(5)]  # type: ignore[arg-type]
-    for visit in visits:
-        offers.add(visit)
+    for n in range(5):
+        offers.add(Visit(make_entry(f"/{n}"), object(), size=40))  # type: ignore[arg-type]
     assert offers.newest == make_entry("/4").id
     taken = [offers.take(make_entry(f"/{n}")) for n in range(5)]
     assert [visit.request is not None for visit in taken] == [False, False, False, True, True]
@@ -205,134 +163,108 @@ def test_offers_are_kept_within_the_limits_of_the_window() -> None:
 # Leases that end.
 
 
-def test_leases_are_prolonged_while_a_page_is_in_flight(tmp_path: Path) -> None:
-    async def work() -> None:
-        driver = await Driver(Shared(tmp_path, lock_secs=1)).open("/page")
+async def test_leases_are_prolonged_while_a_page_is_in_flight(tmp_path: Path) -> None:
+    async with Driver(Shared(tmp_path), "/page") as driver:
         page = await driver.next()
-        await asyncio.sleep(1.3)
+        await asyncio.sleep(200)
         assert page is not None
         assert page.lease is not None
-        assert page.lease > time.time()
+        assert page.lease > now() + 30
         driver.ack(page)
         assert await driver.crawl() == []
-        assert driver.notices == []
-        await driver.close()
-
-    run(work)
+    assert driver.notices == []
 
 
-def test_a_lease_that_ended_in_the_window(tmp_path: Path) -> None:
-    async def work() -> None:
-        skew = -100.0
-        backend = Shared(tmp_path, lock_secs=10, now=lambda: time.time() + skew)
-        driver = await Driver(backend).open("/page")
+async def test_a_lease_that_ended_in_the_window(tmp_path: Path) -> None:
+    skew = -100.0
+    backend = Shared(tmp_path, lock_secs=10, now=lambda: now() + skew)
+    async with Driver(backend, "/page") as driver:
         assert driver.frontier.next() is None
-        await until(lambda: driver.frontier.ready == 1)
+        await wait_until(lambda: driver.frontier.ready)
         assert driver.frontier.next() is None
         (notice,) = driver.notices
         assert isinstance(notice, LeaseLost)
         assert (notice.entry.unique_key, notice.while_) == ("/page", "waiting")
+        assert driver.stats["apify_rq/leases_lost"] == 1
         skew = 0.0
-        assert await driver.crawl() == ["/page"]
-        await driver.close()
+        again = await driver.next()
+        assert path_of(again) == "/page"
+        assert again is not None
+        assert again.lease is not None
+        assert again.lease > now()
+        driver.ack(again)
 
-    run(work)
 
-
-def test_a_lease_that_another_worker_has_taken_over(tmp_path: Path) -> None:
-    """It is reported once; an ack is sent all the same, a retry is not."""
-
-    async def work() -> None:
-        driver = await Driver(Shared(tmp_path, lock_secs=1)).open("/a", "/b")
+async def test_leases_that_another_worker_has_taken_over(tmp_path: Path) -> None:
+    """They are reported once; an ack is sent all the same, a retry is not."""
+    backend = Shared(tmp_path)
+    async with Driver(backend, "/a", "/b") as driver:
         a, b = await driver.next(), await driver.next()
-        other = Shared(tmp_path, lock_secs=1)
+        await backend.unlock()
+        other = Shared(tmp_path)
         await other.open()
-        await driver.backend.unlock()
         claim = await other.claim(10, (), 2**30)
+        await other.close()
         assert len(claim.entries) == 2
-        await until(lambda: len(driver.notices) == 2)
-        assert {notice.while_ for notice in driver.notices if isinstance(notice, LeaseLost)} == {
-            "in flight"
-        }
+        await wait_until(lambda: len(driver.notices) == 2, patience=60)
+        for notice in driver.notices:
+            assert isinstance(notice, LeaseLost)
+            assert notice.while_ == "in flight"
         driver.ack(a)
         driver.requeue(b)
-        await until(lambda: not driver.frontier.unsaved_updates)
-        assert driver.backend.named("update") == [["/a"]]  # type: ignore[attr-defined]
+        await driver.saved()
+        assert backend.named("update") == [["/a"]]
         assert driver.stats["apify_rq/leases_lost"] == 2
         assert len(driver.notices) == 2
-        await other.close()
-        await driver.close()
-
-    run(work)
 
 
-def test_a_retry_whose_lease_has_ended_is_left_to_others(tmp_path: Path) -> None:
-    async def work() -> None:
-        driver = await Driver(Shared(tmp_path)).open("/page")
+async def test_a_retry_whose_lease_has_ended_is_left_to_others(tmp_path: Path) -> None:
+    backend = Shared(tmp_path)
+    async with Driver(backend, "/page") as driver:
         page = await driver.next()
         assert page is not None
-        page.lease = time.time() - 1
+        page.lease = now() - 1
         driver.requeue(page)
         (notice,) = driver.notices
         assert isinstance(notice, LeaseLost)
         assert notice.while_ == "retried"
-        assert driver.backend.named("update") == []  # type: ignore[attr-defined]
-        await driver.close()
-
-    run(work)
+    assert backend.named("update") == []
 
 
 # What is given back.
 
 
 @pytest.mark.parametrize("on_hold", [True, False])
-def test_leases_are_given_back(tmp_path: Path, on_hold: bool) -> None:
-    async def work() -> None:
-        backend = Shared(tmp_path)
-        driver = await Driver(backend).open(*(f"/{n}" for n in range(4)))
+async def test_leases_are_given_back(tmp_path: Path, on_hold: bool) -> None:
+    backend = Shared(tmp_path)
+    async with Driver(backend, "/0", "/1", "/2", "/3") as driver:
         page = await driver.next()
         if on_hold:
             await driver.frontier.hold()
-            locked = [entry.unique_key async for entry in backend.list("locked")]
-            assert locked == ["/0"]
+            assert await locked_in(backend) == ["/0"]
             assert driver.frontier.next() is None
         driver.ack(page)
-        await driver.frontier.close()
-        assert [entry async for entry in backend.list("locked")] == []
+        await driver.close()
+        assert await locked_in(backend) == []
         assert (await backend.info()).pending == 3
-        await driver.close()
-
-    run(work)
 
 
-def test_leases_that_cannot_be_given_back_are_reported(tmp_path: Path) -> None:
-    async def work() -> None:
-        class Broken(Shared):
-            async def unlock(self, ids: Any = None) -> None:
-                raise BackendError("no")
+async def test_leases_that_cannot_be_given_back_are_reported(tmp_path: Path) -> None:
+    class Broken(Shared):
+        async def unlock(self, ids: Any = None) -> None:
+            raise BackendError("no")
 
-        driver = await Driver(Broken(tmp_path)).open("/page")
+    async with Driver(Broken(tmp_path), "/page") as driver:
         await driver.next()
-        await driver.close()
-        assert driver.notices == [LeasesKept(60, "no")]
-        assert driver.failures == []
-
-    run(work)
+    assert driver.notices == [LeasesKept(60, "no")]
+    assert driver.failures == []
 
 
-def test_a_claim_under_way_at_close_is_given_back_too(tmp_path: Path) -> None:
-    async def work() -> None:
-        backend = Shared(tmp_path)
-
-        async def slow() -> None:
-            await asyncio.sleep(0.2)
-
-        backend.on_claim = slow
-        driver = await Driver(backend).open("/page")
+async def test_a_claim_under_way_at_close_is_given_back_too(tmp_path: Path) -> None:
+    backend = Shared(tmp_path)
+    backend.at["after claim"] = lambda: asyncio.sleep(5)
+    async with Driver(backend, "/page") as driver:
         assert driver.hand_out() is None
-        await until(lambda: bool(backend.named("claim")))
-        await driver.frontier.close()
-        assert [entry async for entry in backend.list("locked")] == []
+        await wait_until(lambda: backend.named("claim"))
         await driver.close()
-
-    run(work)
+        assert await locked_in(backend) == []

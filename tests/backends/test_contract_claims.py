@@ -1,0 +1,214 @@
+"""The contract of ``Backend``, for every kind: claims, and the leases of shared access."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from scrapy_apify_rq.backends.base import Claim
+from tests.support.backends import Handy, Queues, entry, handled, ids, keys_of, numbered
+
+
+class Clock:
+    """Moves the time that leases go by: a test's own, or the real one by waiting for it."""
+
+    def __init__(self, kind: str) -> None:
+        self.is_real = kind != "sqlite"
+        self.lock_secs = {"sqlite": 60, "server": 1, "live": 10}[kind]
+        self.time = 1_000_000.0
+        self.options: dict[str, Any] = {"lock_secs": self.lock_secs}
+        if not self.is_real:
+            self.options["now"] = self.now
+
+    def now(self) -> float:
+        return time.time() if self.is_real else self.time
+
+    async def advance(self, share: float) -> None:
+        """By this share of a lease."""
+        self.time += share * self.lock_secs
+        if self.is_real:
+            await asyncio.sleep(share * self.lock_secs)
+
+
+@pytest.mark.parametrize("lock_secs", [None, 60])
+async def test_a_claim_tells_exactly_whether_there_is_more(
+    queues: Queues, lock_secs: int | None
+) -> None:
+    if lock_secs and queues.kind != "sqlite":
+        pytest.skip("the API leases what it will, whatever we know")
+    async with queues.open(lock_secs=lock_secs) as backend:
+        await backend.fill("0", "1", "2", handled("handled"))
+        for limit, known, found, more in [
+            *[(2, "", "01", True), (2, "", "01", True), (3, "", "012", False)],
+            *[(4, "", "012", False), (2, "0", "12", False), (2, "1", "02", False)],
+            *[(1, "0", "1", True), (1, "01", "2", False), (1, "012", "", False)],
+            (2, ["strange", "stranger"], "01", True),
+            (3, ["strange", "stranger"], "012", False),
+        ]:
+            claim = await backend.take(limit, known)
+            keys = "".join(one.entry.unique_key for one in claim.entries)
+            assert (keys, claim.more) == (found, more), (limit, known)
+            assert await backend.listed("locked") == (set(found) if lock_secs else set())
+            await backend.unlock()
+
+
+async def test_single_access_knows_no_leases(backend: Handy) -> None:
+    assert await backend.take() == Claim([], False, alone=True)
+    await backend.fill("a")
+    assert [one.lease for one in (await backend.take()).entries] == [None]
+    assert await backend.listed("locked") == set()
+
+
+@pytest.mark.parametrize("lock_secs", [None, 60])
+async def test_a_claim_has_no_more_bytes_than_asked_for(
+    queues: Queues, lock_secs: int | None
+) -> None:
+    large = [entry(f"{n}", payload=f"{n}" * 100_000) for n in range(7)]
+    async with queues.open() as other, queues.open(lock_secs=lock_secs) as backend:
+        await other.fill(*large)
+        found: list[str] = []
+        sizes: list[int] = []
+        more = True
+        while more:
+            answer = await backend.take(100, found, 250_000)
+            found += keys_of(one.entry for one in answer.entries)
+            sizes.append(len(answer.entries))
+            more = answer.more
+            if lock_secs:  # what did not fit is free
+                assert await other.listed("locked") == set(found)
+        assert found == keys_of(large)
+        assert sizes == [2, 2, 2, 1]
+
+
+@pytest.mark.parametrize("lock_secs", [None, 60])
+async def test_a_claim_has_at_least_one_entry(queues: Queues, lock_secs: int | None) -> None:
+    small, large = entry("a"), entry("b", payload="x" * 100_000)
+    async with queues.open() as other, queues.open(lock_secs=lock_secs) as backend:
+        await other.fill(large, small, handled("c"))
+        first = await backend.take(size=1000)
+        assert [one.entry for one in first.entries] == [large]
+        assert first.more
+        assert await backend.entries(known=["b"], size=1000) == [small]
+
+
+async def test_a_claim_says_whether_the_queue_is_ours_alone(queues: Queues) -> None:
+    async with queues.open() as backend:
+        await backend.fill("a")
+        assert (await backend.take()).alone
+        if queues.kind != "sqlite":
+            async with queues.open() as other:
+                await other.take()
+            assert not (await backend.take()).alone
+    async with queues.open("two", lock_secs=60) as backend:
+        assert not (await backend.take()).alone
+
+
+# Leases
+
+
+async def test_a_claim_is_a_lease(queues: Queues) -> None:
+    me = {"lock_secs": 60, "client_key": "me"}
+    async with queues.open(**me) as one, queues.open(lock_secs=60) as two:
+        await one.fill("a", "b", "c")
+        before = time.time()
+        claim = await one.take(2)
+        assert claim.leased
+        assert all(before + 60 <= held.lease <= time.time() + 60 for held in claim.entries)
+        assert keys_of(held.entry for held in claim.entries) == ["a", "b"]
+        lock, *others = [await two.lock_of(id) for id in ids("a", "c", "strange")]
+        assert lock.client_key == "me"
+        left = lock.expires_at - datetime.now(UTC)
+        assert timedelta(seconds=50) < left < timedelta(seconds=61)
+        assert others == [None, None]
+        assert await two.keys() == ["c"]
+        assert await two.look() == ("", 3, 0, 3)
+        for claim in (await one.take(), await two.take()):  # leased to others or to us
+            assert (claim.entries, claim.more, claim.leased) == ([], False, True)
+        await one.ack("a", "b", "c")
+        claim = await two.take()
+        assert (claim.entries, claim.leased) == ([], False)
+
+
+@pytest.mark.parametrize("limit", [25, 26, 30, 53])
+async def test_no_more_is_leased_than_asked_for(queues: Queues, limit: int) -> None:
+    async with queues.open(lock_secs=60) as one, queues.open(lock_secs=60) as two:
+        await one.fill(*numbered(60))
+        found = await one.take(limit)
+        assert (len(found.entries), found.more) == (limit, True)
+        assert len(await two.listed("locked")) == limit
+
+
+async def test_a_lapsed_lease_is_free_for_others(queues: Queues) -> None:
+    clock = Clock(queues.kind)
+    async with queues.open(**clock.options) as one, queues.open(**clock.options) as two:
+        await one.fill("a")
+        lease = (await one.take()).entries[0].lease
+        assert lease == pytest.approx(clock.now() + clock.lock_secs, abs=0.3)
+        await clock.advance(0.5)
+        assert await two.keys() == []
+        assert await one.listed("locked") == {"a"}
+        await clock.advance(0.6)
+        assert await one.listed("locked") == set()
+        assert await two.keys() == ["a"]
+        # It is the other's now: the first holder can neither keep nor free it.
+        assert await one.prolong(ids("a")) == {}
+        await one.unlock()
+        assert await one.keys() == []
+
+
+async def test_prolong_starts_the_lease_anew(queues: Queues) -> None:
+    clock = Clock(queues.kind)
+    asked = ids("a", "b", "strange")
+    async with queues.open(**clock.options) as one, queues.open(**clock.options) as two:
+        await one.fill("a", "b")
+        await one.take(1)
+        await clock.advance(0.6)
+        assert await two.prolong(asked) == {}
+        until = pytest.approx(clock.now() + clock.lock_secs, abs=0.3)
+        assert await one.prolong(asked) == dict.fromkeys(ids("a"), until)
+        await clock.advance(0.6)
+        assert await two.keys() == ["b"]
+        await clock.advance(0.5)
+        assert await two.keys() == ["a"]
+        assert await one.prolong(asked) == {}
+
+
+async def test_unlock_ends_all_leases_of_our_client_key(queues: Queues) -> None:
+    mine: dict[str, Any] = {"lock_secs": 60, "client_key": "mine"}
+    async with queues.open(**mine) as one, queues.open(lock_secs=60, client_key="other") as two:
+        await one.fill("a", "b", "c")
+        await one.take(2)
+        assert await two.keys() == ["c"]
+        await two.unlock()
+        assert await two.keys() == ["c"]
+        # A process that died has left them; the next of the same key frees them.
+        async with queues.open(**mine) as next_one:
+            await next_one.unlock()
+            assert await next_one.keys() == ["a", "b"]
+        assert await one.prolong(ids("a"))
+
+
+async def test_unlock_ends_single_leases_of_ours(queues: Queues) -> None:
+    async with queues.open(lock_secs=60) as one, queues.open(lock_secs=60) as two:
+        await one.fill("a", "b")
+        await one.take()
+        await two.unlock(ids("a", "strange"))
+        assert await two.keys() == []
+        await one.unlock(ids("a", "strange"))
+        assert await two.keys() == ["a"]
+        assert await one.prolong(ids("b"))
+
+
+@pytest.mark.parametrize("forefront", [False, True])
+async def test_an_update_ends_the_lease(queues: Queues, forefront: bool) -> None:
+    async with queues.open(lock_secs=60) as one, queues.open(lock_secs=60) as two:
+        await one.fill("a", "b")
+        assert await one.keys() == ["a", "b"]
+        await one.put("a", handled("b"), forefront=forefront)
+        assert await one.prolong(ids("a", "b")) == {}
+        assert await one.listed("locked") == set()
+        assert await two.keys() == ["a"]

@@ -1,0 +1,192 @@
+"""Crawls over an API that fails for good, for a while, or for one entry."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from scrapy import Request
+from scrapy.downloadermiddlewares.retry import get_retry_request
+from scrapy.http import Response
+
+from scrapy_apify_rq.backends.apify import http
+from scrapy_apify_rq.backends.apify.queue import ApifyBackend
+from tests.support.api_calls import Call, error
+from tests.support.crawling import Crawl, Crawls
+from tests.support.queues import TOKEN, ServedQueue
+from tests.support.spiders import Links, SiteSpider
+from tests.support.website import Page, Site, links
+
+PATHS = [f"/{number}" for number in range(1, 30)]
+PAGES = 1 + len(PATHS)
+Run = Callable[..., Awaitable[Crawl]]
+
+
+@pytest.fixture
+def run(site: Site, served: ServedQueue, crawls: Crawls, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Crawls the site's thirty pages, or what another spider crawls."""
+    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
+    monkeypatch.setattr(http, "_FIRST_BACKOFF", 0.1)
+    site.serve({"/": links(*PATHS), **dict.fromkeys(PATHS, Page(links("/1"), delay=0.02))})
+
+    async def run(spider: type[SiteSpider] = Links, **settings: Any) -> Crawl:
+        settings["CONCURRENT_REQUESTS"] = 2
+        crawl = await crawls.run(spider, settings, queue=served, site=site.url)
+        assert [one for one in crawl.log if one.exc_info] == []
+        assert "Bug in scrapy-apify-rq" not in crawl.log_text
+        assert TOKEN not in crawl.log_text + repr(crawl.stats)
+        return crawl
+
+    return run
+
+
+async def assert_complete(crawl: Crawl, served: ServedQueue, site: Site) -> None:
+    assert crawl.reason == "finished"
+    assert crawl.stats["apify_rq/handled"] == (await served.info()).handled == PAGES
+    assert sorted(site.paths) == sorted(["/", *PATHS])
+
+
+def report(crawl: Crawl) -> str:
+    """The one error in the log."""
+    (message,) = [one.getMessage() for one in crawl.log if one.levelname == "ERROR"]
+    return message
+
+
+WRONG = {"APIFY_TOKEN": "wrong"}
+UNKNOWN = {"APIFY_RQ_NAME": None, "APIFY_RQ_ID": "strange0000000000"}
+IMPATIENT = {"APIFY_RQ_UNAVAILABLE_TIMEOUT": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("answer", "settings", "reason", "cure"),
+    [
+        (None, WRONG, "unauthorized", "Set APIFY_TOKEN"),
+        (None, {**WRONG, "APIFY_RQ_ACCESS": "shared"}, "unauthorized", "Set APIFY_TOKEN"),
+        (403, {}, "unauthorized", "The APIFY_TOKEN may not use this queue"),
+        (None, UNKNOWN, "gone", "check APIFY_RQ_ID"),
+        ("drop", IMPATIENT, "unavailable", "APIFY_RQ_UNAVAILABLE_TIMEOUT is 0.5"),
+    ],
+)
+async def test_failure_at_open(
+    site: Site, served: ServedQueue, run: Run, answer: Any, settings: Any, reason: str, cure: str
+) -> None:
+    refused = error(403, "a-type", f"the message for {TOKEN}") if answer == 403 else answer
+    served.api.before = lambda call: refused
+    crawl = await run(**settings)
+    assert crawl.reason == f"apify_rq_{reason}"
+    assert site.paths == []
+    assert cure in report(crawl)
+    assert f"The spider is closed (apify_rq_{reason})." in report(crawl)
+    assert "could not be opened, so nothing was crawled" in crawl.closing_line
+
+
+def after_ten_acks(answer: Callable[[], Any]) -> Callable[[Call], Any]:
+    acks = 0
+
+    def before(call: Call) -> Any:
+        nonlocal acks
+        acks += call.method == "PUT"
+        return answer() if acks > 10 else None
+
+    return before
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "reason", "cure"),
+    [
+        (401, "user-or-token-not-found", "unauthorized", "APIFY_TOKEN"),
+        (403, "insufficient-permissions", "unauthorized", "permission"),
+        (404, "record-not-found", "gone", "APIFY_RQ_NAME"),
+        (0, "", "unavailable", "APIFY_RQ_UNAVAILABLE_TIMEOUT is 0.5"),
+    ],
+)
+async def test_failure_in_mid_crawl_leaves_the_rest_pending(
+    site: Site, served: ServedQueue, run: Run, status: int, kind: str, reason: str, cure: str
+) -> None:
+    served.api.before = after_ten_acks(lambda: error(status, kind) if status else "drop")
+    failed = await run(**IMPATIENT)
+    done = (await served.info()).handled
+    assert failed.reason == f"apify_rq_{reason}"
+    assert cure in report(failed)
+    assert 10 <= done < PAGES
+    assert failed.stats["apify_rq/handled"] <= done
+    assert "which are still pending" in failed.closing_line
+    assert "Run the spider again to go on" in failed.closing_line
+
+    served.api.before = lambda call: None
+    finished = await run()
+    assert finished.reason == "finished"
+    assert (await served.info()).handled == PAGES
+    assert set(site.paths) == {"/", *PATHS}
+    # Only what was in flight, or could not be saved, is crawled again.
+    assert len(site.paths) <= PAGES + (PAGES - done)
+
+
+async def test_short_outage_is_waited_out(site: Site, served: ServedQueue, run: Run) -> None:
+    end = 0.0
+
+    def answer() -> Any:
+        nonlocal end
+        end = end or time.monotonic() + 1
+        return "drop" if time.monotonic() < end else None
+
+    served.api.before = after_ten_acks(answer)
+    crawl = await run()
+    await assert_complete(crawl, served, site)
+    assert crawl.stats["apify_rq/api/retries"] > 0
+    assert "The Apify API fails" in crawl.log_text
+    assert "The Apify API works again" in crawl.log_text
+
+
+async def test_lost_answers_make_no_duplicates(site: Site, served: ServedQueue, run: Run) -> None:
+    """Every answer to an add is lost once; the other calls see every other kind of fault."""
+    seen: set[bytes] = set()
+    problems = iter(["drop", error(500), error(429), error(408)])
+
+    def after(call: Call, data: Any) -> Any:
+        if call.path != "/requests/batch" or call.body in seen:
+            return data
+        seen.add(call.body)
+        return "drop"
+
+    served.api.before = lambda call: next(problems, None) if call.method == "PUT" else None
+    served.api.after = after
+    crawl = await run()
+    await assert_complete(crawl, served, site)
+    assert crawl.stats["apify_rq/enqueued"] == PAGES
+    # The links back to one page, and none of ours that we took for those of others.
+    assert crawl.stats["dupefilter/filtered"] == PAGES - 1
+    calls = served.api.calls
+    assert not [call.url for call in calls if TOKEN in call.url]
+    assert len({call.query["clientKey"] for call in calls if "clientKey" in call.query}) == 1
+
+
+class Large(SiteSpider):
+    """Has a request that is too large, and one that is with the reason why it is tried again."""
+
+    def parse(self, response: Response) -> Any:
+        assert response.request is not None
+        if response.url.endswith("/4"):
+            request = response.request
+            yield get_retry_request(request, spider=self, reason="why", max_retry_times=1)
+        elif not response.url.endswith("/2"):
+            yield Request(f"{self.site}/2", meta={"large": "x" * 9_500_000})
+            yield Request(f"{self.site}/4", meta={"large": "x" * 9_435_860})
+
+
+async def test_large_entries(site: Site, served: ServedQueue, run: Run) -> None:
+    crawl = await run(Large)
+    assert crawl.reason == "finished"
+    assert sorted(site.paths) == ["/", "/2", "/4", "/4"]
+    assert crawl.stats["scheduler/unserializable"] == 1
+    log = crawl.log_text
+    assert "bytes are more than the API takes. It is crawled from memory" in log
+    # The one that goes back, and its ack.
+    assert crawl.stats["apify_rq/api/refused"] == 2
+    assert log.count("The API refuses the update of entry") == 2
+    assert crawl.stats["apify_rq/handled"] == 1
+    assert "this run handled 1 (0 of them failed) and retried 1" in crawl.closing_line
+    assert "the queue holds 1 handled, 1 pending" in crawl.closing_line
+    assert not (await served.entry("/4")).is_handled

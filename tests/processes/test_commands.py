@@ -1,0 +1,163 @@
+"""``scrapy rq`` at terminals, in pipes and under signals, which only a process can have."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from subprocess import PIPE, Popen
+from typing import Any
+
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
+from tests.support.command_line import rq_ok
+from tests.support.queues import NAME, Queue, ServedQueue
+from tests.support.scrapy_project import ROOT
+from tests.support.waiting import wait_until
+
+
+def entry(number: int, **fields: Any) -> Entry:
+    key = f"k{number}"
+    return Entry(id=request_id(key), unique_key=key, url=f"http://site/{number}", **fields)
+
+
+def start(queue: Queue, words: str, python: tuple[str, ...] = (), **streams: Any) -> Popen[bytes]:
+    """Run ``scrapy rq`` where there is no project."""
+    where = {name: value for name, value in queue.settings.items() if name != "APIFY_RQ_NAME"}
+    options = [word for name, value in where.items() for word in ("-s", f"{name}={value}")]
+    command = [sys.executable, "-W", "error", *python, "-m", "scrapy", "rq", *words.split()]
+    folder = queue.folder.with_name("empty")
+    folder.mkdir(exist_ok=True)
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80"}
+    return Popen([*command, "-q", NAME, *options], cwd=folder, env=environ, **streams)
+
+
+@asynccontextmanager
+async def running(queue: Queue, words: str, **options: Any) -> AsyncIterator[Any]:
+    """The same to its end, with eight entries in the queue: five are handled, three have failed."""
+    done = {"handled_at": "2026-01-01T00:00:00Z"}
+    failed = [entry(number, **done, error_messages=["404 Not Found"]) for number in range(3)]
+    await queue.add(*failed, entry(3, **done), entry(4, **done), *map(entry, range(5, 8)))
+    with start(queue, words, **options) as process:
+        try:
+            yield process
+            await wait_until(lambda: process.poll() is not None, "the end of it", 30)
+        finally:
+            process.kill()
+    assert not any(queue.folder.with_name("empty").iterdir())
+
+
+class Terminal:
+    """What a command says and hears that has these ``streams``."""
+
+    def __init__(self) -> None:
+        self._ours, self._theirs = pty.openpty()
+        os.set_blocking(self._ours, False)
+        self.streams = dict.fromkeys(("stdin", "stdout", "stderr"), self._theirs)
+        self.seen = ""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._ours)
+        os.close(self._theirs)
+
+    def _has(self, text: str) -> bool:
+        with suppress(BlockingIOError):
+            self.seen += os.read(self._ours, 100_000).decode()
+        return text in self.seen
+
+    async def shows(self, *texts: str) -> None:
+        for text in texts:
+            await wait_until(lambda text=text: self._has(text), repr(text), 30)  # type: ignore[misc]
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+
+async def test_watch_refreshes_until_ctrl_c(any_queue: Queue) -> None:
+    words = "status --watch 0.2 --by host"
+    with Terminal() as terminal:
+        async with running(any_queue, words, **terminal.streams) as process:
+            await terminal.shows("62.5% handled")
+            await any_queue.add(entry(8))
+            await terminal.shows("55.6% handled", "0 pages/min")
+            process.send_signal(signal.SIGINT)
+    assert process.returncode == 0
+    assert "site" in terminal.seen
+    assert "counting" not in terminal.seen  # no second progress bar
+    assert "\x1b[" in terminal.seen  # the display is redrawn in place
+
+
+async def test_long_operation_shows_progress(tmp_path: Path, queue: Queue) -> None:
+    with Terminal() as terminal:
+        async with running(queue, f"export {tmp_path}/x", **terminal.streams) as process:
+            await terminal.shows("exporting", "8 exported")
+    assert process.returncode == 0
+
+
+async def test_purge_asks_first(queue: Queue) -> None:
+    """Whichever backend it is; ``purge --yes`` is tested with both."""
+    question = f"Delete all 8 entries, 3 of them pending, of request queue {NAME} in "
+    for answer, says, left in (("n", "nothing was deleted", 8), ("y", "8 deleted", 0)):
+        with Terminal() as terminal:
+            async with running(queue, "purge", **terminal.streams) as process:
+                await terminal.shows(question, "[y/N]")
+                terminal.type(f"{answer}\n")
+                await terminal.shows(says)
+        assert process.returncode == (1 if left else 0)
+        assert len(await queue.entries()) == left
+
+
+async def test_watch_prints_json_to_a_pipe(any_queue: Queue) -> None:
+    async with running(any_queue, "status --watch 0.1 --json", stdout=PIPE) as process:
+        looks = [json.loads(process.stdout.readline()) for _ in range(3)]
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 0
+    assert [look["handled"] for look in looks] == [5, 5, 5]
+    assert [look["pagesPerMinute"] for look in looks] == [None, 0, 0]
+    # Over the API, counting failed entries would read the whole queue each time.
+    assert looks[0]["failed"] == (None if isinstance(any_queue, ServedQueue) else 3)
+
+
+async def test_closed_pipe_gives_no_traceback(any_queue: Queue) -> None:
+    async with running(any_queue, "list", stdout=PIPE, stderr=PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+async def test_interrupted_import_can_be_repeated(tmp_path: Path, any_queue: Queue) -> None:
+    lines = "".join(f"{entry(number).to_json()}\n" for number in range(150)).encode()
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    async with running(any_queue, f"import {fifo}", stderr=PIPE) as process:
+        with fifo.open("wb") as file:
+            file.write(lines)
+            file.flush()
+            async with asyncio.timeout(30):
+                while (await any_queue.info()).total < 100:  # noqa: ASYNC110 (there is no event)
+                    await asyncio.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            said = process.stderr.read().decode()
+    kept = "interrupted. What it did so far is kept; you can safely run it again"
+    assert (process.returncode, said) == (130, f"scrapy rq import: {kept}\n")
+    await rq_ok(any_queue, "import", "-", stdin=lines)
+    assert (await any_queue.info()).total == 150
+
+
+async def test_embedded_queue_is_used_without_importing_aiohttp(queue: Queue) -> None:
+    streams: dict[str, Any] = {"stdout": PIPE, "stderr": PIPE, "python": ("-X", "importtime")}
+    async with running(queue, "status --json", **streams) as process:
+        out, err = await asyncio.to_thread(process.communicate)
+    assert json.loads(out)["total"] == 8
+    loaded = {line.split("|")[-1].strip() for line in err.decode().splitlines()}
+    assert "scrapy_apify_rq.commands.queues" in loaded
+    assert "aiohttp" not in loaded

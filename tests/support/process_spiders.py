@@ -1,0 +1,118 @@
+"""Spiders whose crawls are processes. Each has a name of its own, as spiders of one project do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, ClassVar
+
+import scrapy
+from scrapy import signals
+from scrapy.crawler import Crawler
+from scrapy.dupefilters import RFPDupeFilter
+from scrapy.http import Response
+from scrapy.statscollectors import MemoryStatsCollector
+
+from tests.support.spiders import Links
+from tests.support.website import Page, links
+
+
+class Tree(Links):
+    """Crawls a ``tree``. Starts with one page twice, which is not filtered, and another one."""
+
+    name = "tree"
+    starts: ClassVar = ("/0", "/0", "/1")
+
+    async def start(self) -> AsyncIterator[Any]:
+        for path in self.starts:
+            yield scrapy.Request(f"{self.site}{path}", dont_filter=True)
+
+
+def tree(pages: int, delay: float = 0) -> dict[str, Page]:
+    """Ten new links on each page, and one to a page that others link to."""
+
+    def page(number: int) -> Page:
+        new = range(10 * number + 1, min(10 * number + 11, pages))
+        return Page(links(*(f"/{n}" for n in new), f"/{7 * number % 10}"), delay=delay)
+
+    return {f"/{number}": page(number) for number in range(pages)}
+
+
+def fetched(pages: int) -> Counter[str]:
+    """What Scrapy fetches of the tree: what it starts with, and all that is linked to."""
+    return Counter([*tree(pages), *Tree.starts])
+
+
+class Run(Links):
+    """Follows the links of its first page. The callback of "/stuck" takes for ever."""
+
+    name = "run"
+
+    def parse(self, response: Response) -> Iterator[Any]:
+        for href in response.css("a::attr(href)").getall():
+            yield response.follow(href, self.parse_page)
+
+    async def parse_page(self, response: Response) -> AsyncIterator[Any]:
+        if response.url.endswith("/stuck"):
+            await asyncio.Event().wait()
+        self.note(response)
+        yield {"path": self.handled[-1]}
+
+
+# Ctrl-C at each stage of a crawl.
+
+
+def reached(stage: str) -> None:
+    """Send this process a SIGINT if it is the stage for it. A second one would end it at once."""
+    if os.environ.get("STAGE") == stage:
+        del os.environ["STAGE"]
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+class Stages(Links):
+    name = "stages"
+
+    async def start(self) -> AsyncIterator[Any]:
+        reached("start")
+        async for request in super().start():
+            yield request
+
+    def parse(self, response: Response) -> Iterator[Any]:
+        reached("callback")
+        yield from super().parse(response)
+
+
+class StagesStats(MemoryStatsCollector):
+    calls = 0
+
+    def inc_value(self, key: str, count: int = 1, start: int = 0) -> None:
+        if key.startswith("apify_rq/api/calls/"):
+            self.calls += 1
+            reached(f"call {self.calls}")
+        super().inc_value(key, count, start)
+
+
+class StagesFilter(RFPDupeFilter):
+    def open(self) -> None:
+        reached("filter")
+
+
+class StagesPipeline:
+    def __init__(self, crawler: Crawler) -> None:
+        for name in ("engine_started", "spider_opened", "request_reached_downloader"):
+            stage = getattr(signals, name)
+            crawler.signals.connect(lambda name=name: reached(name), stage, weak=False)
+        reached("pipeline made")
+
+    @classmethod
+    def from_crawler(cls, crawler: Crawler) -> StagesPipeline:
+        return cls(crawler)
+
+    def open_spider(self) -> None:
+        reached("pipeline opened")
+
+    def process_item(self, item: Any) -> Any:
+        return item

@@ -1,0 +1,457 @@
+"""``scrapy rq`` on both backends: inspect a queue, repair it, move it. No crawl."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scrapy import Request, Spider
+from scrapy.spiderloader import SpiderLoader
+
+from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
+from scrapy_apify_rq.commands.rq import subcommands
+from scrapy_apify_rq.entries.converter import RequestConverter
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
+from tests.support.api_calls import error
+from tests.support.command_line import Done, rq
+from tests.support.queues import NAME, Queue, ServedQueue
+from tests.support.readme import commands
+from tests.support.waiting import run_async
+
+SITE = "http://site"
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Pages(Spider):
+    """The project's spider."""
+
+    name = "spider"
+
+    def parse_page(self, response: Any, rank: Any) -> None: ...
+
+
+class Nameless(Spider):
+    """Gets its name in its constructor."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("named-later", **kwargs)
+
+
+class Loader(SpiderLoader):
+    """Knows that spider by two names."""
+
+    def list(self) -> list[str]:
+        return ["one", "two"]
+
+    def load(self, name: str) -> type[Spider]:
+        return Nameless
+
+
+async def run(queue: Queue, line: str, stdin: bytes = b"", **settings: Any) -> Done:
+    values = {"SPIDER_MODULES": [__name__], **settings}
+    return await rq(queue, *shlex.split(line), stdin=stdin, settings=values)
+
+
+async def ok(queue: Queue, line: str, stdin: bytes = b"", **settings: Any) -> Done:
+    done = await run(queue, line, stdin, **settings)
+    assert done.code == 0, done.err
+    return done
+
+
+async def claim(queue: Queue, limit: int, name: str = NAME, **options: Any) -> list[Entry]:
+    """The first pending entries."""
+    backend = SqliteBackend(queue.folder, name=name, **options)
+    await backend.open()
+    claimed = await backend.claim(limit, (), 2**24)
+    await backend.close()
+    return [one.entry for one in claimed.entries]
+
+
+def plain(key: str, url: str = "") -> Entry:
+    return Entry(id=request_id(key), unique_key=key, url=url or f"{SITE}{key}")
+
+
+def page(path: str, *errors: str, retries: int = 0) -> Entry:
+    """A handled entry of the spider."""
+    spider = Pages()
+    request = Request(f"{SITE}{path}", spider.parse_page, cb_kwargs={"rank": (1, 2)})
+    entry = RequestConverter(spider).encode(request, path)
+    entry.error_messages, entry.retry_count = list(errors), retries
+    entry.handled_at = LONG_AGO
+    return entry
+
+
+@pytest.fixture
+def filled(any_queue: Queue) -> Queue:
+    """Eight entries: five handled, three of which failed, two pending and one locked."""
+    start = plain("/")
+    start.handled_at = LONG_AGO
+    twice = page("/b", *["500 Internal Server Error"] * 2, retries=1)
+    failed = [twice, page("/boom", "ValueError: no price"), page("/gone", "404 Not Found")]
+    pending = [plain("/locked"), plain("/late"), plain("/later")]
+    run_async(any_queue.add(start, page("/a"), *failed, *pending))
+    run_async(claim(any_queue, 1, lock_secs=3600, client_key="somebody"))
+    return any_queue
+
+
+# Inspecting
+
+
+async def test_status(filled: Queue) -> None:
+    seen = (await ok(filled, "status --json")).json
+    counts = {"total": 8, "handled": 5, "pending": 3, "failed": 3, "locked": 1}
+    assert {**counts, "name": NAME, "progress": 0.625}.items() <= seen.items()
+    assert seen["modifiedAt"].startswith("20")
+    if isinstance(filled, ServedQueue):
+        done = seen["operations"]
+        assert done["writes"] == 8 + 1
+        cost = (done["reads"] * 0.004 + done["writes"] * 0.02) / 1000
+        assert seen["estimatedCostUsd"] == round(cost, 4)
+    else:
+        assert "estimatedCostUsd" not in seen
+
+
+async def test_status_for_people(filled: Queue) -> None:
+    lines = (await ok(filled, "status --by host")).out.splitlines()
+    assert lines[0].startswith(f"Request queue {NAME} in ")
+    assert lines[1].split() == ["TOTAL", "HANDLED", "PENDING", "FAILED", "LOCKED"]
+    assert lines[2].split() == ["8", "5", "3", "3", "1"]
+    assert lines[3].endswith(" 62.5% handled")
+    assert re.fullmatch(r"last change \d+ (s|min) ago", lines[4])
+    assert ("estimated cost $0.00" in lines[5]) == isinstance(filled, ServedQueue)
+    assert lines[-2].split() == ["HOST", "TOTAL", "HANDLED", "PENDING", "FAILED"]
+    assert lines[-1].split() == ["site", "8", "5", "3", "3"]
+
+
+async def test_status_by_label(filled: Queue) -> None:
+    assert (await ok(filled, "status --by label --json")).json["labels"] == {
+        "": {"total": 4, "handled": 1, "pending": 3, "failed": 0},
+        "parse_page": {"total": 4, "handled": 4, "pending": 0, "failed": 3},
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "paths"),
+    [
+        ("", "/ /a /b /boom /gone /late /later /locked"),
+        ("--state pending", "/late /later /locked"),
+        ("--state handled", "/ /a /b /boom /gone"),
+        ("--state failed", "/b /boom /gone"),
+        ("--state locked", "/locked"),
+        ("--state failed --match '/b(oom)?$'", "/b /boom"),
+        ("--match late", "/late /later"),
+    ],
+)
+async def test_list(filled: Queue, options: str, paths: str) -> None:
+    for_programs = (await ok(filled, f"list {options} --json")).lines
+    assert sorted(entry["url"].removeprefix(SITE) for entry in for_programs) == paths.split()
+    head, *rows = (await ok(filled, f"list {options}")).out.splitlines()
+    assert head.split() == ["ID", "STATE", "RETRIES", "METHOD", "URL"]
+    cells = [row.split() for row in rows]
+    assert sorted((row[0], row[-1]) for row in cells) == sorted(
+        (entry["id"], entry["url"]) for entry in for_programs
+    )
+    if "failed" in options:
+        assert {row[1] for row in cells} == {"failed"}
+
+
+async def test_list_ends_at_the_limit(filled: Queue) -> None:
+    assert len((await ok(filled, "list --limit 2 --json")).lines) == 2
+
+
+@pytest.mark.parametrize("line", ["list --match nowhere", "show nowhere", "show http://nowhere"])
+async def test_nothing_found_is_exit_status_1(filled: Queue, line: str) -> None:
+    done = await run(filled, line)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"scrapy rq {line.split()[0]}: ")
+
+
+@pytest.mark.parametrize("by", ["id", "url"])
+async def test_show(filled: Queue, by: str) -> None:
+    entry = await filled.entry("/b")
+    shown = (await ok(filled, f"show {getattr(entry, by)} --json")).json
+    assert shown["state"] == "failed"
+    assert shown["entry"] == json.loads(entry.to_json())
+    assert shown["entry"]["errorMessages"] == ["500 Internal Server Error"] * 2
+    assert shown["request"]["callback"] == "parse_page"
+    assert shown["request"]["cb_kwargs"] == {"rank": [1, 2]}
+    text = (await ok(filled, f"show {entry.id}")).out
+    for line in ("state: failed", "error 2: 500 Internal Server Error", "callback: parse_page"):
+        assert f"  {line}\n" in text
+
+
+async def test_show_tells_who_has_locked_it(filled: Queue) -> None:
+    shown = (await ok(filled, f"show {SITE}/locked --json")).json
+    assert (shown["state"], shown["lock"]["clientKey"]) == ("locked", "somebody")
+    text = (await ok(filled, f"show {shown['entry']['id']}")).out
+    assert "  state: locked by somebody until " in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "spider"),
+    [({"SPIDER_MODULES": []}, "none"), ({"SPIDER_LOADER_CLASS": Loader}, "two")],
+)
+async def test_show_without_the_callback(filled: Queue, settings: Any, spider: str) -> None:
+    option = " --spider two" if spider == "two" else ""
+    shown = await ok(filled, f"show {(await filled.entry('/b')).id} --json{option}", **settings)
+    assert shown.json["undecodable"] == f"spider '{spider}' has no method 'parse_page'"
+
+
+async def test_errors(filled: Queue) -> None:
+    # By Apify's rule an entry also failed if a client wrote a negative retryCount.
+    await filled.add(page("/odd", retries=-1))
+    groups = {group["message"]: group for group in (await ok(filled, "errors --json")).lines}
+    assert {message: (group["count"], group["url"]) for message, group in groups.items()} == {
+        "500 Internal Server Error": (1, f"{SITE}/b"),
+        "404 Not Found": (1, f"{SITE}/gone"),
+        "ValueError: no price": (1, f"{SITE}/boom"),
+        "(no message)": (1, f"{SITE}/odd"),
+    }
+    head, *rows = (await ok(filled, "errors")).out.splitlines()
+    assert head.split("  ")[0] == "COUNT"
+    assert sorted(row.split()[-1] for row in rows) == sorted(g["url"] for g in groups.values())
+
+
+async def test_control_characters_do_not_reach_the_terminal(any_queue: Queue) -> None:
+    evil = plain("evil", "http://h/\x1b[2J")
+    evil.user_data["label"] = "\x1b[2J"
+    await any_queue.add(evil)
+    for line in ("list", f"show {evil.id}", "status --by label"):
+        done = await ok(any_queue, line)
+        assert "\\x1b[2J" in done.out
+        assert "\x1b" not in done.out
+
+
+# Which queue
+
+
+async def test_missing_queue_is_not_created(filled: Queue) -> None:
+    lines = ["list", "show x", "status", "errors", "retry --failed", "export -", "purge --yes"]
+    for line in lines:
+        for name in ("nowhere", "A1B2C3D4E5F6G7H8I", "~nowhere"):
+            done = await run(filled, f"{line} -q {name}")
+            assert done.code == 1
+            assert f"there is no request queue '{name}' in " in done.err
+            assert done.err.partition("These exist: ")[2].startswith(f"{NAME}. ")
+
+
+async def test_missing_file_is_not_created(queue: Queue) -> None:
+    done = await run(queue, "status")
+    assert done.code == 1
+    assert "No named queue exists there" in done.err
+    assert not queue.folder.exists()
+
+
+async def test_id_and_name_of_a_queue(filled: Queue) -> None:
+    id = (await filled.info()).id
+    for wanted in (id, NAME, f"~{NAME}"):
+        assert (await ok(filled, f"status --json -q {wanted}")).json["id"] == id
+    like_an_id = "seventeenLetters1"
+    assert len(like_an_id) == len(id)
+    await ok(filled, f"add http://a/ -q {like_an_id}")
+    assert (await ok(filled, f"status --json -q {like_an_id}")).json["name"] == like_an_id
+    again = await ok(filled, f"add http://a/ --json -q {like_an_id}")
+    assert again.json["alreadyPresent"] == 1
+
+
+async def test_without_a_spider_or_a_queue_it_asks_which(filled: Queue) -> None:
+    done = await run(filled, "status", SPIDER_MODULES=[], APIFY_RQ_NAME=None)
+    assert done.code == 2
+    assert "which queue? Add -q with the id or name of a queue" in done.err
+    done = await run(filled, "status --spider other")
+    assert done.code == 2
+    assert "there is no spider 'other' here. Spiders: spider" in done.err
+
+
+async def test_spider_selects_its_queue(filled: Queue) -> None:
+    two: dict[str, Any] = {"SPIDER_LOADER_CLASS": Loader, "APIFY_RQ_NAME": None}
+    done = await run(filled, "status", **two)
+    assert done.code == 2
+    assert "which queue? Add --spider with one of one, two, or -q with" in done.err
+    await ok(filled, "add http://a/ --spider two", **two)
+    assert (await ok(filled, "status --spider two --json", **two)).json["total"] == 1
+    assert (await run(filled, "status --spider one", **two)).code == 1
+    assert (await ok(filled, f"status -q {NAME} --json", **two)).json["total"] == 8
+
+
+async def test_wrong_usage_is_exit_status_2(queue: Queue) -> None:
+    wrong = ["", "nothing", "list --state open", "list --match (", "list --limit 0", "show"]
+    wrong += ["retry", "retry --failed someId", "add", "add http://a/ --file -", "purge"]
+    await queue.add(plain("/"))
+    for line in (*wrong, "status --watch 0"):
+        done = await run(queue, line)
+        assert (done.code, done.out) == (2, ""), line
+        assert "scrapy rq" in done.err
+
+
+async def test_wrong_token_is_not_shown(served: ServedQueue) -> None:
+    done = await run(served, "status", APIFY_TOKEN="apify_api_wrong")
+    assert done.code == 1
+    assert "APIFY_TOKEN" in done.err
+    assert "apify_api_wrong" not in done.err
+
+
+async def test_unreachable_api_is_reported_soon(served: ServedQueue) -> None:
+    nowhere = {"APIFY_API_BASE_URL": "http://127.0.0.1:9", "APIFY_RQ_UNAVAILABLE_TIMEOUT": 1}
+    done = await run(served, "status", **nowhere)
+    assert done.code == 1
+    assert done.err.startswith("scrapy rq status: ")
+    assert "Traceback" not in done.err
+
+
+# Retrying
+
+
+async def test_retry_puts_entries_back_as_if_never_tried(filled: Queue) -> None:
+    before = await filled.entry("/b")
+    dry = await ok(filled, "retry --failed --dry-run")
+    assert dry.out == "3 entries would go back to the queue\n"
+    assert f"{before.id}  {before.url}\n" in dry.err
+    assert await filled.entry("/b") == before
+    assert (await ok(filled, "retry --match /b$")).out == "1 entry went back to the queue\n"
+    entry = await filled.entry("/b")
+    assert (entry.handled_at, entry.retry_count, entry.error_messages) == (None, 0, [])
+    assert (await claim(filled, 1))[0].id == entry.id
+    assert (await ok(filled, "retry --failed --json")).json == {"retried": 2}
+    again = await run(filled, "retry --failed")
+    assert (again.code, again.out) == (1, "0 entries went back to the queue\n")
+
+
+async def test_retry_of_ids(filled: Queue) -> None:
+    fine, pending = (await filled.entry("/a")).id, (await filled.entry("/late")).id
+    done = await run(filled, f"retry {fine} {pending} nowhere")
+    assert (done.code, done.out) == (1, "1 entry went back to the queue\n")
+    assert f"{pending}: still pending\nnowhere: there is no such entry\n" in done.err
+    assert "2 could not be retried, see above" in done.err
+    assert (await filled.entry("/a")).handled_at is None
+
+
+async def test_retry_reports_updates_that_the_api_refuses(served: ServedQueue) -> None:
+    await served.add(*(page(path, "404 Not Found") for path in ("/1", "/2", "/3")))
+    refused = request_id("/2")
+    served.api.before = lambda call: error(400) if call.is_("PUT", f"/requests/{refused}") else None
+    done = await run(served, "retry --failed")
+    assert (done.code, done.out) == (1, "2 entries went back to the queue\n")
+    assert "1 could not be retried, see above" in done.err
+    left = (await ok(served, "list --state failed --json")).lines
+    assert [one["id"] for one in left] == [refused]
+
+
+# Adding and moving
+
+
+async def test_add_takes_a_file_of_urls_and_objects(filled: Queue) -> None:
+    await ok(filled, f"add {SITE}/known")
+    post = {"url": f"{SITE}/post", "method": "POST"}
+    more = {"payload": "x=1", "headers": {"X-Y": "z"}, "userData": {"label": "DETAIL"}}
+    wrong = [json.dumps({**post, "methud": 1}), json.dumps({**post, "method": "PURGE"})]
+    lines = [f"{SITE}/known", "", json.dumps({**post, **more}), f"{SITE}/post", *wrong]
+    text = "\n".join([*lines, "no-url", "{broken"]).encode()
+    done = await run(filled, "add --file - --forefront", text)
+    assert (done.code, done.out) == (1, "2 added, 1 already in the queue\n")
+    reported = [line.partition(":")[0] for line in done.err.splitlines()[:4]]
+    assert reported == [f"line {number}" for number in (5, 6, 7, 8)]
+    assert "4 could not be added" in done.err
+    first = {entry.method: entry for entry in await claim(filled, 2)}
+    assert set(first) == {"GET", "POST"}
+    assert (first["POST"].payload, first["POST"].headers) == ("x=1", {"X-Y": "z"})
+    assert first["POST"].user_data == {"label": "DETAIL"}
+    again = await run(filled, "add --file - --json", text)
+    assert again.json == {"added": 0, "alreadyPresent": 3, "notAdded": 4}
+
+
+async def test_export_and_import_keep_everything(tmp_path: Path, filled: Queue) -> None:
+    file = tmp_path / "moved" / "queue.jsonl"
+    file.parent.mkdir()
+    assert (await ok(filled, f"export {file}")).err == "8 exported\n"
+    assert list(file.parent.iterdir()) == [file]
+    for added in (8, 0):
+        done = await ok(filled, f"import {file} -q imported --json")
+        assert done.json == {"added": added, "alreadyPresent": 8 - added, "notAdded": 0}
+    stored = {entry.to_json() for entry in await filled.entries()}
+    assert set((await ok(filled, "export - -q imported")).out.splitlines()) == stored
+    seen = (await ok(filled, "status -q imported --json")).json
+    assert (seen["total"], seen["handled"], seen["pending"]) == (8, 5, 3)
+
+
+async def test_import_names_the_invalid_lines(any_queue: Queue) -> None:
+    good = {"uniqueKey": "k", "url": "http://a/"}
+    lines = [good, {"url": "http://a/"}, [], {**good, "id": "wrong"}, {**good, "handledAt": "?"}]
+    text = "".join(json.dumps(line) + "\n" for line in lines).encode() + b"\xff\n"
+    done = await run(any_queue, "import -", text)
+    assert (done.code, done.out) == (1, "1 added, 0 already in the queue\n")
+    wrong = [line.partition(":")[0] for line in done.err.splitlines()]
+    assert wrong == [*(f"line {number}" for number in range(2, 7)), "scrapy rq import"]
+    assert "uniqueKey: Field required" in done.err
+    assert "'wrong' does not belong to this uniqueKey" in done.err
+
+
+async def test_file_that_cannot_be_used_is_named(tmp_path: Path, any_queue: Queue) -> None:
+    await any_queue.add(plain("/"))
+    none = tmp_path / "none"
+    for line in (f"import {none}", f"add --file {none}", f"export {none}/file"):
+        done = await run(any_queue, line)
+        assert done.code == 1
+        assert str(none) in done.err
+
+
+async def test_purge_empties_the_queue(filled: Queue) -> None:
+    assert (await ok(filled, "purge --yes")).err == "8 deleted\n"
+    assert (await ok(filled, "status --json")).json["total"] == 0
+
+
+async def test_add_reports_what_the_api_refuses(served: ServedQueue) -> None:
+    huge = json.dumps({"url": f"{SITE}/huge", "payload": "x" * 9_500_000}).encode()
+    done = await run(served, "add --file -", huge)
+    assert (done.code, done.out) == (1, "0 added, 0 already in the queue\n")
+    assert re.match(r"line 1: its [\d,]+ bytes are more than the API takes", done.err)
+
+
+@pytest.mark.parametrize("command", ["add", "import"])
+async def test_order_of_the_file_is_kept(served: ServedQueue, command: str) -> None:
+    """Even if the API fails once, so that a batch is sent again."""
+    served.refuse(error(500), nth=1, when=lambda call: call.is_("POST", "/requests/batch"))
+    urls = [f"http://x/{number}" for number in range(60)]
+    lines = [json.dumps({"uniqueKey": url, "url": url}) for url in urls]
+    line = "import -" if command == "import" else f"add {' '.join(urls)}"
+    await ok(served, line, "\n".join(lines).encode())
+    assert served.refused
+    assert [entry.url for entry in await claim(served, 100)] == urls
+
+
+# Help
+
+
+@pytest.mark.parametrize("subcommand", subcommands(), ids=lambda one: one.NAME)
+async def test_each_subcommand_explains_itself(queue: Queue, subcommand: Any) -> None:
+    words = " ".join((await ok(queue, f"{subcommand.NAME} --help")).out.split())
+    assert subcommand.HELP in words
+    assert f"Example: {subcommand.EXAMPLE}" in words
+
+
+async def test_examples_of_the_help_and_the_readme_work(
+    tmp_path: Path, any_queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # These two need what is not here.
+    ours = [one for one in subcommands() if one.NAME not in ("serve", "import-jobdir")]
+    examples = [shlex.join(words) for words in commands("See it, repair it, move it")]
+    assert {line.split()[2] for line in examples} == {one.NAME for one in ours}
+    monkeypatch.chdir(tmp_path)
+    tmp_path.joinpath("urls.txt").write_text("https://example.com/product/3\n")
+    await ok(any_queue, "add http://a/ -q my-other-queue")
+    failed = [page(f"/product/{number}", "404 Not Found") for number in (1, 2)]
+    for entry in failed:
+        entry.url = entry.url.replace(SITE, "https://example.com")
+    await any_queue.add(*failed)
+    for example in dict.fromkeys([*examples, *(one.EXAMPLE for one in ours)]):
+        assert example.startswith("scrapy rq ")
+        if example.startswith("scrapy rq retry"):  # other examples may have changed the entries
+            await ok(any_queue, "purge --yes")
+            await any_queue.add(*failed)
+        await ok(any_queue, example.removeprefix("scrapy rq "))
