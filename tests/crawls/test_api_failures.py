@@ -48,74 +48,68 @@ async def assert_complete(crawl: Crawl, served: ServedQueue, site: Site) -> None
     assert sorted(site.paths) == sorted(["/", *PATHS])
 
 
-def report(crawl: Crawl) -> str:
-    """The one error in the log."""
-    (message,) = [one.getMessage() for one in crawl.log if one.levelname == "ERROR"]
-    return message
-
-
-WRONG = {"APIFY_TOKEN": "wrong"}
-UNKNOWN = {"APIFY_RQ_NAME": None, "APIFY_RQ_ID": "strange0000000000"}
-IMPATIENT = {"APIFY_RQ_UNAVAILABLE_TIMEOUT": 0.5}
-
-
-@pytest.mark.parametrize(
-    ("answer", "settings", "reason", "cure"),
-    [
-        (None, WRONG, "unauthorized", "Set APIFY_TOKEN"),
-        (None, {**WRONG, "APIFY_RQ_ACCESS": "shared"}, "unauthorized", "Set APIFY_TOKEN"),
-        (403, {}, "unauthorized", "The APIFY_TOKEN may not use this queue"),
-        (None, UNKNOWN, "gone", "check APIFY_RQ_ID"),
-        ("drop", IMPATIENT, "unavailable", "APIFY_RQ_UNAVAILABLE_TIMEOUT is 0.5"),
-    ],
-)
-async def test_failure_at_open(
-    site: Site, served: ServedQueue, run: Run, answer: Any, settings: Any, reason: str, cure: str
-) -> None:
-    refused = error(403, "a-type", f"the message for {TOKEN}") if answer == 403 else answer
-    served.api.before = lambda call: refused
-    crawl = await run(**settings)
-    assert crawl.reason == f"apify_rq_{reason}"
-    assert site.paths == []
-    assert cure in report(crawl)
-    assert f"The spider is closed (apify_rq_{reason})." in report(crawl)
-    assert "could not be opened, so nothing was crawled" in crawl.closing_line
-
-
-def after_ten_acks(answer: Callable[[], Any]) -> Callable[[Call], Any]:
-    acks = 0
+def after(acks: int, answer: Callable[[], Any]) -> Callable[[Call], Any]:
+    """What to answer to the calls that follow so many acks."""
 
     def before(call: Call) -> Any:
         nonlocal acks
-        acks += call.method == "PUT"
-        return answer() if acks > 10 else None
+        acks -= call.method == "PUT"
+        return answer() if acks < 0 else None
 
     return before
 
 
-@pytest.mark.parametrize(
-    ("status", "kind", "reason", "cure"),
-    [
-        (401, "user-or-token-not-found", "unauthorized", "APIFY_TOKEN"),
-        (403, "insufficient-permissions", "unauthorized", "permission"),
-        (404, "record-not-found", "gone", "APIFY_RQ_NAME"),
-        (0, "", "unavailable", "APIFY_RQ_UNAVAILABLE_TIMEOUT is 0.5"),
-    ],
-)
-async def test_failure_in_mid_crawl_leaves_the_rest_pending(
-    site: Site, served: ServedQueue, run: Run, status: int, kind: str, reason: str, cure: str
-) -> None:
-    served.api.before = after_ten_acks(lambda: error(status, kind) if status else "drop")
-    failed = await run(**IMPATIENT)
+WRONG = {"APIFY_TOKEN": "wrong"}
+UNKNOWN = {"APIFY_RQ_NAME": None, "APIFY_RQ_ID": "strange0000000000"}
+LATE = {"APIFY_RQ_UNAVAILABLE_TIMEOUT": 0.5}
+# What the API answers before anything or after ten acks, the settings, the reason and the cure.
+AT_OPEN = [
+    (None, WRONG, "unauthorized", "Set APIFY_TOKEN"),
+    (None, {**WRONG, "APIFY_RQ_ACCESS": "shared"}, "unauthorized", "Set APIFY_TOKEN"),
+    ((403, "a-type"), {}, "unauthorized", "The APIFY_TOKEN may not use this queue"),
+    (None, UNKNOWN, "gone", "check APIFY_RQ_ID"),
+    ("drop", LATE, "unavailable", "APIFY_RQ_UNAVAILABLE_TIMEOUT is 0.5"),
+]
+IN_MID_CRAWL = [
+    ((401, "user-or-token-not-found"), LATE, "unauthorized", "APIFY_TOKEN"),
+    ((403, "insufficient-permissions"), LATE, "unauthorized", "permission"),
+    ((404, "record-not-found"), LATE, "gone", "APIFY_RQ_NAME"),
+    ("drop", LATE, "unavailable", "APIFY_RQ_UNAVAILABLE_TIMEOUT is 0.5"),
+]
+
+
+async def fail(served: ServedQueue, run: Run, acks: int, case: Any) -> Crawl:
+    answer, settings, reason, cure = case
+
+    def refuse() -> Any:
+        return error(*answer, f"the message for {TOKEN}") if type(answer) is tuple else answer
+
+    served.api.before = after(acks, refuse)
+    crawl = await run(**settings)
+    served.api.before = lambda call: None
+    assert crawl.reason == f"apify_rq_{reason}"
+    (report,) = [one.getMessage() for one in crawl.log if one.levelname == "ERROR"]
+    assert cure in report
+    assert f"The spider is closed (apify_rq_{reason})." in report
+    return crawl
+
+
+@pytest.mark.parametrize("case", AT_OPEN, ids=lambda case: case[2])
+async def test_failure_at_open(site: Site, served: ServedQueue, run: Run, case: Any) -> None:
+    crawl = await fail(served, run, -1, case)
+    assert site.paths == []
+    assert "could not be opened, so nothing was crawled" in crawl.closing_line
+
+
+@pytest.mark.parametrize("case", IN_MID_CRAWL, ids=lambda case: case[2])
+async def test_failure_in_mid_crawl(site: Site, served: ServedQueue, run: Run, case: Any) -> None:
+    failed = await fail(served, run, 10, case)
     done = (await served.info()).handled
-    assert failed.reason == f"apify_rq_{reason}"
-    assert cure in report(failed)
     assert 10 <= done < PAGES
     assert failed.stats["apify_rq/handled"] <= done
     assert "which are still pending" in failed.closing_line
     assert "Run the spider again to go on" in failed.closing_line
 
-    served.api.before = lambda call: None
     finished = await run()
     assert finished.reason == "finished"
     assert (await served.info()).handled == PAGES
@@ -132,7 +126,7 @@ async def test_short_outage_is_waited_out(site: Site, served: ServedQueue, run: 
         end = end or time.monotonic() + 1
         return "drop" if time.monotonic() < end else None
 
-    served.api.before = after_ten_acks(answer)
+    served.api.before = after(10, answer)
     crawl = await run()
     await assert_complete(crawl, served, site)
     assert crawl.stats["apify_rq/api/retries"] > 0
@@ -145,14 +139,14 @@ async def test_lost_answers_make_no_duplicates(site: Site, served: ServedQueue, 
     seen: set[bytes] = set()
     problems = iter(["drop", error(500), error(429), error(408)])
 
-    def after(call: Call, data: Any) -> Any:
+    def lose(call: Call, data: Any) -> Any:
         if call.path != "/requests/batch" or call.body in seen:
             return data
         seen.add(call.body)
         return "drop"
 
     served.api.before = lambda call: next(problems, None) if call.method == "PUT" else None
-    served.api.after = after
+    served.api.after = lose
     crawl = await run()
     await assert_complete(crawl, served, site)
     assert crawl.stats["apify_rq/enqueued"] == PAGES

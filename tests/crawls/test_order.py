@@ -119,3 +119,19 @@ async def test_fifo_beyond_the_window(site: Site, crawls: Crawls, any_queue: Que
     settings = {**ONE_BY_ONE, "APIFY_RQ_WINDOW": 3}
     await crawls.run(Tree, settings, queue=any_queue, site=site.url)
     assert site.paths == ["/", FIRST, *wide, *(f"{path}/deep" for path in wide)]
+
+
+@pytest.mark.parametrize("in_front", [True, False])
+async def test_place_of_a_retry(
+    site: Site, crawls: Crawls, any_queue: Queue, in_front: bool
+) -> None:
+    others = [f"/{number}" for number in range(8)]
+    site.serve({"/": links("/bad", *others), **dict.fromkeys(others, Page(delay=A_WHILE))})
+    site.serve({"/bad": [503, "page"]})
+    settings = {**ONE_BY_ONE, "APIFY_RQ_RETRY_FOREFRONT": in_front}
+    await crawls.run(Tree, settings, queue=any_queue, site=site.url)
+    order = site.paths
+    assert sorted(order) == sorted(["/", "/bad", "/bad", *others])
+    again = order.index("/bad", order.index("/bad") + 1)
+    # While the retry is being saved, one page or two may be handed out.
+    assert again <= 5 if in_front else again == len(order) - 1

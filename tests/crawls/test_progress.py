@@ -84,14 +84,18 @@ async def test_the_last_line_sums_up_below_the_stats(
 def serve_slowly(site: Site) -> None:
     """Twenty pages, two of which fail."""
     site.serve({"/": links(*PATHS), **dict.fromkeys(PATHS, Page(delay=0.05))})
-    site.serve(dict.fromkeys(PATHS[:2], Page(status=404, delay=0.05)))
+    site.serve(dict.fromkeys(PATHS[5:7], Page(status=404, delay=0.05)))
 
 
+@pytest.mark.usefixtures("short_delay")
 async def test_lines_of_progress(
     site: Site, crawls: Crawls, any_queue: Queue, capsys: pytest.CaptureFixture[str]
 ) -> None:
     serve_slowly(site)
     settings = {"CONCURRENT_REQUESTS": 1, "LOGSTATS_INTERVAL": 0.15, "APIFY_RQ_PROGRESS": True}
+    # From the first line on, the queue knows all pages.
+    few = {**settings, "CLOSESPIDER_PAGECOUNT": 1}
+    await crawls.run(Pages, few, queue=any_queue, site=site.url)
     crawl = await crawls.run(Pages, settings, queue=any_queue, site=site.url)
     lines = list(LINE.finditer(crawl.log_text))
     assert len(lines) >= 3

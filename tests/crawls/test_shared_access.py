@@ -1,0 +1,208 @@
+"""Several crawls on one queue, in shared access. What processes add: tests/processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from scrapy import Request, signals
+from scrapy.http import Response
+
+from scrapy_apify_rq.backends.apify.queue import ApifyBackend
+from scrapy_apify_rq.server.faults import Faults
+from tests.support.crawling import Crawl, Crawls
+from tests.support.process_spiders import Tree, fetched, tree
+from tests.support.queues import Queue, ServedQueue, copied
+from tests.support.spiders import Links, SiteSpider
+from tests.support.waiting import wait_until
+from tests.support.website import Held, Page, Site, links
+
+SHARED: dict[str, Any] = {"APIFY_RQ_ACCESS": "shared"}
+
+
+@pytest.fixture(autouse=True)
+def _no_lag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
+
+
+async def finish(*workers: Crawl) -> None:
+    for worker in workers:
+        await worker.end(30)
+        assert worker.reason == "finished"
+
+
+class ManyStarts(SiteSpider):
+    async def start(self) -> AsyncIterator[Any]:
+        for number in range(24):
+            yield Request(f"{self.site}/{number}")
+
+    def parse(self, response: Response) -> None:
+        self.note(response)
+
+
+async def test_leases_outlast_slow_pages(site: Site, any_queue: Queue, crawls: Crawls) -> None:
+    """Leases of one second, pages of more than two, and more of them than fit in at once."""
+    site.serve({f"/{number}": Page(delay=2.2) for number in range(24)})
+    settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 1, "CONCURRENT_REQUESTS": 4}
+    workers = [crawls.begin(ManyStarts, settings, queue=any_queue, site=site.url) for _ in "abc"]
+    await finish(*workers)
+    assert Counter(site.paths) == Counter([f"/{number}" for number in range(24)])
+    assert not any("apify_rq/leases_lost" in worker.stats for worker in workers)
+
+
+async def test_the_same_client_key_takes_over_at_once(
+    site: Site, any_queue: Queue, crawls: Crawls
+) -> None:
+    """From a worker that was killed, whose leases last for three minutes."""
+    site.serve(tree(60, delay=0.1))
+    settings = {**SHARED, "APIFY_RQ_CLIENT_KEY": "worker-1"}
+    crawl = await crawls.start(Tree, settings, queue=any_queue, site=site.url)
+    await wait_until(lambda: len(site.hits) > 20)
+    with copied(any_queue) as after_the_kill:
+        assert after_the_kill.locked > 0
+        pending = [entry for entry in await after_the_kill.entries() if not entry.is_handled]
+        await crawl.end()
+        site.forget()
+        second = await crawls.run(Tree, settings, queue=after_the_kill, site=site.url)
+        assert second.reason == "finished"
+        assert {entry.url.removeprefix(site.url) for entry in pending} <= set(site.paths)
+        info = await after_the_kill.info()
+        assert (info.handled, info.pending) == (fetched(60).total(), 0)
+
+
+async def test_a_stopped_worker_gives_its_leases_back(
+    site: Site, any_queue: Queue, crawls: Crawls
+) -> None:
+    site.serve(tree(100, delay=0.1))
+    first = await crawls.start(Tree, SHARED, queue=any_queue, site=site.url)
+    await wait_until(lambda: len(site.hits) > 10)
+    await first.crawler.stop_async()
+    await first.end()
+    assert any_queue.locked == 0
+    assert any_queue.handled == len(site.hits)
+    await finish(*(crawls.begin(Tree, SHARED, queue=any_queue, site=site.url) for _ in "ab"))
+    assert Counter(site.paths) == fetched(100)
+
+
+class Retries(SiteSpider):
+    async def start(self) -> AsyncIterator[Any]:
+        yield Request(f"{self.site}/0", self.note)
+        yield Request(f"{self.site}/flaky", meta={"note": "kept"}, priority=1)
+        yield Request(f"{self.site}/1", self.note)
+        yield Request(f"{self.site}/2", self.note)
+
+    def parse(self, response: Response) -> Any:
+        yield {"retries": response.meta["retry_times"], "note": response.meta["note"]}
+
+
+async def test_another_worker_takes_a_retry(site: Site, any_queue: Queue, crawls: Crawls) -> None:
+    site.serve({"/flaky": [503, "well"], **dict.fromkeys(("/0", "/1", "/2"), "page")})
+    first = crawls.begin(
+        Retries, {**SHARED, "CONCURRENT_REQUESTS": 1}, queue=any_queue, site=site.url
+    )
+    closing: list[asyncio.Future[None]] = []
+
+    def leave(response: Response) -> None:
+        """Another worker is to find the queue as it is then."""
+        if response.status == 503:
+            assert first.crawler.engine is not None
+            close = first.crawler.engine.close_spider_async(reason="left")
+            closing.append(asyncio.ensure_future(close))
+
+    first.crawler.signals.connect(leave, signals.response_downloaded)
+    await first.end()
+    assert first.reason == "left"
+    assert any_queue.locked == 0
+    flaky = await any_queue.entry("/flaky")
+    assert (flaky.retry_count, flaky.handled_at) == (1, None)
+    assert (await any_queue.info()).pending > 1
+    second = await crawls.run(Retries, SHARED, queue=any_queue, site=site.url)
+    assert second.paths[0] == "/flaky"
+    assert second.items == [{"retries": 1, "note": "kept"}]
+    assert site.paths.count("/flaky") == 2
+    assert not (await any_queue.entry("/flaky")).failed
+
+
+async def test_a_worker_waits_for_the_work_of_others(
+    site: Site, any_queue: Queue, crawls: Crawls
+) -> None:
+    """It asks seldom, without a write, and takes part in what comes of their last page."""
+    paths = [f"/{number}" for number in range(40)]
+    first = Held(links(*paths))
+    site.serve({"/": first, **dict.fromkeys(paths, Page(delay=0.3))})
+    settings = {**SHARED, "CONCURRENT_REQUESTS": 4}
+    workers = [crawls.begin(Links, settings, queue=any_queue, site=site.url) for _ in "ab"]
+    await wait_until(first.begun.is_set)
+    calls: list[Any] = []
+    if isinstance(any_queue, ServedQueue):
+        calls = any_queue.api.calls
+        await wait_until(lambda: len(any_queue.api.of("POST", "/requests/batch")) == 2)
+        calls.clear()
+    await asyncio.sleep(2)
+    between = Counter((call.method, call.path) for call in calls)
+    first.go.set()
+    await finish(*workers)
+    assert Counter(site.paths) == Counter(["/", *paths])
+    assert all(worker.stats["apify_rq/handled"] > 5 for worker in workers)
+    if isinstance(any_queue, ServedQueue):
+        assert set(between) == {("POST", "/head/lock")}
+        assert between.total() <= 2 * 4  # at first, and after 0.5, 1, 2 seconds
+
+
+async def test_two_crawls_in_single_access_are_warned_once(
+    site: Site, any_queue: Queue, crawls: Crawls
+) -> None:
+    site.serve(tree(100, delay=0.1))
+    few = {"CLOSESPIDER_PAGECOUNT": 50}
+    both = [await crawls.start(Tree, few, queue=any_queue, site=site.url) for _ in "ab"]
+    for crawl in both:
+        await crawl.end()
+    # Each has the log of both.
+    spiders = [
+        record.spider  # type: ignore[attr-defined] # we give it one
+        for record in both[0].log
+        if "Another program uses the request queue" in record.getMessage()
+    ]
+    assert 1 <= len(spiders) == len({*map(id, spiders)})
+    assert "set APIFY_RQ_ACCESS = 'shared'" in both[0].log_text
+
+
+async def test_a_late_worker_leaves_a_finished_queue_alone(
+    site: Site, any_queue: Queue, crawls: Crawls
+) -> None:
+    """Even one that nobody named, which a crawl in single access would start afresh."""
+    site.serve(tree(20))
+    settings = {**SHARED, "APIFY_RQ_NAME": None}
+    for _ in range(2):
+        crawl = await crawls.run(Tree, settings, queue=any_queue, site=site.url)
+    assert Counter(site.paths) == fetched(20)
+    assert "is finished: 23 handled, none pending" in crawl.log_text
+
+
+async def test_lost_answers_leave_no_leases_behind(
+    site: Site, served: ServedQueue, crawls: Crawls
+) -> None:
+    """Leases of an hour: were one forgotten, the crawl would wait for its end."""
+    site.serve(tree(80))
+    share = 0.03
+    served.faults(Faults(limited=share, failed=share, dropped=share, lost=share, unprocessed=share))
+    settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 3600}
+    await finish(*(crawls.begin(Tree, settings, queue=served, site=site.url) for _ in "ab"))
+    assert set(site.paths) == set(fetched(80))
+    assert (await served.info()).pending == 0
+
+
+async def test_no_end_before_the_writes_show(
+    site: Site, served: ServedQueue, crawls: Crawls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head is late: nobody may take that for the end of the crawl."""
+    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.6)
+    served.faults(Faults(head_lag=0.6, counter_lag=1.2))
+    # Each page links to the next only, so that the head seems empty after each.
+    site.serve({"/": links("/1"), "/1": links("/2"), "/2": "last"})
+    await finish(*(crawls.begin(Links, SHARED, queue=served, site=site.url) for _ in "ab"))
+    assert Counter(site.paths) == Counter(["/", "/1", "/2"])
+    assert (await served.info()).pending == 0

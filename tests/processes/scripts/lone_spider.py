@@ -1,0 +1,7 @@
+"""A spider in a single file."""
+
+from tests.support.spiders import Links
+
+
+class Lone(Links):
+    name = "lone"

@@ -1,0 +1,113 @@
+"""What ends the process of an Actor run, and Apify's SDK beside us, which is one per process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scrapy.settings import default_settings
+
+from tests.support import apify_sdk
+from tests.support.event_server import SECRET, Platform
+from tests.support.process_spiders import Run
+from tests.support.queues import NAME, TOKEN, Queue, ServedQueue
+from tests.support.scrapy_project import PATIENCE, Process, Project
+from tests.support.waiting import wait_until
+from tests.support.website import Held, Site, links
+
+AT_ONCE = 4
+SETTINGS: dict[str, Any] = {"CONCURRENT_REQUESTS": AT_ONCE}
+SDK_SCRIPT = Path(apify_sdk.__file__).parent / "official" / "our_actor.py"
+
+
+def let_go(*pages: Held) -> None:
+    for page in pages:
+        page.go.set()
+
+
+async def begun(*pages: Held) -> None:
+    await wait_until(lambda: all(page.begun.is_set() for page in pages), "pages", PATIENCE)
+
+
+async def logged(process: Process, text: str) -> None:
+    await wait_until(lambda: text in process.log, text, PATIENCE)
+
+
+def assert_quiet(log: str) -> None:
+    for fault in ("Traceback", "destroyed", "Bug in scrapy-apify-rq", SECRET):
+        assert fault not in log, log
+
+
+@pytest.mark.parametrize(("backend", "reactor"), [("queue", True), ("served", False)])
+async def test_aborting_ends_the_process(
+    tmp_path: Path, request: pytest.FixtureRequest, site: Site, backend: str, reactor: bool
+) -> None:
+    """Though a download and a callback take longer."""
+    if not (reactor or hasattr(default_settings, "TWISTED_REACTOR_ENABLED")):
+        pytest.skip("new in Scrapy 2.15")
+    queue: Queue = request.getfixturevalue(backend)
+    first = {path: Held("page") for path in ("/slow", "/1", "/2", "/3")}
+    later = [f"/later/{number}" for number in range(20)]
+    site.serve({"/": links("/stuck", *first, *later), "/stuck": "page", **first})
+    settings = SETTINGS if reactor else {**SETTINGS, "TWISTED_REACTOR_ENABLED": False}
+    project = Project(tmp_path / "project", queue, Run, settings)
+    async with Platform() as platform:
+        env = {"ACTOR_EVENTS_WEBSOCKET_URL": platform.url}
+        async with project.begin(site=site.url, env=env) as process:
+            await begun(*first.values())
+            await platform.connected()
+            await platform.send("aborting")
+            await logged(process, "is being aborted: stopping within 3 seconds")
+            began = time.monotonic()
+            let_go(first["/1"], first["/2"], first["/3"])
+            aborted = await process.end()
+            assert time.monotonic() - began < 10
+    let_go(first["/slow"])
+    assert aborted.status == 0, aborted.log
+    # Without a reactor, Scrapy cancels what is left, and complains of it at the very end.
+    if reactor:
+        assert_quiet(aborted.log)
+    assert "2 requests are still under way and abandoned" in aborted.log
+    assert "Spider closed (shutdown)" in aborted.log
+    info = await queue.info()
+    pending = {entry.url for entry in await queue.entries() if not entry.is_handled}
+    assert {f"{site.url}/stuck", f"{site.url}/slow"} < pending
+    assert info.handled + len(pending) == 1 + len(first) + 1 + len(later)
+    assert len(site.paths) == info.handled + 2
+    assert f"the queue holds {info.handled} handled, {len(pending)} pending" in aborted.log
+
+
+@pytest.mark.skipif(find_spec("apify") is None, reason="apify is not installed")
+async def test_an_initialised_actor_of_the_sdk_brings_the_events(
+    tmp_path: Path, site: Site, served: ServedQueue
+) -> None:
+    held = {f"/{number}": Held("page") for number in range(AT_ONCE)}
+    site.serve({"/": links(*held), **held})
+    project = Project(tmp_path / "project", served, Run, SETTINGS)
+    env = apify_sdk.environ(served.api.url, TOKEN, NAME)
+    async with Platform() as platform:
+        env |= {"ACTOR_EVENTS_WEBSOCKET_URL": platform.url, "SITE": site.url}
+        async with project.start(env=env, script=SDK_SCRIPT) as process:
+            await begun(*held.values())
+            await platform.connected()
+            await platform.send("migrating")
+            await logged(process, "about to be migrated")
+            let_go(*held.values())
+            await wait_until(lambda: served.handled == len(held) + 1)
+            await asyncio.sleep(1)  # the crawl is done, and would be found finished by now
+            assert not process.has_ended
+            await platform.send("aborting")
+            # The SDK's extension stops the crawl at the same time.
+            ended = await process.end()
+        assert platform.connections == 1
+    assert ended.status == 0, ended.log
+    assert_quiet(ended.log)
+    assert "is being aborted: stopping" in ended.log
+    assert "Spider closed (shutdown)" in ended.log
+    assert ended.log.count("Closing spider") == 1
+    assert "this run handled 5" in ended.log
+    assert sorted(site.paths) == sorted(["/", *held])

@@ -1,0 +1,108 @@
+"""The example project as an Actor: its files, and a run (a process) of what its image holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tests.support import npm_packages as npm
+from tests.support.api_calls import Call
+from tests.support.apify_sdk import environ
+from tests.support.example_project import EXAMPLE
+from tests.support.queues import NAME, TOKEN, ServedQueue
+
+ACTOR = EXAMPLE / ".actor"
+SCHEMAS = ("@apify/json_schemas@0.17", "ajv@8")
+VALIDATE = Path(__file__).parent / "scripts" / "validate.mjs"
+
+
+def run(words: list[str], folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        words, cwd=folder, env={**os.environ, **env}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_files_follow_the_published_schemas(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    packages = npm.installed(request.config, tmp_path_factory, "schemas", *SCHEMAS)
+
+    def complaints(folder: Path) -> Any:
+        return json.loads(run(["node", str(VALIDATE), str(folder)], packages).stdout)
+
+    assert complaints(ACTOR) == {"actor.json": None, "input_schema.json": None}
+    for file, field in (
+        ("actor.json", "actorSpecification"),
+        ("input_schema.json", "schemaVersion"),
+    ):
+        wrong = json.loads((ACTOR / file).read_text())
+        del wrong[field]
+        (tmp_path / file).write_text(json.dumps(wrong))
+    assert all(complaints(tmp_path).values())
+
+
+def described() -> dict[str, str]:
+    files: dict[str, str] = json.loads((ACTOR / "actor.json").read_text())
+    return files
+
+
+def test_files_name_each_other() -> None:
+    for field in ("dockerfile", "readme", "input", "dockerContextDir"):
+        assert (ACTOR / described()[field]).exists(), field
+
+
+def image(folder: Path) -> list[str]:
+    """Do in the folder what the Dockerfile says, but for the installation; its CMD."""
+    context = ACTOR / described()["dockerContextDir"]
+    ignored = shutil.ignore_patterns("__pycache__", "storage", "*.jsonl")
+    command: list[str] = []
+    for line in (ACTOR / "Dockerfile").read_text().splitlines():
+        word, _, rest = line.partition(" ")
+        *sources, target = rest.split() or [""]
+        for source in sources if word == "COPY" else ():
+            if (context / source).is_dir():
+                shutil.copytree(
+                    context / source, folder / target, ignore=ignored, dirs_exist_ok=True
+                )
+            else:
+                assert target.endswith("/")
+                (folder / target).mkdir(parents=True, exist_ok=True)
+                shutil.copy(context / source, folder / target)
+        if word == "CMD":
+            command = json.loads(rest)
+    return command
+
+
+@pytest.mark.skipif(find_spec("apify_client") is None, reason="apify-client is not installed")
+def test_its_command_crawls_in_a_run(tmp_path: Path, served: ServedQueue) -> None:
+    command = image(tmp_path / "image")
+    assert command == ["scrapy", "crawl", "shop"]
+    items: list[dict[str, Any]] = []
+
+    def dataset(call: Call) -> web.Response | None:
+        if call.path != "/v2/datasets/datasetOfTheRun/items":
+            return None
+        items.append(call.json)
+        return web.json_response({}, status=201)
+
+    served.api.before = dataset
+    variables = environ(served.api.url, TOKEN, NAME)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    words = [sys.executable, "-m", *command, "-s", f"SHOP_PORT={port}"]
+    done = run(words, tmp_path / "image", **variables, ACTOR_DEFAULT_DATASET_ID="datasetOfTheRun")
+    served.api.complaints.clear()  # the API's description has no data sets
+    assert "this run handled 245 (4 of them failed)" in done.stderr.splitlines()[-1]
+    assert len({item["sku"] for item in items}) == len(items) == 207

@@ -1,0 +1,99 @@
+"""Scrapy's own commands work and keep away from the queue: each runs a reactor of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
+from tests.processes.scripts.checked_spider import Checked
+from tests.support.queues import NAME, Queue, ServedQueue
+from tests.support.scrapy_project import Project
+from tests.support.website import Site, links
+
+SCRIPT = Path(__file__).parent / "scripts" / "commands.py"
+PURGE = {"APIFY_RQ_PURGE_ON_START": True}
+BY_HAND: dict[str, Any] = {
+    "ADDONS": {},
+    "SCHEDULER": "scrapy_apify_rq.Scheduler",
+    "DOWNLOADER_MIDDLEWARES": {"scrapy_apify_rq.DownloaderMiddleware": 10000},
+    "SPIDER_MIDDLEWARES": {"scrapy_apify_rq.SpiderMiddleware": 10000},
+}
+# Words, what the command prints, and what the site is asked for. {} is the site's address.
+COMMANDS: list[tuple[list[str], str, list[str]]] = [
+    (["shell", "{}/", "-c", "fetch('{}/1') or response.status"], "200", ["/", "/1"]),
+    (["shell", "-c", "fetch('{}/1') or response.url"], "{}/1", ["/1"]),
+    (["shell", "--spider=quiet", "{}/", "-c", "crawler.spidercls.name"], "quiet", ["/"]),
+    (["fetch", "{}/1"], "the page", ["/1"]),
+    (["fetch", "--spider=checked", "{}/1"], "the page", ["/1"]),
+    (["view", "{}/1"], "file://", ["/1"]),
+    (["parse", "--spider=checked", "--depth=2", "{}/"], "'url': '{}/1'", ["/", "/1"]),
+    (["check"], "", ["/"]),
+    (["list"], "checked\nquiet\n", []),
+    (["settings", "--get", "APIFY_RQ_NAME"], f"{NAME}\n", []),
+    (["version", "--verbose"], "Scrapy", []),
+]
+
+
+@pytest.mark.parametrize(
+    ("installation", "backend", "pending"),
+    [
+        pytest.param(BY_HAND, "queue", False, id="by hand, without a queue"),
+        pytest.param(PURGE, "queue", True, id="add-on, a queue to be emptied"),
+        pytest.param(PURGE, "served", True, id="add-on, a queue to be emptied over the API"),
+    ],
+)
+async def test_commands(
+    site: Site,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    installation: dict[str, Any],
+    backend: str,
+    pending: bool,
+) -> None:
+    site.serve({"/": links("/1"), "/1": "<html><body>the page</body></html>"})
+    queue: Queue = request.getfixturevalue(backend)
+    if pending:
+        await queue.add(Entry(id=request_id("key"), unique_key="key", url=f"{site.url}/pending"))
+    before = contents(queue.folder)
+    project = Project(tmp_path / "project", queue, Checked, installation)
+    words = json.dumps([words for words, _, _ in COMMANDS]).replace("{}", site.url)
+    env = {"BROWSER": "echo %s", "SITE": site.url}
+    done = await project.run(words, env=env, script=SCRIPT)
+    for number, (name, expected, _) in enumerate(COMMANDS):
+        output, log = (
+            (project.folder / f"command-{number}.{end}").read_text() for end in ("out", "err")
+        )
+        assert expected.replace("{}", site.url) in output, (name, log)
+        assert "Traceback" not in log
+        assert "Request queue " not in log
+    assert done.output.split() == ["0"] * len(COMMANDS)
+    assert site.paths == [path for _, _, paths in COMMANDS for path in paths]
+    assert contents(queue.folder) == before
+    assert not (project.folder / "storage").exists()
+    if isinstance(queue, ServedQueue):
+        assert queue.api.calls == []
+    elif pending:
+        assert [entry.handled_at for entry in await queue.entries()] == [None]
+    else:
+        assert not queue.folder.exists()
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.glob("*")}
+
+
+def test_imports_where_the_queue_is_not_used(tmp_path: Path) -> None:
+    """Scrapy imports the module of ``scrapy rq`` for each of its commands, wherever it is run."""
+    words = [sys.executable, "-X", "importtime", "-m", "scrapy", "version"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    ours = {name for name in loaded if name.startswith("scrapy_apify_rq.")}
+    assert "scrapy_apify_rq.errors" in ours
+    assert ours <= {f"scrapy_apify_rq.{name}" for name in ("commands", "commands.rq", "errors")}

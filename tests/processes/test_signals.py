@@ -1,0 +1,99 @@
+"""Ctrl-C: a signal belongs to a process, and Scrapy's own handling of it ends that process."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from signal import SIGINT
+
+import pytest
+
+from tests.support.crawling import Crawls
+from tests.support.process_spiders import Stages, Tree, fetched, tree
+from tests.support.queues import Queue, ServedQueue
+from tests.support.scrapy_project import Project
+from tests.support.waiting import wait_until
+from tests.support.website import Held, Site, links
+
+MODULE = Stages.__module__
+OPENING = ["pipeline made", "filter", "pipeline opened", "spider_opened", "engine_started"]
+# What a stop at each call does: tests/crawls/test_the_end.py.
+RUNNING = ["start", "request_reached_downloader", "callback", "call 1", "call 2"]
+
+
+@pytest.mark.parametrize("stage", OPENING + RUNNING)
+async def test_ctrl_c_at_each_stage(
+    tmp_path: Path, site: Site, any_queue: Queue, crawls: Crawls, stage: str
+) -> None:
+    """It ends soon and loses nothing."""
+    is_served = isinstance(any_queue, ServedQueue)
+    if stage.startswith("call ") and not is_served:
+        pytest.skip("the embedded queue makes no calls")
+    settings = {
+        "APIFY_RQ_ACCESS": "shared" if is_served else "single",
+        "APIFY_RQ_LOCK_SECS": 2,
+        "DUPEFILTER_CLASS": f"{MODULE}.StagesFilter",
+        "ITEM_PIPELINES": {f"{MODULE}.StagesPipeline": 1},
+        "STATS_CLASS": f"{MODULE}.StagesStats",
+    }
+    pages = {"/": links("/1", "/2", "/3"), **dict.fromkeys(("/1", "/2", "/3"), links("/"))}
+    site.serve(pages)
+    project = Project(tmp_path, any_queue, Stages, settings)
+    stopped = await project.crawl(site=site.url, env={"STAGE": stage}, patience=20)
+    assert "SIGINT" in stopped.log, "the stage was not reached"
+    resumed = await crawls.run(Stages, settings, queue=any_queue, site=site.url)
+    assert resumed.reason == "finished"
+    assert set(site.paths) == set(pages)
+    assert (await any_queue.info()).pending == 0
+
+
+async def test_ctrl_c_once_fetches_nothing_twice(
+    tmp_path: Path, site: Site, any_queue: Queue, crawls: Crawls
+) -> None:
+    site.serve(tree(100, delay=0.02))
+    project = Project(tmp_path, any_queue, Tree, {"CONCURRENT_REQUESTS": 4})
+    async with project.begin("-o", "-:jsonlines", site=site.url) as process:
+        await wait_until(lambda: len(site.hits) >= 40, patience=30)
+        process.send(SIGINT)
+        stopped = await process.end()
+    assert stopped.status == 0, stopped.log
+    assert "Spider closed (shutdown)" in stopped.log
+    assert "Bug in scrapy-apify-rq" not in stopped.log
+    pending = (await any_queue.info()).pending
+    assert pending > 0
+    assert f"{pending} pending" in stopped.log.splitlines()[-1]
+    resumed = await crawls.run(Tree, queue=any_queue, site=site.url)
+    assert f"resuming, {pending} pending" in resumed.log_text
+    assert Counter(site.paths) == fetched(100)
+    items = [json.loads(line)["path"] for line in stopped.output.splitlines()]
+    assert Counter(items + [item["path"] for item in resumed.items]) == fetched(100)
+    assert (await any_queue.info()).pending == 0
+
+
+async def test_ctrl_c_twice_loses_nothing(
+    tmp_path: Path, site: Site, any_queue: Queue, crawls: Crawls
+) -> None:
+    done = [f"/{number}" for number in range(10)]
+    held = {f"/held{number}": Held("page") for number in range(10)}
+    site.serve({"/0": links(*done, *held), **dict.fromkeys(done[1:], "page"), **held})
+    project = Project(tmp_path, any_queue, Tree, {"LOG_LEVEL": "INFO", "CONCURRENT_REQUESTS": 8})
+    async with project.begin(site=site.url) as process:
+        await wait_until(
+            lambda: sum(page.begun.is_set() for page in held.values()) == 8, "8 pages held", 30
+        )
+        await wait_until(lambda: any_queue.handled == len(done) + 3)
+        process.send(SIGINT)
+        await wait_until(lambda: "shutting down gracefully" in process.log)
+        process.send(SIGINT)
+        stopped = await process.end()
+    assert "forcing unclean shutdown" in stopped.log
+    for page in held.values():
+        page.go.set()
+    resumed = await crawls.run(Tree, queue=any_queue, site=site.url)
+    assert set(site.paths) == {*done, *held}
+    again = Counter(path for path in site.paths if path in done) - Counter(done)
+    assert again == Counter(Tree.starts), "a page that was handled is fetched again"
+    assert resumed.reason == "finished"
+    info = await any_queue.info()
+    assert (info.pending, info.handled) == (0, len(done) + 3 + len(held))
