@@ -82,6 +82,10 @@ class Config:
     trusted_modules: Annotated[
         tuple[str, ...], Setting("APIFY_RQ_TRUSTED_MODULES", [], read.modules)
     ]
+    schemes: Annotated[
+        tuple[str, ...], Setting("APIFY_RQ_SCHEMES", ["http", "https"], read.schemes)
+    ]
+    """Of the URLs that a crawl fetches from an API queue."""
     purge_on_start: Annotated[bool, Setting("APIFY_RQ_PURGE_ON_START", False, read.boolean)]
     window: Annotated[int, Setting("APIFY_RQ_WINDOW", 1000, read.whole(minimum=1))]
     outbox: Annotated[int, Setting("APIFY_RQ_OUTBOX", 2000, read.whole(minimum=1))]

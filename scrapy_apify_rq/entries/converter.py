@@ -78,7 +78,8 @@ class RequestConverter:
     """Writes the requests of one spider as entries and reads them back.
 
     ``callbacks`` names the spider method for each label of a foreign entry; ``trusted`` names
-    modules that may be imported to find a class.
+    modules that may be imported to find a class; ``schemes`` are those of the URLs that may be
+    fetched, or None for all.
     """
 
     def __init__(
@@ -86,10 +87,12 @@ class RequestConverter:
         spider: Spider,
         callbacks: Mapping[str, str] | None = None,
         trusted: Collection[str] = (),
+        schemes: Collection[str] | None = None,
     ) -> None:
         self._methods = SpiderMethods(spider)
         self._callbacks = callbacks or {}
         self._trusted = trusted
+        self._schemes = schemes
         self._known_bases: dict[type[Request], type[Request] | None] = {}
         for label, name in self._callbacks.items():
             try:
@@ -99,7 +102,9 @@ class RequestConverter:
 
     @classmethod
     def from_config(cls, spider: Spider, config: Config) -> Self:
-        return cls(spider, config.callbacks, config.trusted_modules)
+        # The embedded file is the user's own; a queue of the API may be written by others.
+        schemes = config.schemes if config.backend == "apify" else None
+        return cls(spider, config.callbacks, config.trusted_modules, schemes)
 
     # Writing
 
@@ -119,6 +124,7 @@ class RequestConverter:
         ``meta`` and ``cookies`` are written in place of the request's own.
         """
         try:
+            self._check_scheme(request.url)
             parts = _parts(request, headers, meta, cookies)
             entry = self._write(parts, unique_key, replaced)
             if not (unique_key.isascii() and self._is_certain(parts, replaced)):
@@ -234,6 +240,14 @@ class RequestConverter:
         ]:
             raise CodecError(f"{name} does not restore its {', '.join(lost)}")
 
+    def _check_scheme(self, url: str) -> None:
+        scheme = url.partition(":")[0].lower()
+        if self._schemes is not None and scheme not in self._schemes:
+            raise CodecError(
+                f"{scheme}: is not among the schemes that a queue of the API may ask for; if it is"
+                f" meant to, add {scheme!r} to APIFY_RQ_SCHEMES"
+            )
+
     # Reading
 
     def decode(self, entry: Entry) -> Request:
@@ -252,6 +266,7 @@ class RequestConverter:
             raise CodecError(str(error)[:_REASON_LIMIT]) from error
         except Exception as error:  # a constructor may reject what a stranger wrote in any way
             raise CodecError(_reason(error)) from error
+        self._check_scheme(request.url)
         if entry.no_retry not in (None, bool(request.meta.get("dont_retry"))):
             request.meta["dont_retry"] = entry.no_retry
         return request
