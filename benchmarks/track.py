@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.api_server import ApiServer, api_server
 from benchmarks.contestants import TOKEN, Contestant, Place
-from tests import actor
-from tests.server import Server, serve
 
 _ROOT = Path(__file__).parents[1]
 
@@ -74,7 +73,7 @@ class Cores:
 class Track:
     """Runs crawls, each with its own queue."""
 
-    def __init__(self, folder: Path, cores: Cores, *, site: str, server: Server) -> None:
+    def __init__(self, folder: Path, cores: Cores, *, site: str, server: ApiServer) -> None:
         self._folder = folder
         self._cores = cores
         self.site = site
@@ -96,14 +95,14 @@ class Track:
         """Make a place for one crawl. The round trip to its queue takes ``latency`` seconds."""
         self._crawls += 1
         queue = f"crawl-{self._crawls}"
-        self.server.faults()
-        environ = actor.environ(self.server.url, TOKEN, queue)
-        self.server.faults(latency=latency, rates=True)
+        self.server.behave()
+        id = self.server.queue_id(queue)
+        self.server.behave(latency=latency, rates=True)
         self.server.forget_calls()
         return Place(
             folder=self._folder / queue,
             queue=queue,
-            queue_id=environ["ACTOR_DEFAULT_REQUEST_QUEUE_ID"],
+            queue_id=id,
             api=self.server.url,
             redis=self._redis_urls.get(latency, ""),
         )
@@ -176,7 +175,7 @@ def track(folder: Path, *, pin: bool) -> Iterator[Track]:
     cores = Cores.divide(pin)
     with (
         running("benchmarks.site") as site,
-        serve(folder / "api", "--token", TOKEN, checked=False) as server,
+        api_server(folder / "api", TOKEN) as server,
     ):
         place = Track(folder, cores, site=site, server=server)
         try:

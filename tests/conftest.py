@@ -16,8 +16,7 @@ import pytest
 from pytest_twisted import async_yield_fixture
 from scrapy.utils.defer import deferred_from_coro
 
-from tests import project
-from tests.servers import Servers
+from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from tests.support.crawling import Crawls
 from tests.support.queues import Queue, ServedQueue, serving
 from tests.support.virtual_time import run_in_virtual_time
@@ -85,29 +84,14 @@ def any_queue(request: pytest.FixtureRequest) -> Queue:
     return queue
 
 
+@pytest.fixture
+def short_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crawls over the API do not wait three seconds for writes of others, at their end."""
+    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
+
+
 @async_yield_fixture
 async def crawls(queue: Queue) -> Any:
     crawls = Crawls(queue)
     yield crawls
     await deferred_from_coro(crawls.close())
-
-
-# What the modules of the first edition need. It goes with the last of them.
-
-
-@pytest.fixture(scope="session")
-def servers() -> Iterator[Servers]:
-    with Servers() as servers:
-        yield servers
-
-
-@pytest.fixture(scope="module", params=["sqlite", "apify"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The test is run twice, its projects crawling with the embedded queue and over the API.
-
-    A fixture of the module that crawls must ask for this one, or both runs share its crawl.
-    """
-    if request.param == "apify":
-        project.servers = request.getfixturevalue("servers")
-    yield request.param
-    project.servers = None

@@ -329,11 +329,6 @@ def _flat(entry: Entry) -> dict[str, Any]:
 # What is read and changed of an entry without decoding it
 
 
-def target(request: Request) -> tuple[str, str, bytes]:
-    """Return what a request asks for, by which we recognise a copy that a middleware has made."""
-    return request.method, request.url, request.body
-
-
 def stored_priority(entry: Entry) -> int:
     """Return the ``Request.priority`` of an entry without decoding all of it."""
     return _stored_number(entry, "priority")

@@ -6,8 +6,8 @@ extended unique key of Crawlee for Python, for ``APIFY_RQ_UNIQUE_KEY = "crawlee"
 deduplicate against each other only if they give a request the same key to the byte.
 
 Neither the id nor Crawlee's key is specified anywhere. We reproduce what crawlee 1.11.0 with yarl
-1.25.1 does; tests/test_unique_keys.py replays its results. Crawlee for JavaScript has other keys.
-Crawlee's key lower-cases the whole URL, so addresses that differ only in case are one page.
+1.25.1 does; tests/unit/test_unique_keys.py replays its results. Crawlee for JavaScript has other
+keys. Crawlee's key lower-cases the whole URL, so addresses that differ only in case are one page.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from scrapy_apify_rq.backends.apify import http
+from tests.support.api_calls import Api
 from tests.support.backends import Apify, Handy, Queues
 from tests.support.queues import NAME, ServedQueue
 from tests.support.waiting import run_async
@@ -22,8 +23,14 @@ IF_LIVE = pytest.mark.skipif(not LIVE_TOKEN, reason="APIFY_TOKEN is not set")
 
 
 @pytest.fixture
+def api(served: ServedQueue) -> Api:
+    """The calls of our server."""
+    return served.api
+
+
+@pytest.fixture
 def server(served: ServedQueue) -> Queues:
-    """The queues on our server; ``served`` puts its hand into the calls."""
+    """The queues on it."""
     return Queues("server", served.folder, served.api.url)
 
 

@@ -13,7 +13,7 @@ import pytest
 from scrapy_apify_rq.backends.base import Added, State, Updated
 from tests.support.backend_process import CONTESTED, LARGE
 from tests.support.backends import Handy, Queues, ask, entry, handled, ids, keys_of, numbered
-from tests.support.queues import NAME, Queue
+from tests.support.queues import NAME
 
 
 async def test_opening_creates_an_empty_queue_and_finds_it_again(queues: Queues) -> None:
@@ -87,6 +87,7 @@ async def test_what_is_there_is_answered_and_left_as_it_is(backend: Handy, foref
     assert await backend.entries() == [
         *((newer, new, *there[:2]) if forefront else (*there[:2], new, newer))
     ]
+    assert (await backend.info())[2:5] == (5, 1, 4)
 
 
 async def test_a_full_batch_is_taken(backend: Handy) -> None:
@@ -122,6 +123,9 @@ async def test_an_entry_comes_back_whole(backend: Handy) -> None:
     assert await backend.entries() == [whole]
     assert await backend.get(whole.id) == whole
     assert [entry async for entry in backend.list()] == [whole]
+    acked = whole.model_copy(update={"handled_at": handled("").handled_at})
+    await backend.put(acked)
+    assert await backend.get(whole.id) == acked
 
 
 # update
@@ -132,6 +136,7 @@ async def test_an_acked_entry_leaves_the_queue_once(backend: Handy) -> None:
     await backend.ack("a")
     assert await backend.look() == ("b", 2, 1, 1)
     assert await backend.fill("a", forefront=True) == [Added(*ids("a"), True, True)]
+    assert await backend.keys() == ["b"]
     await backend.put(handled("a", error_messages=["late"]))
     assert await backend.look() == ("b", 2, 1, 1)
     assert await backend.listed("failed") == {"a"}
@@ -284,7 +289,7 @@ async def test_two_processes_add_and_claim_each_entry_once(queues: Queues) -> No
 async def test_large_entries_take_little_memory(queues: Queues) -> None:
     if queues.kind == "live":
         pytest.skip("it would send too much")
-    await Queue(queues.folder).add(*(entry(f"{n}", payload="x" * LARGE) for n in range(20)))
+    await queues.store(*(entry(f"{n}", payload="x" * LARGE) for n in range(20)))
     async with queues.process() as process:
         done, grown = await ask(process, "handle")
     assert done == 20

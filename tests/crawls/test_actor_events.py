@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from base64 import b64encode
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +21,7 @@ from tests.support.event_server import SECRET, Platform
 from tests.support.queues import TOKEN, Queue, ServedQueue, copied
 from tests.support.spiders import Links
 from tests.support.waiting import wait_until
-from tests.support.website import Held, Page, Site, links
+from tests.support.website import Held, Page, Site, begun, let_go, links
 
 TIME_TO_STOP = actor._TIME_TO_STOP
 AT_ONCE = 4
@@ -39,15 +36,6 @@ def _haste(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actor, "_TIME_TO_STOP", 1.0)
     monkeypatch.setattr(actor, "_FIRST_PAUSE", 0.05)
     monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
-
-
-async def begun(*pages: Held) -> None:
-    await wait_until(lambda: all(page.begun.is_set() for page in pages), "the pages' beginning")
-
-
-def let_go(*pages: Held) -> None:
-    for page in pages:
-        page.go.set()
 
 
 async def logged(crawl: Crawl, text: str, times: int = 1) -> None:
@@ -87,14 +75,13 @@ async def test_migrating(
         await platform.send("migrating", timeRemainingSecs=30)
         await logged(crawl, "about to be migrated")
         let_go(*held.values())
-        await wait_until(lambda: any_queue.handled == 1 + AT_ONCE)
+        await wait_until(lambda: any_queue.handled == 1 + AT_ONCE and any_queue.locked == 0)
         # Woken again and again, the engine would ask for more, or find itself idle.
         await platform.send("systemInfo", cpuCurrentUsage=1)
         await platform.send("migrating")
         await logged(crawl, "about to be migrated", 2)
         assert not crawl.task.done()
         assert any_queue.handled == 1 + AT_ONCE
-        assert any_queue.locked == 0
         assert "Spider closed" not in crawl.log_text
         assert len(site.paths) == 1 + AT_ONCE
         monkeypatch.delenv("ACTOR_EVENTS_WEBSOCKET_URL")
@@ -107,51 +94,6 @@ async def test_migrating(
         await crawl.crawler.stop_async()
         await crawl.end()
     assert_quiet(crawl)
-
-
-class Stuck(Links):
-    """Its callback of "/stuck" takes until the test says so."""
-
-    def __init__(self, site: str, **arguments: Any) -> None:
-        super().__init__(site, **arguments)
-        self.go = asyncio.Event()
-
-    async def parse(self, response: Any) -> Any:
-        if response.url.endswith("/stuck"):
-            await self.go.wait()
-        for result in super().parse(response):
-            yield result
-
-
-async def test_aborting(
-    site: Site, any_queue: Queue, crawls: Crawls, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The crawl ends though pages take longer. What a process does then: tests/processes."""
-    first = {path: Held("page") for path in ("/slow", "/1", "/2", "/3")}
-    later = [f"/later/{number}" for number in range(20)]
-    site.serve({"/": links("/stuck", *first, *later), "/stuck": "page", **first})
-    async with Platform() as platform:
-        monkeypatch.setenv("ACTOR_EVENTS_WEBSOCKET_URL", platform.url)
-        crawl = await crawls.start(Stuck, SETTINGS, queue=any_queue, site=site.url)
-        await begun(*first.values())
-        await platform.connected()
-        platform.drop()
-        await platform.connected(2)
-        await platform.send("aborting")
-        await platform.send("aborting")
-        await logged(crawl, "is being aborted: stopping within 1 seconds")
-        await logged(crawl, "Closing spider (shutdown)")
-        let_go(first["/1"], first["/2"], first["/3"])
-        await crawl.end()
-    let_go(first["/slow"])
-    crawl.spider.go.set()
-    assert crawl.reason == "shutdown"
-    assert "2 requests are still under way and abandoned" in crawl.log_text
-    assert crawl.log_text.count("stopping within") == 1
-    assert sorted(site.paths) == sorted(["/", "/stuck", *first])
-    assert "the queue holds 4 handled, 22 pending" in crawl.log_text
-    pending = {e.url.removeprefix(site.url) for e in await any_queue.entries() if not e.is_handled}
-    assert pending == {"/stuck", "/slow", *later}
 
 
 async def test_aborting_a_crawl_that_is_closing(
@@ -242,22 +184,6 @@ async def test_a_bad_connection(
     assert len(site.paths) == (await any_queue.info()).handled == len(PAGES) + 2
 
 
-async def accept_and_ignore(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Be a websocket server that sends "migrating" and never answers, not even to a close."""
-    head = (await reader.readuntil(b"\r\n\r\n")).decode()
-    (key,) = [line.split()[1] for line in head.splitlines() if "sec-websocket-key" in line.lower()]
-    digest = hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()
-    writer.write(
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: " + b64encode(digest) + b"\r\n\r\n"
-    )
-    message = b'{"name": "migrating"}'
-    writer.write(bytes([0x81, len(message)]) + message)
-    with suppress(ConnectionError):
-        await reader.read()
-    writer.close()
-
-
 async def test_close_ends_all_tasks_and_does_not_wait_long() -> None:
     held = asyncio.Event()
 
@@ -265,29 +191,30 @@ async def test_close_ends_all_tasks_and_does_not_wait_long() -> None:
         held.set()
         await asyncio.Event().wait()
 
-    server = await asyncio.start_server(accept_and_ignore, "127.0.0.1", 0)
-    variables = {
-        "ACTOR_EVENTS_WEBSOCKET_URL": f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}",
-        "ACTOR_TIMEOUT_AT": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),
-    }
-    crawler = Crawler(Spider)
-    crawler.crawling = True
-    crawler.engine = SimpleNamespace(running=False)  # type: ignore[assignment] # and it never runs
-    events = actor.RunEvents(crawler, Config.from_settings(Settings(), variables, "spider"), hold)
-    before = asyncio.all_tasks()
-    events.open()
-    await asyncio.wait_for(held.wait(), 10)
-    await events.aborting()
-    await asyncio.sleep(0.2)
-    ours = {one for one in asyncio.all_tasks() - before if "RunEvents" in str(one.get_coro())}
-    assert len(ours) == 5
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    await events.close()
-    assert loop.time() - began < 5
-    assert all(task.done() for task in ours)
-    await asyncio.sleep(0.1)  # the server sees the end of the connection
-    server.close()
+    async with Platform(answers_close=False) as platform:
+        variables = {
+            "ACTOR_EVENTS_WEBSOCKET_URL": platform.url,
+            "ACTOR_TIMEOUT_AT": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),
+        }
+        config = Config.from_settings(Settings(), variables, "spider")
+        crawler = Crawler(Spider)
+        crawler.crawling = True
+        crawler.engine = SimpleNamespace(running=False)  # type: ignore[assignment] # it never runs
+        events = actor.RunEvents(crawler, config, hold)
+        before = asyncio.all_tasks()
+        events.open()
+        await platform.connected()
+        await platform.send("migrating")
+        await asyncio.wait_for(held.wait(), 10)
+        await events.aborting()
+        await asyncio.sleep(0.2)
+        ours = {one for one in asyncio.all_tasks() - before if "RunEvents" in str(one.get_coro())}
+        assert len(ours) == 5
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await events.close()
+        assert loop.time() - began < 5
+        assert all(task.done() for task in ours)
 
 
 # The environment.

@@ -34,44 +34,27 @@ class Moody(Request):
         return self._mood
 
 
-class OwnRetry:
-    """A downloader middleware of the project."""
-
-    def process_response(self, request: Request, response: Response) -> Request | Response:
-        return request.replace(dont_filter=True) if response.status == 418 else response
-
-
 class Unfiltered(Pages):
     def parse(self, response: Response) -> Iterator[Any]:
         for dont_filter in (False, True, True):
             yield response.follow("/page", callback=self.parse_page, dont_filter=dont_filter)
         yield Moody(f"{self.site}/bad", self.parse_page, mood="bad")
         yield Moody(f"{self.site}/again", self.parse_page)
-        yield response.follow("/teapot", callback=self.parse_page)
         for path in ("/memory/1", "/memory/2", "/memory/2"):
             yield response.follow(path, callback=lambda response: self.parse_page(response))
 
 
-async def test_added_in_any_case_or_not_at_all(
-    site: Site, crawls: Crawls, any_queue: Queue
-) -> None:
+async def test_not_filtered_and_not_stored(site: Site, crawls: Crawls, any_queue: Queue) -> None:
     once = {"/page": 3, "/bad": 1, "/memory/1": 1, "/memory/2": 1}
-    site.serve(dict.fromkeys(("/", *once), "page"))
-    site.serve({"/again": [503, "page"], "/teapot": [418, "page"]})
-    settings = {"DOWNLOADER_MIDDLEWARES": {OwnRetry: 1}}
-    crawl = await crawls.run(Unfiltered, settings, queue=any_queue, site=site.url)
-    assert Counter(site.paths) == {"/": 1, **once, "/again": 2, "/teapot": 2}
-    scraped = Counter(item["path"] for item in crawl.items)
-    assert scraped == {**once, "/again": 1, "/teapot": 1}
+    site.serve({**dict.fromkeys(("/", *once), "page"), "/again": [503, "page"]})
+    crawl = await crawls.run(Unfiltered, queue=any_queue, site=site.url)
+    assert Counter(site.paths) == {"/": 1, **once, "/again": 2}
+    assert Counter(item["path"] for item in crawl.items) == {**once, "/again": 1}
     entries = await any_queue.entries()
     stored = Counter(entry.url.removeprefix(site.url) for entry in entries)
-    assert stored == {"/": 1, "/page": 3, "/again": 1, "/teapot": 2}
-    assert len({entry.unique_key for entry in entries}) == len(entries)
-    # The project's retry is no failure, and no retry of ours either.
-    states = {(entry.state, entry.retry_count) for entry in entries if "/again" not in entry.url}
-    assert states == {("handled", 0)}
-    assert (await any_queue.entry("/again")).state == "handled"
-    assert "apify_rq/failed" not in crawl.stats
+    assert stored == {"/": 1, "/page": 3, "/again": 1}
+    assert len({entry.unique_key for entry in entries}) == 5
+    assert all(entry.is_handled for entry in entries)
     assert crawl.stats["scheduler/unserializable"] == 4
     assert crawl.log_text.count("Unable to serialize request") == 1
     assert "reason: RuntimeError: in no mood." in crawl.log_text

@@ -5,8 +5,6 @@ Also where a request was read back from the queue.
 
 from __future__ import annotations
 
-import asyncio
-import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -15,15 +13,13 @@ from urllib.parse import urlsplit
 
 import pytest
 from scrapy import Request
-from scrapy.crawler import Crawler
-from scrapy.exceptions import ScrapyDeprecationWarning
 from scrapy.http import FormRequest, JsonRequest, Response, XmlRpcRequest
 
-from tests.support.comparing import stock_and_ours
+from tests.support.comparing import Run, stock_and_ours
 from tests.support.crawling import Crawls
 from tests.support.queues import Queue
 from tests.support.spiders import SiteSpider
-from tests.support.website import Hit, Page, Site
+from tests.support.website import Held, Hit, Page, Site
 
 
 class SignedRequest(Request):
@@ -34,43 +30,20 @@ class SignedRequest(Request):
         self.signature = signature
 
 
-class Watch:
-    """Signs requests, and notes those that came from the queue and not from the spider's hands."""
-
-    def __init__(self, crawler: Crawler) -> None:
-        self.crawler: Any = crawler
-
-    @classmethod
-    def from_crawler(cls, crawler: Crawler) -> Watch:
-        return cls(crawler)
-
-    async def process_request(self, request: Request) -> None:
-        spider = self.crawler.spider
-        if request.url.endswith("/first"):  # the second is to fill a window of one
-            await spider.all_are_made.wait()
-        if not any(request is made for made in spider.made):
-            spider.decoded.append(urlsplit(request.url).path)
-        if isinstance(request, SignedRequest):
-            request.headers["X-Signature"] = repr(request.signature)
-
-
 class Kinds(SiteSpider):
-    custom_settings = {  # noqa: RUF012 (Scrapy's way)
-        "DOWNLOADER_MIDDLEWARES": {Watch: 901},
-        "CONCURRENT_REQUESTS": 1,
-    }
+    """Lets the page ``first`` go when all is in the queue, where the second fills the window."""
 
-    def __init__(self, site: str) -> None:
+    def __init__(self, site: str, first: Held) -> None:
         super().__init__(site)
         self.made: list[Request] = []
-        self.decoded: list[str] = []
-        self.all_are_made = asyncio.Event()
+        self.first = first
+        first.go.clear()
 
     def parse(self, response: Any) -> Iterator[Request]:
         for request in self.requests(response):
             self.made.append(request)
             yield request
-        self.all_are_made.set()
+        self.first.go.set()
 
     def requests(self, response: Any) -> Iterator[Request]:
         make = self.make
@@ -79,10 +52,8 @@ class Kinds(SiteSpider):
         yield make("/get?q=a b&z=é#top")
         yield make("/post", method="POST", body="text é")
         yield make("/form", FormRequest, formdata={"a": ["1", "2"], "ü": "&"})
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ScrapyDeprecationWarning)
-            form = FormRequest.from_response(response, formdata={"user": "me"})
-        yield form.replace(callback=self.report, meta={"kind": "/submitted"})
+        form = FormRequest.from_response(response, formdata={"user": "me"})
+        yield form.replace(callback=self.report)
         data = {"b": [1, None, "é"], "a": {}}
         yield make("/json", JsonRequest, data=data, dumps_kwargs={"sort_keys": True})
         yield make("/json-put", JsonRequest, data=[1], method="PUT")
@@ -96,10 +67,8 @@ class Kinds(SiteSpider):
         yield make("/many-headers", headers={"X-Many": ["1", "2, 3"]})
         yield make("/raw-headers", headers={"X-Raw": "é".encode("latin-1")})
         yield make("/cookies", cookies={"a": "1", "b": "2"}, meta={"cookiejar": "dict"})
-        cookies = [
-            {"name": "c", "value": "3", "path": "/"},
-            {"name": "d", "value": "4", "domain": "elsewhere.example"},
-        ]
+        cookies = [{"name": "c", "value": "3", "path": "/"}]
+        cookies += [{"name": "d", "value": "4", "domain": "elsewhere.example"}]
         yield make("/cookie-list", meta={"cookiejar": "list"}, cookies=cookies)
         for name in ("ann", "bob"):
             yield make(f"/login?{name}", meta={"cookiejar": name}, callback=self.logged_in)
@@ -114,7 +83,6 @@ class Kinds(SiteSpider):
         yield make("/missing", callback=None, errback=self.failed)
 
     def make(self, path: str, cls: type[Request] = Request, **values: Any) -> Request:
-        values["meta"] = {"kind": path.partition("?")[0], **values.get("meta", {})}
         return cls(self.site + path, **{"callback": self.report, **values})
 
     def logged_in(self, response: Response) -> Iterator[Request]:
@@ -122,58 +90,55 @@ class Kinds(SiteSpider):
         yield self.make(f"/account?{jar}", meta={"cookiejar": jar})
 
     def report(self, response: Any, **kwargs: Any) -> Any:
-        request = response.request
-        seen = ("url", "encoding", "flags", "cookies", "priority", "dont_filter")
-        own = ("signature", "dumps_kwargs")
-        yield {
-            "kind": request.meta["kind"],
-            "note": request.meta.get("note"),
-            "class": type(request),
-            "kwargs": kwargs,
-            "response_flags": response.flags,
-            **{name: getattr(request, name) for name in seen},
-            **{name: getattr(request, name, None) for name in own},
-        }
+        seen = response.request.to_dict(spider=self)
+        del seen["meta"]["download_latency"]
+        yield {"kwargs": kwargs, "flags of the response": response.flags, **seen}
 
     def failed(self, failure: Any) -> Any:
-        response, kind = failure.value.response, failure.request.meta["kind"]
-        yield {"kind": "/failure", "of": kind, "error": failure.value, "status": response.status}
+        yield {"of": failure.request.url, "error": failure.value}
         yield self.make("/from-errback")
+
+
+def received(run: Run) -> dict[str, list[tuple[str, bytes, list[tuple[str, str]]]]]:
+    """Method, body and headers of all requests, by path."""
+    by_path: dict[str, Any] = {path: [] for path in sorted(run.paths)}
+    for hit in run.hits:
+        by_path[hit.path].append((hit.method, hit.body, sorted(hit.headers)))
+    return by_path
 
 
 def login(hit: Hit) -> Page:
     return Page("in", headers={"Set-Cookie": f"who={hit.path.partition('?')[2]}"})
 
 
-PAGES = {
-    "/": '<form action="/submit" method="post"><input name="user"><input name="hidden" value="1">',
-    "/login?ann": login,
-    "/login?bob": login,
-    "/missing": 404,
-}
+FORM = '<form action="/submit" method="post"><input name="user"><input name="hidden" value="1">'
 
 
+@pytest.mark.filterwarnings("ignore:.*from_response")
 @pytest.mark.parametrize("decoded", [False, True])
 async def test_requests_of_all_kinds(any_queue: Queue, crawls: Crawls, decoded: bool) -> None:
-    with Site(PAGES, default="page") as site:
-        settings = {"APIFY_RQ_WINDOW": 1} if decoded else {}
-        stock, ours = await stock_and_ours(crawls, Kinds, site, settings, any_queue)
-    assert ours.received == stock.received
+    first = Held("page")
+    logins = {"/login?ann": login, "/login?bob": login}
+    settings = {"CONCURRENT_REQUESTS": 1, **({"APIFY_RQ_WINDOW": 1} if decoded else {})}
+    with Site({"/": FORM, "/first": first, **logins, "/missing": 404}, default="page") as site:
+        stock, ours = await stock_and_ours(crawls, Kinds, site, any_queue, settings, first=first)
     assert ours.outcome == stock.outcome
-    assert len(stock.received) == 30
-    assert len(stock.items) == 27
+    assert received(ours) == received(stock)
+    assert (len(stock.paths), len(stock.crawl.items)) == (30, 28)
     assert "scheduler/unserializable" not in ours.crawl.stats
     # The requests compared come from where the test says; those never listed are made later.
+    made = {id(request) for request in ours.crawl.spider.made}
+    read = [urlsplit(each.url).path for each in ours.crawl.fetched if id(each) not in made]
     paths = {path.partition("?")[0] for path in ours.paths}
-    never_listed = {"/", "/account", "/from-errback"}
-    read = ours.crawl.spider.decoded
-    assert set(read) == (paths - {"/first"} if decoded else never_listed)
+    assert set(read) == (paths - {"/first"} if decoded else {"/", "/account", "/from-errback"})
     assert read.count("/unfiltered") == (2 if decoded else 0)
-    # Headers arrive byte for byte; the site reads all of them as latin-1.
-    sent = {"/headers": ("X-Utf", ["Ã©"]), "/many-headers": ("X-Many", ["1", "2, 3"])}
-    for path, (name, values) in {**sent, "/raw-headers": ("X-Raw", ["é"])}.items():
-        ((_, _, headers),) = ours.received[path]
-        assert [value for key, value in headers if key == name] == values
-    for name in ("ann", "bob"):  # sessions keep their cookies apart
-        ((_, _, headers),) = ours.received[f"/account?{name}"]
-        assert ("Cookie", f"who={name}") in headers
+    # Headers arrive byte for byte (the site reads latin-1), and sessions keep their cookies apart.
+    headers = {path: all_of_them[0][2] for path, all_of_them in received(ours).items()}
+    for path, name, *values in (
+        ("/headers", "X-Utf", "Ã©"),
+        ("/many-headers", "X-Many", "1", "2, 3"),
+        ("/raw-headers", "X-Raw", "é"),
+    ):
+        assert [value for key, value in headers[path] if key == name] == values
+    for name in ("ann", "bob"):
+        assert ("Cookie", f"who={name}") in headers[f"/account?{name}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +16,7 @@ from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.support.crawling import Crawls
-from tests.support.queues import Queue
+from tests.support.queues import Queue, copied
 from tests.support.spiders import Pages, SiteSpider
 from tests.support.waiting import wait_until
 from tests.support.website import Answer, Held, Page, Site, links
@@ -100,6 +101,7 @@ LIFE: dict[str, tuple[Answer, Outcome, str | None]] = {
     "/label": ("page", HANDLED, "/label"),
     "/no-retry": (503, failed(DOWN), None),
     "/retry": ([503, "page"], retried(DOWN), "/retry"),
+    "/apify": (404, failed("ValueError: errback went wrong"), None),
     "/gone": (200, failed(GONE), None),
     OFFSITE: (200, failed("IgnoreRequest: Filtered"), None),
 }
@@ -174,14 +176,16 @@ async def test_pages_of_one_crawl(
     site: Site, crawls: Crawls, any_queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
-    linked = [path for path in LIFE if path.count("/") != 2 and path not in BY_OTHERS]
+    by_apify = json.dumps({"url": f"{site.url}/apify", "errback": "failed_raises"})
+    by_others = {**BY_OTHERS, "/apify": {"user_data": {"scrapy_request": by_apify}}}
+    linked = [path for path in LIFE if path.count("/") != 2 and path not in by_others]
     site.serve({path: answer for path, (answer, _, _) in LIFE.items()})
     site.serve({"/": links(*linked), "/robots.txt": "User-agent: *\nDisallow: /forbidden"})
-    for path, fields in BY_OTHERS.items():
+    for path, fields in by_others.items():
         url = path if path == OFFSITE else f"{site.url}{path}"
         await any_queue.add(Entry(id=request_id(url), unique_key=url, url=url, **fields))
     settings = {"ROBOTSTXT_OBEY": True, "APIFY_RQ_CALLBACKS": {"DETAIL": "parse_label"}}
-    crawl = await crawls.run(Life, settings, queue=any_queue, site=site.url)
+    crawl = await crawls.run(Life, settings, queue=any_queue, site=site.url, patience=60)
 
     entries = await by_path(any_queue, site)
     del entries["/"]
@@ -195,7 +199,7 @@ async def test_pages_of_one_crawl(
     assert post[:3] == ("POST", "/post", '{"ü": 1}'.encode())
     assert ("X-Test", "yes") in post.headers
     # Ours are not without a value, or the Apify SDK would not read them.
-    no_retry = {path: entry.no_retry for path, entry in entries.items() if path not in BY_OTHERS}
+    no_retry = {path: entry.no_retry for path, entry in entries.items() if path not in by_others}
     assert no_retry == {path: path == "/dont-retry" for path in no_retry}
     assert entries["/no-retry"].no_retry is True
     assert entries["/label"].user_data == BY_OTHERS["/label"]["user_data"]
@@ -207,7 +211,7 @@ async def test_pages_of_one_crawl(
     stats = crawl.stats
     assert stats["apify_rq/undecodable"] == 1
     assert stats["apify_rq/retried"] == stats["retry/count"] == 11
-    assert (stats["apify_rq/failed"], stats["apify_rq/handled"]) == (17, 1 + len(LIFE))
+    assert (stats["apify_rq/failed"], stats["apify_rq/handled"]) == (18, 1 + len(LIFE))
     assert (await any_queue.info()).pending == 0
 
 
@@ -250,7 +254,10 @@ class Raises(Pages):
             raise ValueError("bad page")
 
 
-async def test_retries_of_callbacks(site: Site, crawls: Crawls, any_queue: Queue) -> None:
+async def test_retries_of_callbacks(
+    site: Site, crawls: Crawls, any_queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
     again = Held("good")
     site.serve({"/": links("/once", "/always", "/down", "/crash"), "/once": ["bad", "good"]})
     # Failed downloads do not use up the retries of callbacks.
@@ -260,20 +267,20 @@ async def test_retries_of_callbacks(site: Site, crawls: Crawls, any_queue: Queue
     crawl = await crawls.start(Raises, settings, queue=any_queue, site=site.url)
     await wait_until(lambda: crawl.stats.get("apify_rq/retried") == 7, "the saving of all retries")
     await wait_until(again.begun.is_set)
-    copy = any_queue.copy()
-    again.go.set()
-    await crawl.end()
-    gave_up = failed(BAD, DOWN, BAD, BAD, retries=3)
-    assert outcomes(await by_path(any_queue, site)) == {
-        "/": HANDLED,
-        "/once": retried(BAD),
-        "/always": failed(BAD, BAD, BAD, retries=2),
-        "/down": gave_up,
-        "/crash": retried(BAD),
-    }
-    assert Counter(site.paths) == {"/": 1, "/once": 2, "/always": 3, "/down": 4, "/crash": 2}
+    with copied(any_queue) as copy:
+        again.go.set()
+        await crawl.end()
+        gave_up = failed(BAD, DOWN, BAD, BAD, retries=3)
+        assert outcomes(await by_path(any_queue, site)) == {
+            "/": HANDLED,
+            "/once": retried(BAD),
+            "/always": failed(BAD, BAD, BAD, retries=2),
+            "/down": gave_up,
+            "/crash": retried(BAD),
+        }
+        assert Counter(site.paths) == {"/": 1, "/once": 2, "/always": 3, "/down": 4, "/crash": 2}
 
-    # They are counted across runs.
-    assert outcome(await copy.entry("/crash")) == ("pending", 1, [BAD])
-    await crawls.run(Raises, settings, queue=copy, site=site.url)
-    assert outcome(await copy.entry("/crash")) == gave_up
+        # They are counted across runs.
+        assert outcome(await copy.entry("/crash")) == ("pending", 1, [BAD])
+        await crawls.run(Raises, settings, queue=copy, site=site.url)
+        assert outcome(await copy.entry("/crash")) == gave_up

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME
-from tests.support.api_calls import error
+from tests.support.api_calls import Call, error
 from tests.support.crawling import Crawl, Crawls
 from tests.support.queues import Queue, ServedQueue
 from tests.support.spiders import Pages
@@ -87,10 +88,10 @@ def serve_slowly(site: Site) -> None:
     site.serve(dict.fromkeys(PATHS[5:7], Page(status=404, delay=0.05)))
 
 
-@pytest.mark.usefixtures("short_delay")
 async def test_lines_of_progress(
-    site: Site, crawls: Crawls, any_queue: Queue, capsys: pytest.CaptureFixture[str]
+    site: Site, crawls: Crawls, any_queue: Queue, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
     serve_slowly(site)
     settings = {"CONCURRENT_REQUESTS": 1, "LOGSTATS_INTERVAL": 0.15, "APIFY_RQ_PROGRESS": True}
     # From the first line on, the queue knows all pages.
@@ -117,15 +118,23 @@ async def test_lines_of_progress(
     assert not re.search("\x1b|━", crawl.log_text + capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("refused", [2, 1000])
 async def test_progress_of_a_queue_that_does_not_answer(
-    site: Site, served: ServedQueue, crawls: Crawls
+    site: Site, served: ServedQueue, crawls: Crawls, refused: int
 ) -> None:
     """It costs the line, and no more."""
     serve_slowly(site)
-    served.api.before = lambda call: error(500) if call.is_("GET", "") else None
+
+    def before(call: Call) -> Any:
+        nonlocal refused
+        refused -= call.is_("GET", "")
+        return error(500) if call.is_("GET", "") and refused >= 0 else None
+
+    served.api.before = before
     settings = {"APIFY_RQ_UNAVAILABLE_TIMEOUT": 0.5, "LOGSTATS_INTERVAL": 0.1}
+    settings["CONCURRENT_REQUESTS"] = 1
     crawl = await crawls.run(Pages, settings, queue=served, site=site.url)
     assert sorted(site.paths) == sorted(["/", *PATHS])
     assert crawl.reason == "finished"
     assert crawl.stats["apify_rq/handled"] == 21
-    assert not LINE.search(crawl.log_text)
+    assert bool(LINE.search(crawl.log_text)) == (refused < 0)

@@ -12,26 +12,22 @@ import pytest
 from scrapy import FormRequest, Request
 from scrapy.http import Response
 
-from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from tests.support.crawling import Crawl, Crawls
-from tests.support.queues import Queue, copied
+from tests.support.queues import Queue, ServedQueue, copied
 from tests.support.spiders import Links, SiteSpider
 from tests.support.waiting import wait_until
-from tests.support.website import Held, Hit, Page, Site, links
+from tests.support.website import Held, Hit, Page, Site, begun, let_go, links
 
-
-@pytest.fixture(autouse=True)
-def _no_lag(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
+pytestmark = pytest.mark.usefixtures("short_delay")
 
 
 async def test_killed_during_the_first_page(site: Site, any_queue: Queue, crawls: Crawls) -> None:
     first = Held(links("/a"))
     site.serve({"/": first, "/a": "page"})
     crawl = await crawls.start(Links, queue=any_queue, site=site.url)
-    await wait_until(first.begun.is_set)
+    await begun(first)
     with copied(any_queue) as left:
-        first.go.set()
+        let_go(first)
         await crawl.end()
         assert (await left.info()).pending == 1
         resumed = await crawls.run(Links, queue=left, site=site.url)
@@ -40,64 +36,56 @@ async def test_killed_during_the_first_page(site: Site, any_queue: Queue, crawls
         assert left.handled == 2
 
 
-class Waits(SiteSpider):
+class Waits(Links):
     """Waits before it starts."""
 
-    def __init__(self, site: str, **arguments: Any) -> None:
-        super().__init__(site, **arguments)
-        self.begun, self.go = asyncio.Event(), asyncio.Event()
+    def __init__(self, site: str, begun: asyncio.Event, go: asyncio.Event) -> None:
+        super().__init__(site)
+        self.begun, self.go = begun, go
 
     async def start(self) -> AsyncIterator[Any]:
         self.begun.set()
         await self.go.wait()
         yield Request(f"{self.site}/")
 
-    def parse(self, response: Response) -> None:
-        self.note(response)
-
 
 async def test_killed_before_the_first_add(site: Site, any_queue: Queue, crawls: Crawls) -> None:
     site.serve({"/": "page"})
-    crawl = await crawls.start(Waits, queue=any_queue, site=site.url)
-    await crawl.spider.begun.wait()
+    events = {"begun": asyncio.Event(), "go": asyncio.Event()}
+    crawl = await crawls.start(Waits, queue=any_queue, site=site.url, **events)
+    await events["begun"].wait()
     with copied(any_queue) as left:
-        crawl.spider.go.set()
+        events["go"].set()
         await crawl.end()
         assert await left.entries() == []
-        resumed = await crawls.start(Waits, queue=left, site=site.url)
-        resumed.spider.go.set()
-        await resumed.end()
+        resumed = await crawls.run(Waits, queue=left, site=site.url, **events)
         assert "resuming" not in resumed.log_text
         assert resumed.paths == ["/"]
         assert left.handled == 1
 
 
-@pytest.mark.parametrize("where", ["embedded", "served"])
-async def test_a_queue_with_no_name(
-    request: pytest.FixtureRequest, site: Site, crawls: Crawls, where: str
-) -> None:
+async def test_a_queue_with_no_name(site: Site, any_queue: Queue, crawls: Crawls) -> None:
     """It is resumed, too. Once its crawl is finished, the embedded one starts afresh."""
-    queue: Queue = request.getfixturevalue("queue" if where == "embedded" else "served")
     held = Held("page")
     site.serve({"/": links("/a", "/b"), "/a": "page", "/b": held})
     settings = {"APIFY_RQ_NAME": None, "BOT_NAME": "bot"}
-    crawl = await crawls.start(Links, settings, queue=queue, site=site.url)
-    await wait_until(lambda: held.begun.is_set() and queue.handled == 2)
-    with copied(queue) as left:
-        held.go.set()
+    crawl = await crawls.start(Links, settings, queue=any_queue, site=site.url)
+    await wait_until(lambda: held.begun.is_set() and any_queue.handled == 2)
+    with copied(any_queue) as left:
+        let_go(held)
         await crawl.end()
         resumed = await crawls.run(Links, settings, queue=left, site=site.url)
         assert "Request queue 'bot-spider'" in resumed.closing_line
         assert "resuming, 1 pending, 2 handled" in resumed.log_text
         assert resumed.paths == ["/b"]
         again = await crawls.run(Links, settings, queue=left, site=site.url)
-        if where == "embedded":
-            assert "emptied of 3 entries, its crawl was finished" in again.log_text
-            assert sorted(again.paths) == ["/", "/a", "/b"]
-        else:
+        if isinstance(any_queue, ServedQueue):
             assert "is finished: 3 handled, none pending" in again.log_text
             assert "-s APIFY_RQ_PURGE_ON_START=True" in again.log_text
             assert again.paths == []
+        else:
+            assert "emptied of 3 entries, its crawl was finished" in again.log_text
+            assert sorted(again.paths) == ["/", "/a", "/b"]
         assert left.handled == 3
 
 
@@ -161,10 +149,10 @@ async def test_a_resumed_request_is_the_same_as_one_that_never_left(
     held = [Held(echo) for _ in range(4)]
     site.serve({"/": "home", "/search": [*held[:3], echo], "/raw": [held[3], echo]})
     whole = await crawls.start(Searches, queue=any_queue, site=site.url)
-    await wait_until(lambda: all(page.begun.is_set() for page in held) and any_queue.handled == 1)
+    await begun(*held)
+    await wait_until(lambda: any_queue.handled == 1)
     with copied(any_queue) as left:
-        for page in held:
-            page.go.set()
+        let_go(*held)
         await whole.end()
         resumed = await crawls.run(Searches, queue=left, site=site.url)
         assert "resuming, 4 pending, 1 handled" in resumed.log_text

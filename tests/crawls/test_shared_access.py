@@ -18,14 +18,11 @@ from tests.support.process_spiders import Tree, fetched, tree
 from tests.support.queues import Queue, ServedQueue, copied
 from tests.support.spiders import Links, SiteSpider
 from tests.support.waiting import wait_until
-from tests.support.website import Held, Page, Site, links
+from tests.support.website import Held, Page, Site, begun, let_go, links
 
 SHARED: dict[str, Any] = {"APIFY_RQ_ACCESS": "shared"}
 
-
-@pytest.fixture(autouse=True)
-def _no_lag(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
+pytestmark = pytest.mark.usefixtures("short_delay")
 
 
 async def finish(*workers: Crawl) -> None:
@@ -44,18 +41,16 @@ class ManyStarts(SiteSpider):
 
 
 async def test_leases_outlast_slow_pages(site: Site, any_queue: Queue, crawls: Crawls) -> None:
-    """Leases of one second, pages of more than two, and more of them than fit in at once."""
-    site.serve({f"/{number}": Page(delay=2.2) for number in range(24)})
-    settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 1, "CONCURRENT_REQUESTS": 4}
+    """Leases of two seconds, pages of more, and more of them than fit in at once."""
+    site.serve({f"/{number}": Page(delay=2.6) for number in range(24)})
+    settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 2, "CONCURRENT_REQUESTS": 4}
     workers = [crawls.begin(ManyStarts, settings, queue=any_queue, site=site.url) for _ in "abc"]
     await finish(*workers)
     assert Counter(site.paths) == Counter([f"/{number}" for number in range(24)])
     assert not any("apify_rq/leases_lost" in worker.stats for worker in workers)
 
 
-async def test_the_same_client_key_takes_over_at_once(
-    site: Site, any_queue: Queue, crawls: Crawls
-) -> None:
+async def test_client_key_takes_over_at_once(site: Site, any_queue: Queue, crawls: Crawls) -> None:
     """From a worker that was killed, whose leases last for three minutes."""
     site.serve(tree(60, delay=0.1))
     settings = {**SHARED, "APIFY_RQ_CLIENT_KEY": "worker-1"}
@@ -64,23 +59,21 @@ async def test_the_same_client_key_takes_over_at_once(
     with copied(any_queue) as after_the_kill:
         assert after_the_kill.locked > 0
         pending = [entry for entry in await after_the_kill.entries() if not entry.is_handled]
-        await crawl.end()
+        await crawl.end(30)
         site.forget()
-        second = await crawls.run(Tree, settings, queue=after_the_kill, site=site.url)
+        second = await crawls.run(Tree, settings, queue=after_the_kill, site=site.url, patience=30)
         assert second.reason == "finished"
         assert {entry.url.removeprefix(site.url) for entry in pending} <= set(site.paths)
         info = await after_the_kill.info()
         assert (info.handled, info.pending) == (fetched(60).total(), 0)
 
 
-async def test_a_stopped_worker_gives_its_leases_back(
-    site: Site, any_queue: Queue, crawls: Crawls
-) -> None:
+async def test_stop_gives_leases_back(site: Site, any_queue: Queue, crawls: Crawls) -> None:
     site.serve(tree(100, delay=0.1))
     first = await crawls.start(Tree, SHARED, queue=any_queue, site=site.url)
     await wait_until(lambda: len(site.hits) > 10)
     await first.crawler.stop_async()
-    await first.end()
+    await first.end(30)
     assert any_queue.locked == 0
     assert any_queue.handled == len(site.hits)
     await finish(*(crawls.begin(Tree, SHARED, queue=any_queue, site=site.url) for _ in "ab"))
@@ -113,7 +106,7 @@ async def test_another_worker_takes_a_retry(site: Site, any_queue: Queue, crawls
             closing.append(asyncio.ensure_future(close))
 
     first.crawler.signals.connect(leave, signals.response_downloaded)
-    await first.end()
+    await first.end(30)
     assert first.reason == "left"
     assert any_queue.locked == 0
     flaky = await any_queue.entry("/flaky")
@@ -126,16 +119,14 @@ async def test_another_worker_takes_a_retry(site: Site, any_queue: Queue, crawls
     assert not (await any_queue.entry("/flaky")).failed
 
 
-async def test_a_worker_waits_for_the_work_of_others(
-    site: Site, any_queue: Queue, crawls: Crawls
-) -> None:
+async def test_waiting_for_the_work_of_others(site: Site, any_queue: Queue, crawls: Crawls) -> None:
     """It asks seldom, without a write, and takes part in what comes of their last page."""
     paths = [f"/{number}" for number in range(40)]
     first = Held(links(*paths))
     site.serve({"/": first, **dict.fromkeys(paths, Page(delay=0.3))})
     settings = {**SHARED, "CONCURRENT_REQUESTS": 4}
     workers = [crawls.begin(Links, settings, queue=any_queue, site=site.url) for _ in "ab"]
-    await wait_until(first.begun.is_set)
+    await begun(first)
     calls: list[Any] = []
     if isinstance(any_queue, ServedQueue):
         calls = any_queue.api.calls
@@ -143,7 +134,7 @@ async def test_a_worker_waits_for_the_work_of_others(
         calls.clear()
     await asyncio.sleep(2)
     between = Counter((call.method, call.path) for call in calls)
-    first.go.set()
+    let_go(first)
     await finish(*workers)
     assert Counter(site.paths) == Counter(["/", *paths])
     assert all(worker.stats["apify_rq/handled"] > 5 for worker in workers)
@@ -152,14 +143,12 @@ async def test_a_worker_waits_for_the_work_of_others(
         assert between.total() <= 2 * 4  # at first, and after 0.5, 1, 2 seconds
 
 
-async def test_two_crawls_in_single_access_are_warned_once(
-    site: Site, any_queue: Queue, crawls: Crawls
-) -> None:
+async def test_single_access_is_warned_once(site: Site, any_queue: Queue, crawls: Crawls) -> None:
     site.serve(tree(100, delay=0.1))
-    few = {"CLOSESPIDER_PAGECOUNT": 50}
+    few = {"CLOSESPIDER_PAGECOUNT": 30}
     both = [await crawls.start(Tree, few, queue=any_queue, site=site.url) for _ in "ab"]
     for crawl in both:
-        await crawl.end()
+        await crawl.end(30)
     # Each has the log of both.
     spiders = [
         record.spider  # type: ignore[attr-defined] # we give it one
@@ -170,9 +159,7 @@ async def test_two_crawls_in_single_access_are_warned_once(
     assert "set APIFY_RQ_ACCESS = 'shared'" in both[0].log_text
 
 
-async def test_a_late_worker_leaves_a_finished_queue_alone(
-    site: Site, any_queue: Queue, crawls: Crawls
-) -> None:
+async def test_late_worker_on_finished_queue(site: Site, any_queue: Queue, crawls: Crawls) -> None:
     """Even one that nobody named, which a crawl in single access would start afresh."""
     site.serve(tree(20))
     settings = {**SHARED, "APIFY_RQ_NAME": None}
@@ -182,9 +169,7 @@ async def test_a_late_worker_leaves_a_finished_queue_alone(
     assert "is finished: 23 handled, none pending" in crawl.log_text
 
 
-async def test_lost_answers_leave_no_leases_behind(
-    site: Site, served: ServedQueue, crawls: Crawls
-) -> None:
+async def test_lost_answers_keep_no_leases(site: Site, served: ServedQueue, crawls: Crawls) -> None:
     """Leases of an hour: were one forgotten, the crawl would wait for its end."""
     site.serve(tree(80))
     share = 0.03

@@ -19,6 +19,7 @@ from scrapy.exceptions import DontCloseSpider, IgnoreRequest
 from scrapy.http import HtmlResponse, Response
 from scrapy.pipelines.files import FilesPipeline
 
+from scrapy_apify_rq.entries.models import Entry
 from tests.support.comparing import stock_and_ours
 from tests.support.crawling import Crawls
 from tests.support.queues import Queue
@@ -26,8 +27,8 @@ from tests.support.spiders import SiteSpider
 from tests.support.website import Page, Site
 
 
-def path_of(request: Request | Response) -> str:
-    return urlsplit(request.url).path
+def path_of(it: Any) -> str:
+    return urlsplit(it.url).path
 
 
 class Component:
@@ -38,13 +39,12 @@ class Component:
     def from_crawler(cls, crawler: Crawler) -> Component:
         return cls(crawler)
 
-    def request(self, path: str) -> Request:
-        request: Request = self.crawler.spider.request(path)
-        return request
+    def request(self, path: str) -> Any:
+        return self.crawler.spider.request(path)
 
 
-class Downloads(Component):
-    """A downloader middleware that does all that one may do."""
+class Middleware(Component):
+    """Of downloaders it does all that one may do; of spiders it filters, adds, and recovers."""
 
     async def process_request(self, request: Request) -> Any:
         match path_of(request):
@@ -78,36 +78,24 @@ class Downloads(Component):
             case "/detour":
                 return request.replace(url=f"{self.crawler.spider.site}/detoured")
 
-
-class Spiders(Component):
-    """A spider middleware that filters requests, adds some, and handles exceptions."""
-
-    async def process_start(self, start: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        async for output in start:
-            yield output
-        yield self.request("/more-to-start")
-
     async def process_spider_output(self, response: Response, result: Any) -> AsyncIterator[Any]:
         async for output in result:
             if not (isinstance(output, Request) and path_of(output) == "/unwanted"):
                 yield output
-        if path_of(response) == "/filtered":
+        if path_of(response) == "/generated":
             yield self.request("/added")
 
     def process_spider_exception(self, response: Response, exception: Exception) -> Any:
-        if path_of(response) == "/recovered":
-            item = {"kind": "/recovered", "error": repr(exception)}
-            return [item, self.request("/recovery")]
-        return None
+        is_recovered = path_of(response) == "/recovered"
+        return [{"of": "/recovered"}, self.request("/recovery")] if is_recovered else None
 
 
 class Extension(Component):
     """Crawls on its own account, in the middle of the crawl and when it is idle."""
 
-    rounds = 0
-
     def __init__(self, crawler: Crawler) -> None:
         super().__init__(crawler)
+        self.left = ["/idle-2", "/idle-1"]
         crawler.signals.connect(self.received, signals.response_received)
         crawler.signals.connect(self.idle, signals.spider_idle)
         crawler.signals.connect(self.scheduled, signals.request_scheduled)
@@ -117,9 +105,8 @@ class Extension(Component):
             self.crawler.engine.crawl(self.request("/from-extension"))
 
     def idle(self) -> None:
-        if self.rounds < 2:
-            self.rounds += 1
-            self.crawler.engine.crawl(self.request(f"/idle-{self.rounds}"))
+        if self.left:
+            self.crawler.engine.crawl(self.request(self.left.pop()))
             raise DontCloseSpider
 
     def scheduled(self, request: Request) -> None:
@@ -132,15 +119,10 @@ class SlowPipeline(Component):
 
     async def process_item(self, item: Any) -> Any:
         queue = self.crawler.settings["QUEUE"]
-        if item["kind"] == "/slow" and await queue.entries():  # not in stock Scrapy
+        if item["of"] == "/slow" and await queue.entries():  # not in stock Scrapy
             await asyncio.sleep(0.3)
             self.crawler.spider.handled.append((await queue.entry("/slow")).is_handled)
         return item
-
-
-class Files(FilesPipeline):
-    def file_path(self, *args: Any, **options: Any) -> str:
-        return "file.bin"
 
 
 PLAIN = (
@@ -162,39 +144,34 @@ PAGES: dict[str, Any] = {
 
 
 class Ways(SiteSpider):
-    """Each method without a docstring is the callback of the page of its name."""
-
     async def start(self) -> AsyncIterator[Any]:
-        yield {"kind": "/start", "first": True}
+        yield {"of": "/start"}
         for url in (*(self.site + path for path in PLAIN), f"{NOBODY}/rescued", f"{NOBODY}/detour"):
             yield Request(url, callback=self.report, errback=self.failed)
-        for callback in (self.retried, self.returned, self.listed, self.awaited, self.generated):
-            yield Request(f"{self.site}/{callback.__name__}", callback)
-        for callback in (self.filtered, self.recovered, self.raised, self.downloads, self.files):
-            yield Request(f"{self.site}/{callback.__name__}", callback)
+        for name in ("retried", "returned", "listed", "awaited", "generated", "downloads"):
+            yield Request(f"{self.site}/{name}", getattr(self, name))
+        for name in ("recovered", "raised"):
+            yield Request(f"{self.site}/{name}", self.buggy)
         yield Request(f"{self.site}/lambda", callback=lambda response: self.report(response))
-        yield {"kind": "/start", "first": False}
+        yield {"of": "/start"}
 
     def request(self, path: str) -> Request:
-        """For a page that is reported."""
         return Request(self.site + path, callback=self.report)
 
     def report(self, response: Any) -> Iterator[Any]:
-        """Scrape what the callback sees."""
-        seen = ("redirect_urls", "retry_times", "depth")
-        meta = [response.meta.get(name) for name in seen]
-        kind = path_of(response.request)
-        yield {"kind": kind, "url": response.url, "text": response.text, "meta": meta}
+        meta = [response.meta.get(name) for name in ("redirect_urls", "retry_times", "depth")]
+        of = path_of(response.request)
+        yield {"of": of, "url": response.url, "text": response.text, "meta": meta}
 
     def failed(self, failure: Any) -> Iterator[Any]:
-        """Be the errback."""
         path = path_of(failure.request)
-        yield {"kind": path, "failure": type(failure.value)}
+        yield {"of": path, "failure": type(failure.value)}
         yield self.request(f"/failed{path}")
 
-    def retried(self, response: Response) -> Any:
+    # Callbacks of all forms.
+
+    def retried(self, response: Any) -> Any:
         if response.text == "not yet":
-            assert response.request is not None
             return get_retry_request(response.request, spider=self, reason="not yet")
         return list(self.report(response))
 
@@ -202,43 +179,61 @@ class Ways(SiteSpider):
         return self.request("/returned-to")
 
     def listed(self, response: Response) -> Any:
-        return [self.request("/listed-1"), {"kind": "/listed"}, self.request("/listed-2")]
+        path = path_of(response)
+        return [self.request(f"{path}-1"), {"of": path}, self.request(f"{path}-2")]
 
     async def awaited(self, response: Response) -> Any:
         await asyncio.sleep(0.01)
-        return [self.request("/awaited-1"), {"kind": "/awaited"}]
+        return self.listed(response)
 
     async def generated(self, response: Response) -> AsyncIterator[Any]:
-        yield self.request("/generated-1")
-        await asyncio.sleep(0.01)
-        yield {"kind": "/generated"}
-
-    def filtered(self, response: Response) -> Iterator[Any]:
         yield self.request("/unwanted")
+        await asyncio.sleep(0.01)
+        yield {"of": "/generated"}
         yield self.request("/wanted")
 
-    def recovered(self, response: Response) -> Iterator[Any]:
-        yield self.request("/before-the-bug")
-        raise ValueError("a bug in the callback")
-
-    def raised(self, response: Response) -> Iterator[Any]:
-        yield self.request("/before-the-other-bug")
-        raise ValueError("another bug")
+    def buggy(self, response: Response) -> Iterator[Any]:
+        yield self.request(f"/before{path_of(response)}")
+        raise ValueError("a bug")
 
     async def downloads(self, response: Response) -> AsyncIterator[Any]:
         inner = await self.crawler.engine.download_async(Request(f"{self.site}/downloaded"))
-        yield {"kind": "/downloads", "text": inner.text}
+        yield {"of": "/downloads", "text": inner.text, "file_urls": [f"{self.site}/file.bin"]}
         yield self.request("/after-download")
 
-    def files(self, response: Response) -> Iterator[Any]:
-        yield {"kind": "/files", "file_urls": [f"{self.site}/file.bin"]}
+
+# How often a page is fetched and scraped, its entries, and those that have failed.
+EXPECTED = {
+    (1, 1, 1, 0): (
+        *("/watched", "/seen", "/slow", "/listed", "/awaited", "/generated", "/downloads"),
+        *("/recovered", "/returned-to", "/listed-1", "/listed-2", "/awaited-1", "/awaited-2"),
+        *("/wanted", "/added", "/before/recovered", "/before/raised", "/after-download"),
+        *("/recovery", "/from-extension", "/idle-1", "/idle-2", "/replacement", "/redone-as"),
+        *("/detoured", "/target", "/refreshed", "/failed/refused", "/failed/request-bug"),
+        *("/failed/unwanted-answer", "/failed/down", "/failed/robbed"),
+    ),
+    (1, 0, 1, 0): ("/returned", "/redirect", "/redirect-to-seen", "/refresh", "/hop"),
+    (1, 0, 1, 1): ("/raised", "/redone"),  # another page in its place, and it is no redirect
+    (0, 0, 1, 0): ("/replaced",),
+    (0, 0, 1, 1): ("/detour",),
+    (0, 1, 1, 0): ("/answered", "/rescued"),
+    (0, 1, 1, 1): ("/refused", "/request-bug", "/robbed"),
+    (1, 1, 1, 1): ("/unwanted-answer",),
+    (3, 1, 1, 1): ("/down",),
+    (2, 1, 1, 0): ("/flaky", "/fetched-twice"),
+    (3, 1, 1, 0): ("/retried",),
+    (2, 1, 2, 0): ("/again",),
+    (0, 2, 0, 0): ("/start",),
+    (1, 1, 0, 0): ("/lambda",),
+    (1, 0, 0, 0): ("/downloaded", "/file.bin", "/robots.txt"),
+}
 
 
 async def test_all_ways(any_queue: Queue, crawls: Crawls, tmp_path: Path) -> None:
     settings = {
-        "DOWNLOADER_MIDDLEWARES": {Downloads: 560},
-        "SPIDER_MIDDLEWARES": {Spiders: 500},
-        "ITEM_PIPELINES": {SlowPipeline: 100, Files: 200},
+        "DOWNLOADER_MIDDLEWARES": {Middleware: 560},
+        "SPIDER_MIDDLEWARES": {Middleware: 500},
+        "ITEM_PIPELINES": {SlowPipeline: 100, FilesPipeline: 200},
         "EXTENSIONS": {Extension: 0},
         "FILES_STORE": str(tmp_path),
         "FILES_EXPIRES": 0,  # the second crawl downloads it, too
@@ -246,52 +241,27 @@ async def test_all_ways(any_queue: Queue, crawls: Crawls, tmp_path: Path) -> Non
         "QUEUE": any_queue,
     }
     with Site(PAGES, default="page") as site:
-        stock, ours = await stock_and_ours(crawls, Ways, site, settings, any_queue)
+        stock, ours = await stock_and_ours(crawls, Ways, site, any_queue, settings)
     assert ours.outcome == stock.outcome
 
-    by_path: dict[str, list[Any]] = {}
+    entries: dict[str, list[Entry]] = {}
     for entry in await any_queue.entries():
-        by_path.setdefault(urlsplit(entry.url).path, []).append(entry)
-    entries = {path: found[-1] for path, found in by_path.items()}
-    scraped = Counter(item["kind"] for item in ours.crawl.items)
-    assert [path for path, entry in entries.items() if entry.handled_at is None] == []
+        assert entry.is_handled
+        entries.setdefault(path_of(entry), []).append(entry)
+    scraped = Counter(item["of"] for item in ours.crawl.items)
+    seen: dict[tuple[int, ...], set[str]] = {}
+    for path in {*ours.paths, *scraped, *entries}:
+        stored = entries.get(path, [])
+        counts = (ours.paths[path], scraped[path], len(stored), sum(one.failed for one in stored))
+        seen.setdefault(counts, set()).add(path)
+    assert seen == {counts: set(paths) for counts, paths in EXPECTED.items()}
 
-    # What a callback returns is crawled as what it yields, also before it raises, as is what the
-    # middlewares and extensions add; a request is crawled instead of the one it replaces.
-    replaced = {"/replaced", "/redone", "/detour", "/redirect", "/redirect-to-seen", "/refresh"}
-    once = (
-        *("/returned-to", "/listed-1", "/listed-2", "/awaited-1", "/generated-1", "/wanted"),
-        *("/after-download", "/before-the-bug", "/before-the-other-bug", "/added", "/recovery"),
-        *("/from-extension", "/idle-1", "/idle-2", "/replacement", "/redone-as", "/detoured"),
-        *("/target", "/seen", "/refreshed", "/more-to-start"),
-    )
-    for path in once:
-        assert (ours.paths[path], scraped[path], len(by_path[path])) == (1, 1, 1), path
-    never = {"/unwanted", "/vetoed"}
-    not_ours = {"/downloaded", "/file.bin", "/robots.txt"}
-    assert not (never | not_ours | {"/lambda"}) & entries.keys()
-    assert not (never | {"/robbed", "/answered", "/rescued"}) & ours.paths.keys()
-    assert not replaced & scraped.keys()
-    assert all(ours.paths[path] == 1 for path in not_ours)
-    assert (scraped["/start"], scraped["/lambda"], scraped["/recovered"]) == (2, 1, 1)
-
-    # Who has failed, and who has not.
-    failed = ("/refused", "/request-bug", "/unwanted-answer", "/down")
-    for path in failed:
-        assert (scraped[path], ours.paths[f"/failed{path}"]) == (1, 1), path
-    no_callback = {"/robbed", "/redone", "/detour"}  # another page in their place is no redirect
-    failures = {path for path in entries if entries[path].failed}
-    assert failures == {*failed, *no_callback, "/raised"}
-    assert entries["/raised"].error_messages == ["ValueError: another bug"]
-    assert "robots.txt" in entries["/robbed"].error_messages[0]
+    assert entries["/raised"][0].error_messages == ["ValueError: a bug"]
+    assert "robots.txt" in entries["/robbed"][0].error_messages[0]
+    assert entries["/retried"][0].retry_count == 2
     for path in ("/answered", "/rescued", "/fetched-twice"):
-        assert (scraped[path], len(by_path[path])) == (1, 1), path
-        assert entries[path].loaded_url.endswith(path)
-    assert (ours.paths["/fetched-twice"], ours.paths["/again"], ours.paths["/retried"]) == (2, 2, 3)
-    assert (len(by_path["/again"]), scraped["/again"]) == (2, 1)
-    assert (len(by_path["/retried"]), entries["/retried"].retry_count) == (1, 2)
+        assert str(entries[path][0].loaded_url).endswith(path)
     assert ours.crawl.spider.handled == [False]  # "/slow" was not acked before its pipelines ended
-
     assert ours.crawl.stats["scheduler/unserializable"] == 1
     assert ours.crawl.stats["scheduler/dequeued/memory"] == 1
     assert "Unable to serialize request" in ours.crawl.log_text

@@ -22,13 +22,13 @@ from tests.support.example_project import EXAMPLE
 from tests.support.queues import NAME, TOKEN, ServedQueue
 
 ACTOR = EXAMPLE / ".actor"
-SCHEMAS = ("@apify/json_schemas@0.17", "ajv@8")
+DESCRIBED: dict[str, str] = json.loads((ACTOR / "actor.json").read_text())
 VALIDATE = Path(__file__).parent / "scripts" / "validate.mjs"
 
 
 def run(words: list[str], folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        words, cwd=folder, env={**os.environ, **env}, capture_output=True, text=True, timeout=60
+        words, cwd=folder, env={**os.environ, **env}, capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stderr
     return done
@@ -37,57 +37,46 @@ def run(words: list[str], folder: Path, **env: str) -> subprocess.CompletedProce
 def test_files_follow_the_published_schemas(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
-    packages = npm.installed(request.config, tmp_path_factory, "schemas", *SCHEMAS)
+    packages = ("@apify/json_schemas@0.17", "ajv@8")
+    installed = npm.installed(request.config, tmp_path_factory, "schemas", *packages)
 
     def complaints(folder: Path) -> Any:
-        return json.loads(run(["node", str(VALIDATE), str(folder)], packages).stdout)
+        return json.loads(run(["node", str(VALIDATE), str(folder)], installed).stdout)
 
-    assert complaints(ACTOR) == {"actor.json": None, "input_schema.json": None}
-    for file, field in (
-        ("actor.json", "actorSpecification"),
-        ("input_schema.json", "schemaVersion"),
-    ):
+    required = {"actor.json": "actorSpecification", "input_schema.json": "schemaVersion"}
+    assert complaints(ACTOR) == dict.fromkeys(required)
+    for file, field in required.items():
         wrong = json.loads((ACTOR / file).read_text())
         del wrong[field]
         (tmp_path / file).write_text(json.dumps(wrong))
     assert all(complaints(tmp_path).values())
 
 
-def described() -> dict[str, str]:
-    files: dict[str, str] = json.loads((ACTOR / "actor.json").read_text())
-    return files
-
-
-def test_files_name_each_other() -> None:
-    for field in ("dockerfile", "readme", "input", "dockerContextDir"):
-        assert (ACTOR / described()[field]).exists(), field
+@pytest.mark.parametrize("field", ["dockerfile", "readme", "input", "dockerContextDir"])
+def test_files_name_each_other(field: str) -> None:
+    assert (ACTOR / DESCRIBED[field]).exists()
 
 
 def image(folder: Path) -> list[str]:
     """Do in the folder what the Dockerfile says, but for the installation; its CMD."""
-    context = ACTOR / described()["dockerContextDir"]
-    ignored = shutil.ignore_patterns("__pycache__", "storage", "*.jsonl")
-    command: list[str] = []
-    for line in (ACTOR / "Dockerfile").read_text().splitlines():
-        word, _, rest = line.partition(" ")
-        *sources, target = rest.split() or [""]
-        for source in sources if word == "COPY" else ():
-            if (context / source).is_dir():
-                shutil.copytree(
-                    context / source, folder / target, ignore=ignored, dirs_exist_ok=True
-                )
+    lines = [line.split(" ", 1) for line in (ACTOR / "Dockerfile").read_text().splitlines() if line]
+    for *names, name in (rest.split() for word, rest in lines if word == "COPY"):
+        target = folder / name
+        for source in (ACTOR / DESCRIBED["dockerContextDir"] / each for each in names):
+            if source.is_dir():
+                ignored = shutil.ignore_patterns("__pycache__", "storage", "*.jsonl")
+                shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
             else:
-                assert target.endswith("/")
-                (folder / target).mkdir(parents=True, exist_ok=True)
-                shutil.copy(context / source, folder / target)
-        if word == "CMD":
-            command = json.loads(rest)
-    return command
+                assert name.endswith("/")
+                target.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target)
+    (command,) = (json.loads(rest) for word, rest in lines if word == "CMD")
+    return list(command)
 
 
 @pytest.mark.skipif(find_spec("apify_client") is None, reason="apify-client is not installed")
 def test_its_command_crawls_in_a_run(tmp_path: Path, served: ServedQueue) -> None:
-    command = image(tmp_path / "image")
+    command = image(tmp_path)
     assert command == ["scrapy", "crawl", "shop"]
     items: list[dict[str, Any]] = []
 
@@ -98,11 +87,11 @@ def test_its_command_crawls_in_a_run(tmp_path: Path, served: ServedQueue) -> Non
         return web.json_response({}, status=201)
 
     served.api.before = dataset
-    variables = environ(served.api.url, TOKEN, NAME)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     words = [sys.executable, "-m", *command, "-s", f"SHOP_PORT={port}"]
-    done = run(words, tmp_path / "image", **variables, ACTOR_DEFAULT_DATASET_ID="datasetOfTheRun")
+    variables = environ(served.api.url, TOKEN, NAME)
+    done = run(words, tmp_path, **variables, ACTOR_DEFAULT_DATASET_ID="datasetOfTheRun")
     served.api.complaints.clear()  # the API's description has no data sets
     assert "this run handled 245 (4 of them failed)" in done.stderr.splitlines()[-1]
     assert len({item["sku"] for item in items}) == len(items) == 207

@@ -7,9 +7,11 @@ import json
 import math
 import random
 from collections import Counter
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
+import pytest
 import scrapy.core.scraper
 from shop_example.site import Hit, ShopServer
 from shop_example.spiders.shop import ShopSpider
@@ -24,21 +26,20 @@ from tests.support.scrapy_project import Process, Project
 from tests.support.waiting import wait_until
 from tests.support.website import Site
 
+pytestmark = pytest.mark.usefixtures("short_delay")
+
 KILLS = 6
 STARTING = 60.0
 """Seconds that a process may take to start on a busy machine."""
-PRODUCTS = 480
+PRODUCTS = 240
 CONCURRENCY = 8
 # So that a crawl lasts some seconds, and a page longer than the way of an ack to the queue.
 DELAY = 0.02
-# How many pages one kill can make to be fetched again: those handed out and not acked yet. At most
-# CONCURRENCY of them are being downloaded, and as many can have come back and wait for their ack:
-# it leaves when the next page is asked for, which is when one of the others has come back, or after
-# 0.02 s, and behind the few batches of links before it. (For the few milliseconds that those take,
-# a third set can be under way, but not at each of the kills, and the test looks at their sum.)
-# Older versions of Scrapy hold each response back for 0.1 s before its callback, time for five more
-# sets. Over the API an ack waits for the links found before it, and they up to 0.1 s for company in
-# their batch, time for five more sets.
+# One kill can make those pages to be fetched again that were handed out and not acked yet: at most
+# CONCURRENCY are being downloaded, and as many can wait for their ack, which leaves when one of the
+# others has come back. Older versions of Scrapy hold each response back for 0.1 s before its
+# callback, time for five more sets. Over the API an ack waits for the links found before it, and
+# they up to 0.1 s for company in their batch, time for five more sets.
 HELD_BACK = 0.1 if hasattr(scrapy.core.scraper, "_defer_sleep_async") else 0
 
 
@@ -57,24 +58,23 @@ def items_in(file: Path, shop: ShopServer) -> dict[str, dict[str, object]]:
     return items
 
 
-async def shop_with_kills(
-    tmp_path: Path, queue: Queue, crawls: Crawls, chance: random.Random
-) -> Counter[Hit]:
+async def shop_with_kills(tmp_path: Path, queue: Queue, crawls: Crawls, kills: int) -> Counter[Hit]:
     """Kill a crawl of the example's shop again and again, and let it come to its end here.
 
     It must be equal to one with Scrapy's own scheduler. Returns what was fetched again.
     """
+    chance = random.Random(kills)
     with ShopServer(products=PRODUCTS) as shop:
         file = tmp_path / "stock.jsonl"
         stock = {"ADDONS": {}, "CONCURRENT_REQUESTS": CONCURRENCY}
         await crawls.run(ShopSpider, {**shop_settings(shop, file), **stock}, patience=STARTING)
         expected, whole = shop_hits(shop), items_in(file, shop)
-    assert len(expected) > 500
+    assert len(expected) > 250
     with ShopServer(products=PRODUCTS, delay=DELAY) as shop:
         file = tmp_path / "items.jsonl"
         settings = {**shop_settings(shop, file), "CONCURRENT_REQUESTS": CONCURRENCY}
         project = Project(tmp_path / "project", queue, ShopSpider, settings)
-        for moment in sorted(chance.sample(range(2, 500), KILLS)):
+        for moment in sorted(chance.sample(range(2, len(expected)), kills)):
             async with project.begin() as process:
                 await wait_until(lambda n=moment: len(shop.hits) >= n, "a hit", STARTING)
                 # Not always at a hit: also while a page is read, or its ack on its way.
@@ -96,7 +96,7 @@ async def shop_with_kills(
 
 
 async def test_kills(tmp_path: Path, any_queue: Queue, crawls: Crawls) -> None:
-    repeated = await shop_with_kills(tmp_path, any_queue, crawls, random.Random(1))
+    repeated = await shop_with_kills(tmp_path, any_queue, crawls, KILLS)
     assert repeated.total() <= most_repeated(any_queue), dict(repeated)
 
 
@@ -104,41 +104,38 @@ async def test_kills_while_calls_fail(tmp_path: Path, served: ServedQueue, crawl
     """No bound on what is fetched again: a call that failed is repeated after 0.5 s or more, in
     which all acks behind it wait while the crawl goes on.
     """
-    share = 0.03
+    share = 0.05
     kinds = dict.fromkeys(("limited", "failed", "dropped", "lost", "unprocessed"), share)
     served.faults(Faults(**kinds))  # type: ignore[arg-type]
-    await shop_with_kills(tmp_path, served, crawls, random.Random(2))
+    await shop_with_kills(tmp_path, served, crawls, KILLS // 2)
     async with aiohttp.request("GET", f"{served.api.url}/_calls") as answer:
         outcomes = (await answer.json())["outcomes"]
     assert {"429", "500", "dropped", "lost"} <= outcomes.keys()
 
 
-async def test_kills_of_workers(tmp_path: Path, site: Site, any_queue: Queue) -> None:
+@pytest.mark.parametrize(
+    ("any_queue", "kills"), [("sqlite", KILLS // 2), ("apify", KILLS)], indirect=["any_queue"]
+)
+async def test_kills_of_workers(tmp_path: Path, site: Site, any_queue: Queue, kills: int) -> None:
     """Two at a time, of which any is killed and replaced."""
-    pages, chance = 600, random.Random(3)
+    pages, chance = 400, random.Random(kills)
     site.serve(tree(pages, delay=0.05))
-    settings = {
-        "APIFY_RQ_ACCESS": "shared",
-        "APIFY_RQ_LOCK_SECS": 2,
-        "CONCURRENT_REQUESTS": 4,
-    }
+    settings = {"APIFY_RQ_ACCESS": "shared", "APIFY_RQ_LOCK_SECS": 2, "CONCURRENT_REQUESTS": 4}
     project = Project(tmp_path / "project", any_queue, Tree, settings)
-    workers: list[Process] = []
     unsettled = 0
-    try:
-        workers += [project.begin(site=site.url), project.begin(site=site.url)]
-        for number, moment in enumerate(sorted(chance.sample(range(2, pages - 50), KILLS)), 1):
+    async with AsyncExitStack() as running:
+
+        async def worker() -> Process:
+            return await running.enter_async_context(project.begin(site=site.url))
+
+        workers = [await worker()]
+        for moment in sorted(chance.sample(range(2, pages - 50), kills)):
+            workers.append(await worker())
             await wait_until(lambda n=moment: len(site.hits) >= n, "a hit", STARTING)
-            if number < KILLS:
-                workers.append(project.begin(site=site.url))
             await workers.pop(chance.randrange(2)).kill()
             # What was in flight, or done and not acked; also at the other worker.
             unsettled += len(site.hits) - any_queue.handled
-        (last,) = workers
-        finished = await last.end()
-    finally:
-        for worker in workers:
-            await worker.__aexit__()
+        finished = await workers[0].end()
     assert finished.status == 0, finished.log
     for fault in ("Bug in scrapy-apify-rq", "Warning: ", "Traceback"):
         assert fault not in finished.log

@@ -12,14 +12,14 @@ import pytest
 
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
-from tests.processes.scripts.checked_spider import Checked
+from tests.processes.scripts.two_spiders import First
 from tests.support.queues import NAME, Queue, ServedQueue
-from tests.support.scrapy_project import Project
+from tests.support.scrapy_project import PATIENCE, Project
 from tests.support.website import Site, links
 
 SCRIPT = Path(__file__).parent / "scripts" / "commands.py"
 PURGE = {"APIFY_RQ_PURGE_ON_START": True}
-BY_HAND: dict[str, Any] = {
+BY_HAND = {
     "ADDONS": {},
     "SCHEDULER": "scrapy_apify_rq.Scheduler",
     "DOWNLOADER_MIDDLEWARES": {"scrapy_apify_rq.DownloaderMiddleware": 10000},
@@ -29,60 +29,54 @@ BY_HAND: dict[str, Any] = {
 COMMANDS: list[tuple[list[str], str, list[str]]] = [
     (["shell", "{}/", "-c", "fetch('{}/1') or response.status"], "200", ["/", "/1"]),
     (["shell", "-c", "fetch('{}/1') or response.url"], "{}/1", ["/1"]),
-    (["shell", "--spider=quiet", "{}/", "-c", "crawler.spidercls.name"], "quiet", ["/"]),
+    (["shell", "--spider=second", "{}/", "-c", "crawler.spidercls.name"], "second", ["/"]),
     (["fetch", "{}/1"], "the page", ["/1"]),
-    (["fetch", "--spider=checked", "{}/1"], "the page", ["/1"]),
+    (["fetch", "--spider=first", "{}/1"], "the page", ["/1"]),
     (["view", "{}/1"], "file://", ["/1"]),
-    (["parse", "--spider=checked", "--depth=2", "{}/"], "'url': '{}/1'", ["/", "/1"]),
-    (["check"], "", ["/"]),
-    (["list"], "checked\nquiet\n", []),
+    (["parse", "--spider=first", "--depth=2", "{}/"], "'path': '/1'", ["/", "/1"]),
+    (["check", "first"], "", ["/"]),
+    (["list"], "first\nsecond\n", []),
     (["settings", "--get", "APIFY_RQ_NAME"], f"{NAME}\n", []),
     (["version", "--verbose"], "Scrapy", []),
 ]
 
 
 @pytest.mark.parametrize(
-    ("installation", "backend", "pending"),
-    [
-        pytest.param(BY_HAND, "queue", False, id="by hand, without a queue"),
-        pytest.param(PURGE, "queue", True, id="add-on, a queue to be emptied"),
-        pytest.param(PURGE, "served", True, id="add-on, a queue to be emptied over the API"),
-    ],
+    ("settings", "backend", "is_there"),
+    [(BY_HAND, "queue", False), (PURGE, "queue", True), (PURGE, "served", True)],
+    ids=["by hand, no queue", "add-on, queue to be emptied", "add-on, the same over the API"],
 )
 async def test_commands(
     site: Site,
     request: pytest.FixtureRequest,
     tmp_path: Path,
-    installation: dict[str, Any],
+    settings: dict[str, Any],
     backend: str,
-    pending: bool,
+    is_there: bool,
 ) -> None:
     site.serve({"/": links("/1"), "/1": "<html><body>the page</body></html>"})
     queue: Queue = request.getfixturevalue(backend)
-    if pending:
+    if is_there:
         await queue.add(Entry(id=request_id("key"), unique_key="key", url=f"{site.url}/pending"))
     before = contents(queue.folder)
-    project = Project(tmp_path / "project", queue, Checked, installation)
+    project = Project(tmp_path / "project", queue, First, settings)
     words = json.dumps([words for words, _, _ in COMMANDS]).replace("{}", site.url)
     env = {"BROWSER": "echo %s", "SITE": site.url}
-    done = await project.run(words, env=env, script=SCRIPT)
+    patience = PATIENCE * len(COMMANDS)  # as many programs
+    done = await project.run(words, env=env, script=SCRIPT, patience=patience)
     for number, (name, expected, _) in enumerate(COMMANDS):
-        output, log = (
-            (project.folder / f"command-{number}.{end}").read_text() for end in ("out", "err")
-        )
+        log = (project.folder / f"command-{number}.err").read_text()
+        output = (project.folder / f"command-{number}.out").read_text()
         assert expected.replace("{}", site.url) in output, (name, log)
         assert "Traceback" not in log
         assert "Request queue " not in log
     assert done.output.split() == ["0"] * len(COMMANDS)
     assert site.paths == [path for _, _, paths in COMMANDS for path in paths]
     assert contents(queue.folder) == before
+    assert queue.folder.exists() == is_there
     assert not (project.folder / "storage").exists()
     if isinstance(queue, ServedQueue):
         assert queue.api.calls == []
-    elif pending:
-        assert [entry.handled_at for entry in await queue.entries()] == [None]
-    else:
-        assert not queue.folder.exists()
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:

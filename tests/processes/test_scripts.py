@@ -1,4 +1,4 @@
-"""Spiders run from scripts and single files, and without a reactor: each needs a main thread."""
+"""Spiders run from scripts and single files, or without a reactor: a process has one, or none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.scrapy_project import Project
 from tests.support.website import Site, links
 
 SCRIPTS = Path(__file__).with_name("scripts")
-PAGES = {"/": links("/1"), "/1": links("/2"), "/2": "page"}
+PAGES = {"/": links("/1/"), "/1/": links("/2"), "/2": "page"}
 
 
 @pytest.mark.parametrize(
@@ -40,35 +40,35 @@ async def test_two_spiders_in_one_process(
     done = await project.run(way, site.url, script=SCRIPTS / "two_spiders.py")
     assert done.status == 0, done.log
     assert "ERROR" not in done.log
-    assert Counter(site.paths) == {"/": 1, "/1": 2, "/2": 2}
+    assert Counter(site.paths) == {"/": 1, "/1/": 2, "/2": 2}
     assert "frozen: True" in done.output
     assert "frozen at the end: 0" in done.output
     for spider, pages in (("first", 3), ("second", 2)):
-        backend = SqliteBackend(queue.folder, name=f"scrapybot-{spider}")
-        await backend.open()
-        info = await backend.info()
-        await backend.close()
+        backend_ = SqliteBackend(queue.folder, name=f"scrapybot-{spider}")
+        await backend_.open()
+        info = await backend_.info()
+        await backend_.close()
         assert (info.handled, info.pending) == (pages, 0)
 
 
-async def test_spider_in_a_single_file(site: Site, any_queue: Queue, tmp_path: Path) -> None:
+async def test_spider_in_a_single_file(site: Site, queue: Queue, tmp_path: Path) -> None:
     site.serve(PAGES)
-    project = Project(tmp_path / "project", any_queue, First)
-    file = str(SCRIPTS / "lone_spider.py")
-    done = await project.run("runspider", file, "-a", f"site={site.url}")
+    project = Project(tmp_path / "project", queue, First)
+    words = ["runspider", str(SCRIPTS / "lone_spider.py"), "-a", f"site={site.url}"]
+    done = await project.run(*words)
     assert done.status == 0, done.log
-    assert sorted(site.paths) == ["/", "/1", "/2"]
-    assert (await any_queue.info()).handled == 3
+    assert sorted(site.paths) == ["/", "/1/", "/2"]
+    assert (await queue.info()).handled == 3
 
 
 async def test_no_reactor_is_needed(
     site: Site, any_queue: Queue, crawls: Crawls, tmp_path: Path
 ) -> None:
-    site.serve({**PAGES, "/1": links("/", "/1", "/2", "/2?x=1", "/gone"), "/2?x=1": "page"})
+    site.serve({**PAGES, "/1/": links("/", "/1", "/2", "/2?x=1", "/gone"), "/2?x=1": "page"})
     stock = await crawls.run(Lone, STOCK, site=site.url)
     site.forget()
     settings = {"TWISTED_REACTOR_ENABLED": False}
     done = await Project(tmp_path / "project", any_queue, Lone, settings).crawl(site=site.url)
     assert "Using reactor" not in done.log
     assert Counter(site.paths) == Counter(stock.paths)
-    assert (await any_queue.info()).handled == len(stock.paths) == 5
+    assert (await any_queue.info()).handled == len(stock.paths) == 6

@@ -8,30 +8,34 @@ from pathlib import Path
 from signal import SIGINT
 
 import pytest
+from scrapy import Request
 
+from tests.support.command_line import rq_ok
 from tests.support.crawling import Crawls
-from tests.support.process_spiders import Stages, Tree, fetched, tree
+from tests.support.jobdirs import write
+from tests.support.process_spiders import Stages, Tree, Waits, fetched, tree
 from tests.support.queues import Queue, ServedQueue
-from tests.support.scrapy_project import Project
+from tests.support.scrapy_project import PATIENCE, Project
 from tests.support.waiting import wait_until
-from tests.support.website import Held, Site, links
+from tests.support.website import Held, Site, let_go, links
+
+pytestmark = pytest.mark.usefixtures("short_delay")
 
 MODULE = Stages.__module__
 OPENING = ["pipeline made", "filter", "pipeline opened", "spider_opened", "engine_started"]
-# What a stop at each call does: tests/crawls/test_the_end.py.
-RUNNING = ["start", "request_reached_downloader", "callback", "call 1", "call 2"]
+RUNNING = ["start", "request_reached_downloader", "callback"]
+CASES = [("sqlite", stage) for stage in OPENING + RUNNING]
+# What a stop does at each call, from the first to the last: tests/crawls/test_the_end.py.
+CASES += [("apify", stage) for stage in [*OPENING, "call 1", "callback"]]
 
 
-@pytest.mark.parametrize("stage", OPENING + RUNNING)
+@pytest.mark.parametrize(("any_queue", "stage"), CASES, indirect=["any_queue"])
 async def test_ctrl_c_at_each_stage(
     tmp_path: Path, site: Site, any_queue: Queue, crawls: Crawls, stage: str
 ) -> None:
     """It ends soon and loses nothing."""
-    is_served = isinstance(any_queue, ServedQueue)
-    if stage.startswith("call ") and not is_served:
-        pytest.skip("the embedded queue makes no calls")
     settings = {
-        "APIFY_RQ_ACCESS": "shared" if is_served else "single",
+        "APIFY_RQ_ACCESS": "shared" if isinstance(any_queue, ServedQueue) else "single",
         "APIFY_RQ_LOCK_SECS": 2,
         "DUPEFILTER_CLASS": f"{MODULE}.StagesFilter",
         "ITEM_PIPELINES": {f"{MODULE}.StagesPipeline": 1},
@@ -40,7 +44,7 @@ async def test_ctrl_c_at_each_stage(
     pages = {"/": links("/1", "/2", "/3"), **dict.fromkeys(("/1", "/2", "/3"), links("/"))}
     site.serve(pages)
     project = Project(tmp_path, any_queue, Stages, settings)
-    stopped = await project.crawl(site=site.url, env={"STAGE": stage}, patience=20)
+    stopped = await project.crawl(site=site.url, env={"STAGE": stage}, patience=30)
     assert "SIGINT" in stopped.log, "the stage was not reached"
     resumed = await crawls.run(Stages, settings, queue=any_queue, site=site.url)
     assert resumed.reason == "finished"
@@ -54,7 +58,7 @@ async def test_ctrl_c_once_fetches_nothing_twice(
     site.serve(tree(100, delay=0.02))
     project = Project(tmp_path, any_queue, Tree, {"CONCURRENT_REQUESTS": 4})
     async with project.begin("-o", "-:jsonlines", site=site.url) as process:
-        await wait_until(lambda: len(site.hits) >= 40, patience=30)
+        await wait_until(lambda: len(site.hits) >= 40, "hits", PATIENCE)
         process.send(SIGINT)
         stopped = await process.end()
     assert stopped.status == 0, stopped.log
@@ -80,7 +84,9 @@ async def test_ctrl_c_twice_loses_nothing(
     project = Project(tmp_path, any_queue, Tree, {"LOG_LEVEL": "INFO", "CONCURRENT_REQUESTS": 8})
     async with project.begin(site=site.url) as process:
         await wait_until(
-            lambda: sum(page.begun.is_set() for page in held.values()) == 8, "8 pages held", 30
+            lambda: sum(page.begun.is_set() for page in held.values()) == 8,
+            "8 pages held",
+            PATIENCE,
         )
         await wait_until(lambda: any_queue.handled == len(done) + 3)
         process.send(SIGINT)
@@ -88,8 +94,7 @@ async def test_ctrl_c_twice_loses_nothing(
         process.send(SIGINT)
         stopped = await process.end()
     assert "forcing unclean shutdown" in stopped.log
-    for page in held.values():
-        page.go.set()
+    let_go(*held.values())
     resumed = await crawls.run(Tree, queue=any_queue, site=site.url)
     assert set(site.paths) == {*done, *held}
     again = Counter(path for path in site.paths if path in done) - Counter(done)
@@ -97,3 +102,20 @@ async def test_ctrl_c_twice_loses_nothing(
     assert resumed.reason == "finished"
     info = await any_queue.info()
     assert (info.pending, info.handled) == (0, len(done) + 3 + len(held))
+
+
+async def test_ctrl_c_during_an_import(tmp_path: Path, any_queue: Queue) -> None:
+    """After the pending requests of a JOBDIR are added, and it can be repeated."""
+    jobdir = tmp_path / "job"
+    write(jobdir, *(Request(f"http://127.0.0.1/{number}") for number in range(3)))
+    words = ("import-jobdir", str(jobdir), Waits.name, "--yes")
+    async with Project(tmp_path / "project", any_queue, Waits).start("rq", *words) as process:
+        await wait_until(lambda: process.output == "waiting\n", "its start", PATIENCE)
+        process.send(SIGINT)
+        stopped = await process.end()
+    assert stopped.status == 130, stopped.log
+    assert "you can safely run it again" in stopped.log
+    assert (await any_queue.info()).pending == 3
+    settings = {"SPIDER_MODULES": [MODULE]}
+    again = await rq_ok(any_queue, *words, "--repeat-start", settings=settings)
+    assert "Added: 0 pending requests, 0 start requests counted as crawled, 0 seen" in again.out

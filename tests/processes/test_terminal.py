@@ -8,15 +8,16 @@ import pty
 import re
 import signal
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import scrapy
 
-from tests.support.one_spider import Spider
+from tests.support.process_spiders import Run
 from tests.support.queues import Queue
 from tests.support.readme import commands
-from tests.support.scrapy_project import Project
+from tests.support.scrapy_project import PATIENCE, Project
 from tests.support.waiting import wait_until
 from tests.support.website import Page, Site, links
 
@@ -47,14 +48,17 @@ async def on_terminal(folder: Path, queue: Queue, site: Site, *interrupt_at: str
             while data := os.read(ours, 65536):
                 text.extend(data)
 
-    project = Project(folder, queue, Spider, SETTINGS)
+    project = Project(folder, queue, Run, SETTINGS)
     env = {"TERM": "xterm-256color", "COLUMNS": "80"}
-    ((_, *words),) = commands("While it runs")
-    async with project.start(*words, "-a", f"site={site.url}", env=env, terminal=theirs) as process:
+    ((_, crawl, _, *options),) = commands("While it runs")
+    words = (crawl, Run.name, *options, "-a", f"site={site.url}")
+    async with project.start(*words, env=env, terminal=theirs) as process:
         os.close(theirs)
         reading = asyncio.create_task(asyncio.to_thread(read))
         for shown in interrupt_at:
-            await wait_until(lambda shown=shown: shown.encode() in text, repr(shown), 30)
+            seen = partial(text.count, shown.encode())
+            await wait_until(lambda seen=seen: seen() or process.has_ended, repr(shown), PATIENCE)
+            assert seen(), text.decode()
             process.send(signal.SIGINT)
         finished = await process.end()
     await reading
@@ -102,9 +106,9 @@ async def test_wrong_setting_is_the_last_line(tmp_path: Path, queue: Queue, site
     """The reactor's, which these tests have already chosen."""
     wrong = {"TWISTED_REACTOR": "twisted.internet.selectreactor.SelectReactor"}
     stocks = {"ADDONS": {}, "SCHEDULER": "no.Such"}
-    ours = Project(tmp_path / "ours", queue, Spider, wrong)
-    stock = Project(tmp_path / "stock", queue, Spider, stocks)
-    words = ("crawl", "spider", "-a", f"site={site.url}")
+    ours = Project(tmp_path / "ours", queue, Run, wrong)
+    stock = Project(tmp_path / "stock", queue, Run, stocks)
+    words = ("crawl", Run.name, "-a", f"site={site.url}")
     crawl, of_stock = await asyncio.gather(ours.run(*words), stock.run(*words))
     *log, last = crawl.log.strip().splitlines()
     assert last.startswith("scrapy_apify_rq.errors.ConfigError: "), crawl.log

@@ -7,12 +7,16 @@ import signal
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.support.crawling import Crawls
 from tests.support.process_spiders import Tree, fetched, tree
 from tests.support.queues import Queue
 from tests.support.scrapy_project import PATIENCE, Finished, Project
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Site
+
+pytestmark = pytest.mark.usefixtures("short_delay")
 
 SHARED = {"APIFY_RQ_ACCESS": "shared"}
 
@@ -28,7 +32,7 @@ async def test_four_workers_fetch_each_page_once(
     tmp_path: Path, site: Site, any_queue: Queue, crawls: Crawls
 ) -> None:
     """Two of them share a process, which saves the time that others take to start."""
-    pages = 1000
+    pages = 500
     first = Held(tree(pages)["/0"])
     site.serve({**tree(pages, delay=0.05), "/0": first})
     project = Project(tmp_path / "project", any_queue, Tree, SHARED)
@@ -57,7 +61,7 @@ async def test_what_waits_in_a_stopped_worker_is_left_to_others(
     tmp_path: Path, site: Site, any_queue: Queue, crawls: Crawls
 ) -> None:
     site.serve(tree(40, delay=0.3))
-    settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 1}
+    settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 3}
     project = Project(tmp_path / "project", any_queue, Tree, {**settings, "CONCURRENT_REQUESTS": 1})
     async with project.begin(site=site.url) as process:
         await wait_until(lambda: len(site.hits) > 4 and any_queue.locked > 3, "leases", PATIENCE)

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from scrapy_apify_rq.limits import MAX_BODY
 from scrapy_apify_rq.server.application import application
-from tests.support.description_check import OURS, checked
+from tests.support.api_description import OURS, checked
 from tests.support.loop_thread import LoopThread
 
 

@@ -1,21 +1,25 @@
-"""Checks calls and answers against the OpenAPI description of the API, where it is at hand.
+"""Holds calls and answers against the API's OpenAPI description, where that is at hand.
 
-The description lies beside the repository and is not part of it.
+The description lies beside the repository and is not part of it. Every server of these tests is
+held to it (``checked``), and so is every call of ours. Calls of other clients are not: they may be
+wrong on purpose, and show it by their User-Agent.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from aiohttp import hdrs, web
+
 FILE = Path(__file__).parents[3] / "shared" / "api" / "openapi-rq.json"
-# Every operation takes the token in the query as well.
-_EVERYWHERE = ("token",)
+OURS = "scrapy-apify-rq/"
 
 
 def missing() -> str | None:
@@ -25,74 +29,44 @@ def missing() -> str | None:
     return None if find_spec("jsonschema_rs") else "the package jsonschema-rs is not installed"
 
 
-@dataclass
-class _Operation:
-    required: frozenset[str]
-    """Names of query parameters."""
-    parameters: dict[str, Any]
-    """Query parameters: their types by name, and what checks them."""
-    body: Any = None
-    """What checks the body of a call, None where there is none."""
-    answers: Mapping[str, Any] | None = None
-    """What checks the answer by status; None where it has no body."""
-
-
 class Description:
     def __init__(self) -> None:
-        self._description = json.loads(FILE.read_text(encoding="utf-8"))
-        self._components = self._description["components"]
+        raw = json.loads(FILE.read_text(encoding="utf-8"))
+        self._components = raw["components"]
         self.operations = {
-            (verb.upper(), path): self._operation(operation)
-            for path, operations in self._description["paths"].items()
+            (verb.upper(), path): _Operation(self, operation)
+            for path, operations in raw["paths"].items()
             for verb, operation in operations.items()
         }
         # Fixed parts win: requests/batch is no request.
-        templates = sorted({path for _, path in self.operations}, key=lambda path: path.count("{"))
-        self._templates = [(re.compile(re.sub(r"{\w+}", "[^/]+", one)), one) for one in templates]
-        self.seen: set[tuple[str, str]] = set()
+        paths = sorted(raw["paths"], key=lambda path: str(path).count("{"))
+        self._paths = [(re.compile(re.sub(r"{\w+}", "[^/]+", path)), path) for path in paths]
 
-    def _operation(self, raw: dict[str, Any]) -> _Operation:
-        parameters = [self._resolved(one, "parameters") for one in raw["parameters"]]
-        query = [one for one in parameters if one["in"] == "query"]
-        answers = {}
-        for status, answer in raw["responses"].items():
-            content = self._resolved(answer, "responses").get("content")
-            answers[status] = content and self._checker(content["application/json"]["schema"])
-        body = raw.get("requestBody")
-        return _Operation(
-            frozenset(one["name"] for one in query if one.get("required")),
-            {one["name"]: (one["schema"], self._checker(one["schema"])) for one in query},
-            body and self._checker(body["content"]["application/json"]["schema"]),
-            answers,
-        )
+    def resolved(self, raw: Any, kind: str) -> Any:
+        return self._components[kind][raw["$ref"].split("/")[-1]] if "$ref" in raw else raw
 
-    def _resolved(self, raw: dict[str, Any], kind: str) -> dict[str, Any]:
-        found: dict[str, Any] = raw
-        if "$ref" in raw:
-            found = self._components[kind][raw["$ref"].split("/")[-1]]
-        return found
-
-    def _checker(self, schema: dict[str, Any]) -> Any:
+    def checker(self, body: Any) -> Any:
+        """What checks it; None if there is none."""
         from jsonschema_rs import Draft202012Validator
 
+        if not body:
+            return None
+        schema = body.get("content", {}).get("application/json", body)["schema"]
         return Draft202012Validator(
             {**schema, "components": self._components}, validate_formats=True
         )
 
-    def template(self, path: str) -> str:
-        """The path with its parameters' names."""
-        return next((name for form, name in self._templates if form.fullmatch(path)), path)
+    def _operation(self, verb: str, path: str) -> _Operation | None:
+        found = next((name for form, name in self._paths if form.fullmatch(path)), path)
+        return self.operations.get((verb, found))
 
     def check(self, verb: str, path: str, status: int, body: Any) -> None:
         """Raise unless the operation may answer so; paths without an operation may do anything."""
-        key = (verb, self.template(path))
-        # Every operation may fail for reasons of the server.
-        if key not in self.operations or status >= 500:
+        operation = self._operation(verb, path)
+        if operation is None or status >= 500:  # every operation may fail
             return
-        answers = self.operations[key].answers or {}
-        assert str(status) in answers, f"{verb} {path} may not answer {status}"
-        self.seen |= {key} if status < 300 else set()
-        if (checker := answers[str(status)]) is None:
+        assert str(status) in operation.answers, f"{verb} {path} may not answer {status}"
+        if (checker := operation.answers[str(status)]) is None:
             assert body is None, f"{verb} {path} has no body with {status}"
         else:
             checker.validate(body)
@@ -101,42 +75,93 @@ class Description:
         self, verb: str, path: str, query: Sequence[tuple[str, str]], kind: str, body: bytes
     ) -> None:
         """Raise unless the API describes such a call; ``kind`` is its Content-Type."""
-        operation = self.operations.get((verb, self.template(path)))
+        operation = self._operation(verb, path)
         assert operation is not None, f"there is no {verb} {path}"
         names = [name for name, _ in query]
         assert len(names) == len(set(names)), f"a parameter twice: {names}"
         assert operation.required <= set(names), f"missing: {operation.required - set(names)}"
         for name, text in query:
-            if name not in _EVERYWHERE:
+            if name != "token":  # every operation takes it
                 assert name in operation.parameters, f"{verb} {path} has no parameter {name}"
-                schema, checker = operation.parameters[name]
-                checker.validate(_value(text, schema.get("type")))
+                type_, checker = operation.parameters[name]
+                checker.validate(_value(text, type_))
         if operation.body is None:
             assert not body, f"{verb} {path} takes no body"
             return
         assert kind == "application/json", f"Content-Type {kind}"
         content = json.loads(body)
         operation.body.validate(content)
-        self._check_requests(verb, path, content)
-
-    def _check_requests(self, verb: str, path: str, content: Any) -> None:
-        """What the description says in words: added requests have no id, a batch has 1 to 25."""
+        # What the description says in words.
         if path.endswith("/batch"):
             assert 1 <= len(content) <= 25, f"a batch of {len(content)}"
-        if verb == "POST":
-            for request in content if isinstance(content, list) else [content]:
-                assert "id" not in request, "a new request with an id"
+        for request in content if isinstance(content, list) else [content]:
+            assert verb != "POST" or "id" not in request, "a new request with an id"
+
+
+class _Operation:
+    """What checks its calls, and its answers by status."""
+
+    def __init__(self, description: Description, raw: Any) -> None:
+        parameters = [description.resolved(one, "parameters") for one in raw["parameters"]]
+        query = [one for one in parameters if one["in"] == "query"]
+        self.required = {one["name"] for one in query if one.get("required")}
+        self.parameters = {
+            one["name"]: (one["schema"].get("type"), description.checker(one)) for one in query
+        }
+        self.body = description.checker(raw.get("requestBody"))
+        self.answers = {}
+        for status, answer in raw["responses"].items():
+            resolved = description.resolved(answer, "responses")
+            self.answers[status] = description.checker("content" in resolved and resolved)
 
 
 def _value(text: str, kind: object) -> Any:
     """A parameter as what its schema says it is."""
     if kind == "boolean":
         return {"true": True, "1": True, "false": False, "0": False}.get(text, text)
-    if kind == "array":
-        return text.split(",")
     if kind in ("number", "integer"):
+        is_number = re.fullmatch(r"-?\d+(\.\d+)?", text)
+        return json.loads(text) if is_number else text
+    return text.split(",") if kind == "array" else text
+
+
+_description = cache(Description)
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def checked(app: web.Application, report: Callable[[str], object]) -> None:
+    """Report what breaks the description from now on, if it is at hand."""
+    if missing() is None:
+        app.middlewares.append(_checking(_description(), report))
+
+
+def _checking(description: Description, report: Callable[[str], object]) -> Any:
+    def hold(request: web.Request, what: str, check: Callable[..., None], *given: Any) -> None:
         try:
-            return json.loads(text)
-        except ValueError:
-            return text
-    return text
+            check(*given)
+        except Exception as error:
+            where = f"{request.method} {request.rel_url.human_repr()}"
+            report(f"{where}: {what}: {error}"[:2000])
+
+    @web.middleware
+    async def checking(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        if not request.path.startswith("/v2/"):
+            return await handler(request)
+        call = (request.method, request.path)
+        if request.headers.get(hdrs.USER_AGENT, "").startswith(OURS):
+            body = await request.read()
+            if request.headers.get(hdrs.CONTENT_ENCODING) == "gzip":
+                body = gzip.decompress(body)
+            query = list(request.query.items())
+            kind = request.content_type
+            hold(request, "the call", description.check_call, *call, query, kind, body)
+        answer = await handler(request)
+        # Else it was to be lost.
+        if request.transport is not None and not request.transport.is_closing():
+            assert isinstance(answer, web.Response)
+            verb = request.query.get("method", "GET") if call[0] == "GET" else call[0]
+            body = json.loads(answer.text) if answer.text else None
+            hold(request, "the answer", description.check, verb, call[1], answer.status, body)
+        return answer
+
+    return checking

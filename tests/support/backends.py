@@ -19,7 +19,7 @@ from scrapy_apify_rq.backends.base import Added, Backend, Claim, Updated
 from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
-from tests.support.queues import NAME, TOKEN
+from tests.support.queues import NAME, TOKEN, Queue
 
 PLENTY = 16 * 1024 * 1024
 HANDLED_AT = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
@@ -140,6 +140,10 @@ class Queues:
 
     def open(self, name: str = NAME, **options: Any) -> Any:
         return opened(self.backend(name, **options))
+
+    async def store(self, *entries: Entry) -> None:
+        """Put them into the queue past the API: not for live ones."""
+        await Queue(self.folder).add(*entries)
 
     @asynccontextmanager
     async def process(self, lock_secs: int = 0) -> AsyncIterator[asyncio.subprocess.Process]:

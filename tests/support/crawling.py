@@ -2,7 +2,7 @@
 
 A trivial crawl takes a tenth of a second and its spider is a class beside the test, so failures
 have tracebacks and a debugger works. What needs a process of its own (kills, signals, workers,
-terminals) is in ``tests/project.py``; a crash is tried here by resuming from ``Queue.copy()``.
+terminals) is in ``scrapy_project``; a crash is tried here by resuming from ``Queue.copy()``.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -16,18 +17,20 @@ class Platform:
     """Serves events at ``url`` until the ``async with`` block ends.
 
     What a method does is done to the latest connection; ``connections`` counts all of them,
-    ``refused`` those that were answered with an error, as the first ``refuse`` of them are.
+    ``refused`` those that were answered with an error, as the first ``refuse`` of them are. One
+    that does not answer a close does nothing at all then.
     """
 
-    def __init__(self, *, refuse: int = 0) -> None:
+    def __init__(self, *, refuse: int = 0, answers_close: bool = True) -> None:
         self.connections = 0
         self.refused = 0
         self._refuse = refuse
+        self._answers_close = answers_close
 
     async def __aenter__(self) -> Platform:
         app = web.Application()
         app.router.add_get("/events", self._serve)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         self.url = f"ws://127.0.0.1:{self._runner.addresses[0][1]}/events?key={SECRET}"
@@ -40,11 +43,13 @@ class Platform:
         if self.refused < self._refuse:
             self.refused += 1
             return web.Response(status=503)
-        self._request, self._socket = request, web.WebSocketResponse()
+        self._request, self._socket = request, web.WebSocketResponse(autoclose=self._answers_close)
         await self._socket.prepare(request)
         self.connections += 1
         async for _ in self._socket:
             pass
+        if not self._answers_close:
+            await asyncio.sleep(60)
         return self._socket
 
     async def connected(self, number: int = 1, patience: float = PATIENCE) -> None:

@@ -60,6 +60,7 @@ class Remote(SqliteBackend):
     lag = 30.0
     consistency_delay = 3.0
     alone = True
+    rate_reached: str | None = None
     head_lag = 0.0
     entry_size = 1
     """How many bytes a claim takes each entry for."""
@@ -132,6 +133,7 @@ class Driver:
         self, backend: Backend, *pending: str, is_new: bool = True, **options: Any
     ) -> None:
         self.backend: Any = backend
+        self.patience = PATIENCE
         self.pending = pending
         self.is_new = is_new and not pending
         self.stats = Stats()
@@ -195,7 +197,7 @@ class Driver:
                 return visit
             if not self.frontier.has_pending():
                 return None
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(self.patience):
                 await self.woken.wait()
 
     async def crawl(self) -> list[str]:

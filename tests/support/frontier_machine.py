@@ -43,21 +43,18 @@ links = st.sampled_from([chance.sample(range(PAGES), n % 7) for n in range(70)])
 failures = st.sampled_from(
     [BackendError("down"), ValueError("a bug"), asyncio.CancelledError(), None]
 )
-hows = st.sampled_from(["ack", "ack", "retry"])
-many_hows = st.sampled_from([chance.choices(["ack", "ack", "retry"], k=n) for n in range(1, 13)])
-delays = [[0.0], [0.0, 0.01, 0.3], [0.0, 0.0, SLOW], [0.3]]
+HOWS = ["ack", "ack", "retry"]
+hows = st.sampled_from([chance.choices(HOWS, k=n) for n in range(1, 13)])
+DELAYS = [[0.0], [0.0, 0.01, 0.3], [0.0, 0.0, SLOW], [0.3]]
 weathers = st.tuples(
-    st.sampled_from([chance.choices(some, k=n) for some in delays for n in range(1, 7)]),
+    st.sampled_from([chance.choices(some, k=n) for some in DELAYS for n in range(1, 7)]),
     st.sampled_from([1.0, 0.5, 0.0]),
 )
 
 
 class FrontierMachine(RuleBasedStateMachine):
-    """``is_far`` puts the queue behind a network."""
-
     folder: Path
     clock: Clock
-    is_far: bool
     is_shared: bool
     names: Iterator[int]
     loop: VirtualLoop | None = None
@@ -69,14 +66,9 @@ class FrontierMachine(RuleBasedStateMachine):
         self.has_failed = False
         return result
 
-    def make_queue(self, client_key: str, lock_secs: int | None) -> SqliteBackend:
-        return SqliteBackend(
-            self.folder,
-            name=self.name,
-            client_key=client_key,
-            lock_secs=lock_secs,
-            now=self.clock.time,
-        )
+    def client(self, key: str, lock_secs: int | None) -> dict[str, Any]:
+        shared = {"name": self.name, "patience": 30.0, "now": self.clock.time}
+        return {"folder": self.folder, "client_key": key, "lock_secs": lock_secs, **shared}
 
     @initialize(
         window=st.integers(1, 6),
@@ -84,14 +76,16 @@ class FrontierMachine(RuleBasedStateMachine):
         memory=st.sampled_from([8_000, 64_000]),
         idle_before_close=st.sampled_from([0.0, 0.0, 5.0]),
         retries_first=st.booleans(),
-        lag=st.sampled_from([(10.0, 1.0), (10.0, 10.0), (0.0, 0.0)]),
+        lags=st.sampled_from([(10.0, 1.0), (10.0, 10.0), (0.0, 0.0)]),
+        batches=st.sampled_from([(3, 3, 1, 3), (3, 3, 1, 3), (25, 1, 25, 1)]),
         weather=weathers,
         has_company=st.booleans(),
         links=links,
     )
     def begin(
         self,
-        lag: tuple[float, float],
+        lags: tuple[float, float],
+        batches: tuple[int, int, int, int],
         weather: tuple[list[float], float],
         has_company: bool,
         links: list[int],
@@ -102,49 +96,45 @@ class FrontierMachine(RuleBasedStateMachine):
         self.name = f"queue{next(self.names)}"
         self.options = options
         self.has_company = has_company
-        self.lag, self.consistency_delay = lag if self.is_far else (0.0, 0.0)
-        self.lock_secs = LOCK_SECS if self.is_shared else None
+        self.lags = lags
+        self.batches = batches
         self.weather = Weather()
         self.worst_delay = 0.0
         self.set_weather(*weather)
         self.model = Model(self.clock)
-        self.other = self.make_queue("other", LOCK_SECS)
-        self.reader = self.make_queue("reader", None)
+        self.other = SqliteBackend(**self.client("other", LOCK_SECS))
+        self.reader = SqliteBackend(**self.client("reader", None))
         self.history = History(self.reader, self.clock)
         self.others_leases: dict[str, float] = {}
         """By id, since when another client has had the entry."""
         self.runs = itertools.count()
         self.steps = 0
         """Of this run."""
-        self.run(self.open_queue())
-        self.run(self.open())
-        self.run(self.crawl.schedule(links))
 
-    async def open_queue(self) -> None:
-        await self.other.open()
-        await self.reader.open()
+        async def work() -> None:
+            await self.other.open()
+            await self.reader.open()
+            await self.open()
+            await self.crawl.schedule(links)
+
+        self.run(work())
 
     async def open(self) -> None:
         self.model.begin_run()
         self.weather.failure, self.weather.hangs = None, False
-        self.client_key = f"run{next(self.runs)}"
-        self.queue = self.make_queue(self.client_key, self.lock_secs)
-        await self.queue.open()
+        self.backend = UnreliableBackend(
+            **self.client(f"run{next(self.runs)}", LOCK_SECS if self.is_shared else None),
+            history=self.history,
+            weather=self.weather,
+            model=self.model,
+            lags=self.lags,
+            batches=self.batches,
+        )
+        await self.backend.open()
         await self.history.note()
-        backend = UnreliableBackend(
-            self.queue,
-            self.history,
-            self.weather,
-            self.model,
-            lag=self.lag,
-            consistency_delay=self.consistency_delay,
-            is_far=self.is_far,
-        )
-        self.crawl = Crawl(backend, self.model, **self.options)
-        self.model.known |= self.model.pending
-        self.crawl.frontier.open(
-            has_pending=bool(self.model.pending), is_new=not self.model.handled
-        )
+        self.crawl = Crawl(self.backend, self.model, **self.options)
+        is_new = not self.model.handled
+        self.crawl.frontier.open(has_pending=bool(self.model.pending), is_new=is_new)
 
     # What Scrapy does.
 
@@ -161,18 +151,14 @@ class FrontierMachine(RuleBasedStateMachine):
     def take(self, most: int) -> None:
         async def work() -> None:
             for _ in range(min(most, CONCURRENCY - len(self.crawl.in_flight))):
-                visit = self.crawl.hand_out()
-                if visit is None:
+                if (visit := self.crawl.hand_out()) is None:
                     return
-                if self.is_shared and visit.entry is not None:
-                    lock = await self.reader.lock_of(visit.entry.id)
-                    assert lock is not None, f"{visit.entry.id} is handed out without a lease"
-                    assert lock.client_key == self.client_key, "another client has it"
+                await self.crawl.check_lease(visit)
 
         self.run(work())
 
     @precondition(lambda self: self.crawl.in_flight)
-    @rule(data=st.data(), links=links, how=hows)
+    @rule(data=st.data(), links=links, how=st.sampled_from(HOWS))
     def finish_page(self, data: st.DataObject, links: list[int], how: str) -> None:
         id = data.draw(st.sampled_from(list(self.crawl.in_flight)))
 
@@ -182,14 +168,15 @@ class FrontierMachine(RuleBasedStateMachine):
 
         self.run(work())
 
-    @rule(links=links, hows=many_hows)
+    @rule(links=links, hows=hows)
     def go_on(self, links: list[int], hows: list[str]) -> None:
         """Crawl for a while."""
 
         async def work() -> None:
             await self.crawl.schedule(links)
             for how in hows:
-                self.crawl.hand_out()
+                if (visit := self.crawl.hand_out()) is not None:
+                    await self.crawl.check_lease(visit)
                 await asyncio.sleep(0.01)
                 for visit in list(self.crawl.in_flight.values())[:1]:
                     self.crawl.finish_page(visit, how)
@@ -212,17 +199,15 @@ class FrontierMachine(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.run(asyncio.sleep(seconds))
 
-    @precondition(lambda self: self.is_far)
     @rule(weather=weathers, trouble=st.sampled_from(get_args(Trouble)))
     def change_weather(self, weather: tuple[list[float], float], trouble: Trouble) -> None:
         self.set_weather(*weather)
         self.weather.troubles.add(trouble)
 
-    def set_weather(self, delays: list[float], lag: float) -> None:
-        if self.is_far:
-            self.weather.delays = list(delays)
-            self.weather.lag = lag * self.lag
-            self.worst_delay = max(self.worst_delay, *delays)
+    def set_weather(self, delays: list[float], share_of_lag: float) -> None:
+        self.weather.delays = list(delays)
+        self.weather.lag = share_of_lag * self.lags[0]
+        self.worst_delay = max(self.worst_delay, *delays)
 
     # What other clients do.
 
@@ -231,7 +216,7 @@ class FrontierMachine(RuleBasedStateMachine):
     def other_adds(self, page: int) -> None:
         async def work() -> None:
             entry = make_entry(page)
-            self.crawl.backend.has_company = True
+            self.backend.has_company = True
             async with self.history.change():
                 (answer,) = await self.other.add([entry], forefront=False)
                 if not answer.was_already_present:
@@ -243,7 +228,7 @@ class FrontierMachine(RuleBasedStateMachine):
     @rule(limit=st.integers(1, 3))
     def other_claims(self, limit: int) -> None:
         async def work() -> None:
-            self.crawl.backend.has_company = True
+            self.backend.has_company = True
             for entry, _ in (await self.other.claim(limit, (), 2**40)).entries:
                 self.others_leases[entry.id] = self.clock.now
 
@@ -259,41 +244,40 @@ class FrontierMachine(RuleBasedStateMachine):
                 return
             if what == "prolong":
                 self.others_leases[id] = self.clock.now
-            else:
-                async with self.history.change():
-                    entry = await self.reader.get(id)
-                    assert entry is not None
-                    entry.handled_at = HANDLED_AT if what == "ack" else None
-                    await self.other.update([entry], forefront=False)
-                    self.model.put(id, is_handled=entry.is_handled)
+                return
+            async with self.history.change():
+                entry = await self.reader.get(id)
+                assert entry is not None
+                entry.handled_at = HANDLED_AT if what == "ack" else None
+                await self.other.update([entry], forefront=False)
+                self.model.put(id, is_handled=entry.is_handled)
 
         self.run(work())
 
     # How a run ends.
 
     @precondition(lambda self: self.steps > 5)
-    @rule(how=st.sampled_from(["crash", "close", "migrate", "fail"]), data=st.data())
-    def end(self, how: str, data: st.DataObject) -> None:
-        self.steps = 0
-        if how == "crash":
-            self.run(self.crash())
-        elif how == "migrate":
-            self.run(self.migrate())
-        elif how == "fail" and self.is_far:
-            self.run(self.fail(data.draw(failures)))
-        else:
-            self.run(self.close())
-        self.run(self.open())
+    @rule(how=st.sampled_from(["crash", "close", "migrate", "fail"]), failure=failures)
+    def end(self, how: str, failure: BaseException | None) -> None:
+        async def work() -> None:
+            if how == "crash":
+                await cancel_all()
+                await self.backend.close()
+            else:
+                if how == "migrate":
+                    await self.migrate()
+                elif how == "fail":
+                    await self.fail(failure)
+                await self.close()
+            await self.open()
 
-    async def crash(self) -> None:
-        await cancel_all()
-        await self.queue.close()
+        self.steps = 0
+        self.run(work())
 
     async def migrate(self) -> None:
         await self.crawl.frontier.hold()
         assert self.crawl.hand_out() is None
         assert self.crawl.frontier.has_pending()
-        await self.close()
 
     async def fail(self, failure: BaseException | None) -> None:
         for visit in list(self.crawl.in_flight.values()):
@@ -302,7 +286,6 @@ class FrontierMachine(RuleBasedStateMachine):
         await asyncio.sleep(0)
         self.weather.failure, self.weather.hangs = failure, failure is None
         await asyncio.sleep(4 * SLOW)
-        await self.close()
 
     async def close(self) -> None:
         frontier = self.crawl.frontier
@@ -315,7 +298,7 @@ class FrontierMachine(RuleBasedStateMachine):
             assert not frontier.unsaved_adds, "adds are left unsaved"
             assert not frontier.unsaved_updates, "updates are left unsaved"
             await self.check_queue()
-        await self.queue.close()
+        await self.backend.close()
 
     async def check_queue(self) -> None:
         stored = {entry.id: entry.is_handled async for entry in self.reader.list()}
@@ -323,7 +306,7 @@ class FrontierMachine(RuleBasedStateMachine):
         if not any(isinstance(notice, LeasesKept) for notice in self.crawl.notices):
             for id in stored:
                 lock = await self.reader.lock_of(id)
-                assert lock is None or lock.client_key != self.client_key, "a lease is left"
+                assert lock is None or lock.client_key != self.backend.client_key, "a lease is left"
 
     # What must always be so.
 
@@ -341,10 +324,9 @@ class FrontierMachine(RuleBasedStateMachine):
         self.run(work())
 
     def check_failures(self) -> None:
-        crawl = self.crawl
-        is_reported = len(crawl.failures) == (crawl.frontier.error is not None)
-        assert is_reported, f"{len(crawl.failures)} failures are reported"
-        assert not (crawl.failures and crawl.backend.is_healthy), crawl.failures
+        failures, error = self.crawl.failures, self.crawl.frontier.error
+        assert len(failures) == (error is not None), f"{len(failures)} failures are reported"
+        assert not (failures and self.backend.is_healthy), failures
 
     def check_outbox(self) -> None:
         """What is not confirmed is counted, and only that."""
@@ -378,9 +360,9 @@ class FrontierMachine(RuleBasedStateMachine):
         assert not model.unsaved_updates, "the crawl ends with unsaved updates"
         # No answer is older, and nothing is hidden for longer.
         asked_at = self.clock.now - 4 * self.worst_delay - 1
-        for id in model.pending - crawl.backend.refused:
+        for id in model.pending - self.backend.refused:
             assert id not in model.known, f"the crawl ends without {id}"
-            assert model.pending_since[id] > asked_at - 2 * self.lag, f"{id} is not found"
+            assert model.pending_since[id] > asked_at - 2 * self.lags[0], f"{id} is not found"
         for id, since in self.others_leases.items():
             is_held = id in model.pending and self.clock.now < since + LOCK_SECS
             assert since > asked_at or not is_held, f"another client is at work on {id}"
@@ -418,8 +400,8 @@ class FrontierMachine(RuleBasedStateMachine):
 
     async def abandon(self) -> None:
         await cancel_all()
-        for queue in (self.queue, self.other, self.reader):
-            await queue.close()
+        for backend in (self.backend, self.other, self.reader):
+            await backend.close()
 
 
 @asynccontextmanager

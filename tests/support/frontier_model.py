@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from scrapy_apify_rq.backends.base import Added, Updated
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.frontier.notices import Bug, LeaseLost, Notice
 from scrapy_apify_rq.frontier.visit import Visit, entry_of
@@ -18,22 +16,20 @@ from tests.support.virtual_time import Clock
 HANDLED_AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-@dataclass
 class Model:
     """What the queue must hold, and what this run has sent to it."""
 
-    clock: Clock
-    handled: dict[str, bool] = field(default_factory=dict)
-    """By id, for each entry of the queue."""
-    pending_since: dict[str, float] = field(default_factory=dict)
-    wrong: list[str] = field(default_factory=list)
-    """What broke an invariant while a task ran."""
-
-    def __post_init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.handled: dict[str, bool] = {}
+        """By id, for each entry of the queue."""
+        self.pending_since: dict[str, float] = {}
+        self.wrong: list[str] = []
+        """What broke an invariant while a task ran."""
         self.begin_run()
 
     def begin_run(self) -> None:
-        self.known: set[str] = set()
+        self.known = self.pending
         """Ids of entries that this run knows to be in the queue."""
         self.adds: list[str] = []
         self.unsaved_adds: set[str] = set()
@@ -44,41 +40,28 @@ class Model:
     def pending(self) -> set[str]:
         return {id for id, is_handled in self.handled.items() if not is_handled}
 
-    # What the crawl does.
+    def add(self, id: str) -> None:
+        self.adds.append(id)
+        self.unsaved_adds.add(id)
 
-    def add(self, entry: Entry) -> None:
-        self.adds.append(entry.id)
-        self.unsaved_adds.add(entry.id)
-
-    def update(self, entry: Entry) -> None:
-        self.unsaved_updates[entry.id] = len(self.adds)
+    def update(self, id: str) -> None:
+        self.unsaved_updates[id] = len(self.adds)
 
     # What happens at the backend.
 
-    def sends_update(self, entry: Entry) -> None:
-        before = self.adds[: self.unsaved_updates[entry.id]]
+    def sends_update(self, id: str) -> None:
+        before = self.adds[: self.unsaved_updates[id]]
         if early := self.unsaved_adds.intersection(before):
-            self.wrong.append(
-                f"the update of {entry.id} does not wait for the adds of {sorted(early)}"
-            )
+            self.wrong.append(f"the update of {id} does not wait for the adds of {sorted(early)}")
 
-    def stored(self, entry: Entry) -> None:
-        self.put(entry.id, is_handled=False)
-
-    def written(self, entry: Entry) -> None:
-        self.put(entry.id, is_handled=entry.is_handled)
+    def answered_add(self, id: str, *, is_refused: bool) -> None:
+        self.unsaved_adds.remove(id)
+        if not is_refused:
+            self.known.add(id)
 
     def put(self, id: str, *, is_handled: bool) -> None:
         self.handled[id] = is_handled
-        self.pending_since[id] = self.clock.now
-
-    def answered(self, id: str, answer: Added | Updated) -> None:
-        if isinstance(answer, Updated):
-            del self.unsaved_updates[id]
-        else:
-            self.unsaved_adds.remove(id)
-            if answer.refused is None:
-                self.known.add(id)
+        self.pending_since[id] = self._clock.now
 
 
 class Crawl(Driver):
@@ -98,15 +81,13 @@ class Crawl(Driver):
         if isinstance(notice, Bug) and self.backend.is_healthy:
             self._model.wrong.append(repr(notice.error))
 
-    # What Scrapy does.
-
     async def schedule(self, pages: Iterable[int], *, priority: int = 0) -> None:
         for entry in map(make_entry, pages):
             if not (self.frontier.knows(entry.id) or self.frontier.is_full()):
-                self._model.add(entry)
-                self.frontier.add(
-                    Visit(entry, priority=priority, forefront=priority > 0, size=entry.size)
-                )
+                self._model.add(entry.id)
+                forefront = priority > 0
+                visit = Visit(entry, priority=priority, forefront=forefront, size=entry.size)
+                self.frontier.add(visit)
 
     def keep(self) -> None:
         visit = Visit(None)
@@ -127,23 +108,24 @@ class Crawl(Driver):
         self.in_flight[id] = visit
         return visit
 
+    async def check_lease(self, visit: Visit) -> None:
+        if self.backend.lock_secs and visit.entry is not None:
+            lock = await self.backend.lock_of(visit.entry.id)
+            assert lock is not None, f"{visit.entry.id} is handed out without a lease"
+            assert lock.client_key == self.backend.client_key, "another client has it"
+
     def finish_page(self, visit: Visit, how: str) -> None:
         entry = entry_of(visit).model_copy(deep=True)
         del self.in_flight[entry.id]
-        if how == "retry":
+        is_retry = how == "retry"
+        if is_retry:
             entry.retry_count += 1
         else:
             entry.handled_at = HANDLED_AT
-        self._model.update(entry)
-        self.frontier.update(
-            Visit(
-                entry,
-                is_retry=how == "retry",
-                forefront=how == "retry" and entry.retry_count % 2 == 1,
-                lease=visit.lease,
-                size=visit.size,
-            )
-        )
+        self._model.update(entry.id)
+        forefront = is_retry and entry.retry_count % 2 == 1
+        options: Any = {"forefront": forefront, "lease": visit.lease, "size": visit.size}
+        self.frontier.update(Visit(entry, is_retry=is_retry, **options))
         match self.notices[-1:]:
             case [LeaseLost(lost, "retried")] if lost is entry:
                 self._model.unsaved_updates.pop(entry.id)
@@ -153,6 +135,7 @@ class Crawl(Driver):
         for visit in list(self.in_flight.values()):
             self.finish_page(visit, "ack")
         while (taken := await self.next()) is not None:
+            await self.check_lease(taken)
             if taken.entry is not None:
                 self.finish_page(taken, "ack")
 

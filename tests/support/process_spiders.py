@@ -62,6 +62,17 @@ class Run(Links):
         yield {"path": self.handled[-1]}
 
 
+class Waits(Links):
+    """Says when it is asked what it starts with, which takes a minute."""
+
+    name = "waits"
+
+    async def start(self) -> AsyncIterator[Any]:
+        print("waiting", flush=True)
+        await asyncio.sleep(60)
+        yield scrapy.Request(f"{self.site}/")
+
+
 # Ctrl-C at each stage of a crawl.
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.server.application import application
 from scrapy_apify_rq.server.faults import Faults
 from tests.support.api_calls import Api, Call
-from tests.support.description_check import checked
+from tests.support.api_description import checked
 from tests.support.loop_thread import LoopThread
 
 NAME = "test-queue"
@@ -179,12 +180,19 @@ def serving(folder: Path, token: str | None = TOKEN) -> Iterator[ServedQueue]:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         api.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
 
+    async def stop() -> None:
+        # Calls that were cancelled may still wait for the server to accept their connections, and
+        # asyncio forgets to close one that it accepts while the server is being closed.
+        for _ in range(10):
+            await asyncio.sleep(0)
+        await runner.cleanup()
+
     with LoopThread() as loop:
         try:
             loop.run(start())
             yield ServedQueue(folder, api, behave)
         finally:
-            loop.run(runner.cleanup())
+            loop.run(stop())
     assert not api.complaints, api.complaints
 
 

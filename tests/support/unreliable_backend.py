@@ -10,12 +10,15 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, Updated
 from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
 from scrapy_apify_rq.entries.models import Entry
 from tests.support.virtual_time import Clock
+
+if TYPE_CHECKING:
+    from tests.support.frontier_model import Model
 
 Trouble = Literal["lose add", "lose update", "refuse add", "refuse update", "delay prolong"]
 # Seconds, more than a lease of the tests lasts.
@@ -53,21 +56,6 @@ class Weather:
         return True
 
 
-class Observer(Protocol):
-    """What is interested in the order of things."""
-
-    def sends_update(self, entry: Entry) -> None:
-        """The backend was asked to write it."""
-
-    def stored(self, entry: Entry) -> None:
-        """The queue has a new entry."""
-
-    def written(self, entry: Entry) -> None:
-        """The queue has it as it is now."""
-
-    def answered(self, id: str, answer: Added | Updated) -> None: ...
-
-
 class History:
     """What was pending, and when."""
 
@@ -100,39 +88,33 @@ class History:
         return next(old for at, old in reversed(self._past) if at <= self._clock.now - lag)
 
 
-class UnreliableBackend:
+class UnreliableBackend(SqliteBackend):
     """One client of the queue.
 
-    ``lag`` is the longest that the weather may bring. What others have written, or an earlier run,
-    is hidden no longer than ``consistency_delay``.
+    ``lags`` are the longest that the weather may bring, and for how long at most it hides what
+    others have written, or an earlier run. ``batches`` are sizes and numbers of parallel calls, of
+    adds and updates.
     """
 
-    location = "a queue far away"
-    rate_reached = None
-    patience = 30.0
+    linger = 0.1
 
     def __init__(
         self,
-        queue: SqliteBackend,
+        *args: Any,
         history: History,
         weather: Weather,
-        observer: Observer,
-        *,
-        lag: float,
-        consistency_delay: float,
-        is_far: bool,
+        model: Model,
+        lags: tuple[float, float],
+        batches: tuple[int, int, int, int],
+        **options: Any,
     ) -> None:
-        self._queue = queue
+        super().__init__(*args, **options)
+        self.client_key = options["client_key"]
         self._history = history
         self._weather = weather
-        self._observer = observer
-        self.lock_secs = queue.lock_secs
-        self.lag = lag
-        self.consistency_delay = consistency_delay
-        self.batch, self.parallel = (3, 3) if is_far else (queue.batch, queue.parallel)
-        self.update_batch = 1 if is_far else queue.update_batch
-        self.update_parallel = 3 if is_far else queue.update_parallel
-        self.linger = 0.1 if is_far else 0.0
+        self._model = model
+        self.lag, self.consistency_delay = lags
+        self.batch, self.parallel, self.update_batch, self.update_parallel = batches
         self.has_company = False
         """Other clients have used the queue."""
         self.refused: set[str] = set()
@@ -147,12 +129,12 @@ class UnreliableBackend:
 
     async def info(self) -> Info:
         await self._weather.pass_through()
-        info = await self._queue.info()
-        return info._replace(pending=len(self._history.before(self._weather.lag)))
+        pending = len(self._history.before(self._weather.lag))
+        return (await super().info())._replace(pending=pending)
 
     async def get(self, id: str) -> Entry | None:
         await self._weather.pass_through()
-        return await self._queue.get(id)
+        return await super().get(id)
 
     # Writing.
 
@@ -169,51 +151,50 @@ class UnreliableBackend:
         answers += [Added(id, False, False, refused="too large") for id in refused]
         by_id = {answer.id: answer for answer in answers}
         for id, answer in by_id.items():
-            self._observer.answered(id, answer)
+            self._model.answered_add(id, is_refused=answer.refused is not None)
         return [by_id[entry.id] for entry in entries]
 
     async def _store(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
         async with self._history.change():
-            answers = await self._queue.add(entries, forefront=forefront)
+            answers = await super().add(entries, forefront=forefront)
             for entry, answer in zip(entries, answers, strict=True):
                 if not answer.was_already_present:
                     self._ours.add(entry.id)
-                    self._observer.stored(entry)
+                    self._model.put(entry.id, is_handled=False)
         return answers
 
     async def _recognize(self, entry: Entry, answer: Added) -> Added:
         """Of an entry sent twice: if it is there as it was sent, the first call has stored it."""
         if answer.was_already_handled:
             return answer
-        is_ours = await self._queue.get(entry.id) == entry
-        return answer._replace(was_already_present=not is_ours)
+        return answer._replace(was_already_present=await super().get(entry.id) != entry)
 
     async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
         for entry in entries:
-            self._observer.sends_update(entry)
+            self._model.sends_update(entry.id)
         await self._weather.pass_through()
         refused = {entry.id for entry in entries if self._weather.strikes("refuse update")}
         self.refused = (self.refused - {entry.id for entry in entries}) | refused
         kept = [entry for entry in entries if entry.id not in refused]
-        answers = await self._write(kept, forefront=forefront)
+        answers = await self._replace(kept, forefront=forefront)
         await self._weather.pass_through()
         by_id = {entry.id: answer for entry, answer in zip(kept, answers, strict=True)}
         by_id |= {id: Updated(was_handled=False, refused=True) for id in refused}
-        for id, answer in by_id.items():
-            self._observer.answered(id, answer)
+        for id in by_id:
+            del self._model.unsaved_updates[id]
         return [by_id[entry.id] for entry in entries]
 
-    async def _write(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
+    async def _replace(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
         async with self._history.change():
-            answers = await self._queue.update(entries, forefront=forefront)
+            answers = await super().update(entries, forefront=forefront)
             if self._weather.strikes("lose update"):
                 # At once: a repeated update would end a lease that was given meanwhile, and the
                 # entry would be crawled twice. Nobody can help that.
-                await self._queue.update(entries, forefront=forefront)
+                await super().update(entries, forefront=forefront)
                 answers = [Updated(was_handled=False) for _ in entries]
             for entry in entries:
                 self._ours.add(entry.id)
-                self._observer.written(entry)
+                self._model.put(entry.id, is_handled=entry.is_handled)
         return answers
 
     # Claiming.
@@ -227,7 +208,7 @@ class UnreliableBackend:
             else:
                 # What it knows may come all the same.
                 unseen = (self._history.now.keys() - shown.keys()) | self.refused
-                claim = await self._queue.claim(limit, unseen, size)
+                claim = await super().claim(limit, unseen, size)
         await self._weather.pass_through()
         return claim._replace(others=self.has_company, alone=not self.has_company)
 
@@ -247,13 +228,13 @@ class UnreliableBackend:
         await self._weather.pass_through()
         if self._weather.strikes("delay prolong"):
             await asyncio.sleep(SLOW)
-        leases = await self._queue.prolong(ids)
+        leases = await super().prolong(ids)
         await self._weather.pass_through()
         return leases
 
     async def unlock(self, ids: Collection[str] | None = None) -> None:
         await self._weather.pass_through()
-        await self._queue.unlock(ids)
+        await super().unlock(ids)
         await self._weather.pass_through()
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, wait_until
 
 
 class Hit(NamedTuple):
@@ -65,6 +65,16 @@ class Held:
         if not self.go.wait(PATIENCE):
             return Page("the test did not let it go", 500)
         return _play(self._script, hit)
+
+
+async def begun(*pages: Held, patience: float = PATIENCE) -> None:
+    """Wait until the site has been asked for each of these."""
+    await wait_until(lambda: all(page.begun.is_set() for page in pages), "a request", patience)
+
+
+def let_go(*pages: Held) -> None:
+    for page in pages:
+        page.go.set()
 
 
 class _Server(ThreadingHTTPServer):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,6 @@ import scrapy_apify_rq
 from scrapy_apify_rq.addon import Addon
 from scrapy_apify_rq.crawl.middlewares import DownloaderMiddleware, SpiderMiddleware
 from scrapy_apify_rq.crawl.scheduler import Scheduler
-from tests.project import SPIDER, Project
-from tests.support.website import Site
 
 
 class OwnScheduler(Scheduler):
@@ -65,13 +62,3 @@ def test_middlewares_set_by_the_project_keep_its_order(key: Any, order: int | No
     settings = Settings({"DOWNLOADER_MIDDLEWARES": {key: order, "project.Other": 1}})
     Addon().update_settings(settings)
     assert dict(settings["DOWNLOADER_MIDDLEWARES"]) == {key: order, "project.Other": 1}
-
-
-def test_scheduler_and_add_on_together_crawl(tmp_path: Path) -> None:
-    settings = {"SCHEDULER": "scrapy_apify_rq.Scheduler"}
-    with Site({"/": "start"}) as site:
-        crawl = Project(tmp_path, SPIDER, site=site.url, settings=settings).run("crawl", "spider")
-        assert site.paths == ["/"]
-    assert crawl.returncode == 0
-    assert "Disabled" not in crawl.log
-    assert "this run handled 1 (0 of them failed)" in crawl.log

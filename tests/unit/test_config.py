@@ -59,15 +59,10 @@ def test_defaults() -> None:
     assert dataclasses.asdict(plain) == {**declared, **resolved}
     written_out = {name: value for name, value in DEFAULTS.items() if value is not None}
     assert config == read(written_out) == read(dict.fromkeys(DEFAULTS))
-
-
-def test_each_field_is_declared_in_one_place() -> None:
-    fields = dataclasses.fields(Config)
-    assert [item.name for item in fields] == list(_DECLARED)
-    assert all(item.default is item.default_factory is dataclasses.MISSING for item in fields)
     names = [item.name for item in _DECLARED.values() if isinstance(item, Setting)]
     assert names == list(DEFAULTS)
-    assert len(set(names)) == len(names)
+    fields = dataclasses.fields(Config)
+    assert all(item.default is item.default_factory is dataclasses.MISSING for item in fields)
 
 
 def test_nothing_can_be_changed() -> None:
@@ -228,36 +223,23 @@ def test_token() -> None:
         assert "12345" not in message
 
 
-@pytest.mark.parametrize(
-    ("setting", "crawlee", "apify", "expected"),
-    [
-        (None, None, None, Path.cwd() / "storage"),
-        ("", "", None, Path.cwd() / "storage"),
-        (None, None, "/l", Path("/l")),
-        (None, "/c", "/l", Path("/c")),
-        (None, "", "/l", Path("/l")),
-        ("/s", "/c", None, Path("/s")),
-        (Path("/s"), "/c", None, Path("/s")),
-        ("here", None, None, Path.cwd() / "here"),
-        ("~/there", None, None, Path.home() / "there"),
-        (None, "~/there", None, Path.home() / "there"),
-    ],
-)
-def test_storage_dir(setting: Any, crawlee: Any, apify: Any, expected: Path) -> None:
-    environ = {"CRAWLEE_STORAGE_DIR": crawlee, "APIFY_LOCAL_STORAGE_DIR": apify}
-    is_set = {name: value for name, value in environ.items() if value is not None}
-    config = read({"APIFY_RQ_STORAGE_DIR": setting}, is_set)
-    assert config.storage_dir == expected
-    assert config.storage_dir.is_absolute()
+def test_storage_dir() -> None:
+    def found(setting: object = None, crawlee: str = "", apify: str = "") -> Path:
+        environ = {"CRAWLEE_STORAGE_DIR": crawlee, "APIFY_LOCAL_STORAGE_DIR": apify}
+        return read({"APIFY_RQ_STORAGE_DIR": setting}, environ).storage_dir
+
+    assert found() == found("") == Path.cwd() / "storage"
+    assert found(apify="/l") == Path("/l")
+    assert found(crawlee="/c", apify="/l") == Path("/c")
+    assert found("/s", "/c", "/l") == found(Path("/s"), "/c") == Path("/s")
+    assert found("here") == Path.cwd() / "here"
+    assert found("~/there") == found(crawlee="~/there") == Path.home() / "there"
 
 
+APIFY = "https://api.apify.com"
+AS_APIFY = ["", APIFY, f"{APIFY}/", f"{APIFY}/v2", f"{APIFY}/v2/", f" {APIFY}\n"]
 ADDRESSES = {
-    "": "https://api.apify.com",
-    "https://api.apify.com": "https://api.apify.com",
-    "https://api.apify.com/": "https://api.apify.com",
-    "https://api.apify.com/v2": "https://api.apify.com",
-    "https://api.apify.com/v2/": "https://api.apify.com",
-    " https://api.apify.com\n": "https://api.apify.com",
+    **dict.fromkeys(AS_APIFY, APIFY),
     "HTTPS://proxy.example/apify/v2/": "https://proxy.example/apify",
     "https://v2": "https://v2",
     "http://127.0.0.1:8080": "http://127.0.0.1:8080",
@@ -266,6 +248,7 @@ ADDRESSES = {
     "http://LocalHost": "http://LocalHost",
     "http://[::1]:8080": "http://[::1]:8080",
 }
+AT_HOME = {"APIFY_IS_AT_HOME": "1"}
 
 
 def test_addresses() -> None:
@@ -277,38 +260,27 @@ def test_addresses() -> None:
     assert both == {**ADDRESSES, "": "https://env.example"}
 
 
-@pytest.mark.parametrize("at_home", [{}, {"APIFY_IS_AT_HOME": "1"}])
-def test_unencrypted_address_in_the_settings_is_refused(at_home: Values) -> None:
+def test_unencrypted_address_is_for_the_platform_only() -> None:
+    cure = "the token would travel unencrypted; write https:// or a loopback address"
     near = ["127.0.0.1.example", "localhost.example", "0.0.0.0", "[::2]", "128.0.0.1"]
     for host in (*near, "api.apify.com", "10.0.0.1:8080", "host.docker.internal:8080"):
-        message = refusal({"APIFY_API_BASE_URL": f"http://{host}"}, at_home)
-        assert f"APIFY_API_BASE_URL = 'http://{host}'" in message
-        assert "the token would travel unencrypted; write https://" in message
+        given = {"APIFY_API_BASE_URL": f"http://{host}"}
+        for environ in ({}, AT_HOME):  # a setting of the project may lead anywhere
+            message = refusal(given, environ)
+            assert message == f"APIFY_API_BASE_URL = 'http://{host}': {cure}"
+        for elsewhere in ({}, {"APIFY_IS_AT_HOME": ""}, {"APIFY_IS_AT_HOME": "0"}):
+            message = refusal(None, {**given, **elsewhere})
+            variable = "APIFY_API_BASE_URL (environment variable)"
+            assert message == f"{variable} = 'http://{host}': {cure}"
+        assert read(None, {**given, **AT_HOME}).api_base_url == f"http://{host}"
 
 
-def test_unencrypted_address_in_the_environment_is_for_the_platform_only() -> None:
-    environ = {"APIFY_API_BASE_URL": "http://10.0.88.1:8010/"}
-    for elsewhere in ({}, {"APIFY_IS_AT_HOME": ""}, {"APIFY_IS_AT_HOME": "0"}):
-        message = refusal(None, {**environ, **elsewhere})
-        assert "APIFY_API_BASE_URL (environment variable) = 'http://10.0.88.1:8010/'" in message
-        assert "unencrypted" in message
-    at_home = read(None, {**environ, "APIFY_IS_AT_HOME": "1"})
-    assert at_home.api_base_url == "http://10.0.88.1:8010"
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        ["api.apify.com", "localhost:8080", "ftp://api.apify.com", 5],
-        ["https://", "https:///v2", "https://[::1", "https://api.apify.com:port"],
-        ["https://api.apify.com:99999", "https://api .apify.com", "https://api.apify.com\\x"],
-        ["https://api.apify.com?a=b", "https://api.apify.com#a", "http://127.0.0.1?a=SECRET"],
-        ["https://user:SECRET@api.apify.com", "https://user:SEC/SECRET@api.apify.com"],
-        ["http://10.0.0.1/apify_api_SECRET"],
-    ],
-)
-def test_wrong_address(wrong: list[object]) -> None:
-    for url in wrong:
+def test_wrong_addresses() -> None:
+    wrong = ["api.apify.com", "localhost:8080", "ftp://api.apify.com", "https://", "https:///v2"]
+    wrong += ["https://[::1", f"{APIFY}:port", f"{APIFY}:99999", "https://api .apify.com"]
+    wrong += [f"{APIFY}\\x", f"{APIFY}?a=b", f"{APIFY}#a", "http://127.0.0.1?token=SECRET"]
+    wrong += ["https://user:SECRET@api.apify.com", "https://user:SEC/SECRET@api.apify.com"]
+    for url in (*wrong, "http://10.0.0.1/apify_api_SECRET", 5):
         message = refusal({"APIFY_API_BASE_URL": url})
         assert message.startswith("APIFY_API_BASE_URL = ")
         assert "https://" in message
@@ -318,17 +290,14 @@ def test_wrong_address(wrong: list[object]) -> None:
 # What goes together
 
 
-@pytest.mark.parametrize("backend", [None, "auto", "apify", "sqlite"])
-def test_backend(backend: str | None) -> None:
-    settings = {"APIFY_RQ_BACKEND": backend}
-    with_token = read({**settings, **AT_APIFY})
-    assert with_token.backend == ("sqlite" if backend == "sqlite" else "apify")
-    if backend == "apify":
-        message = refusal(settings)
-        assert "needs a token: set APIFY_TOKEN" in message
-        assert "APIFY_RQ_BACKEND = 'sqlite'" in message
-    else:
-        assert read(settings).backend == "sqlite"
+def test_backend() -> None:
+    for backend, with_token in ((None, "apify"), ("auto", "apify"), ("sqlite", "sqlite")):
+        assert read({"APIFY_RQ_BACKEND": backend}).backend == "sqlite"
+        assert read({"APIFY_RQ_BACKEND": backend, **AT_APIFY}).backend == with_token
+    assert read({"APIFY_RQ_BACKEND": "apify", **AT_APIFY}).backend == "apify"
+    message = refusal({"APIFY_RQ_BACKEND": "apify"})
+    assert "needs a token: set APIFY_TOKEN" in message
+    assert "APIFY_RQ_BACKEND = 'sqlite'" in message
 
 
 def test_no_worker_of_many_may_empty_the_queue() -> None:
@@ -366,23 +335,19 @@ def test_named_queue(environ: Values, token: str | None) -> None:
     assert "remove one" in message
 
 
-@pytest.mark.parametrize(
-    ("values", "at_apify", "in_sqlite"),
-    [
-        ((ID, None), (ID, None), (None, ID)),
-        ((None, ID), (ID, None), (None, ID)),
-        ((ID, "y" * 17), (ID, None), (None, ID)),
-        (("", ID), (ID, None), (None, ID)),
-        (("", " "), (None, "shop-quotes"), (None, "shop-quotes")),
-        (("default", None), (None, "shop-quotes"), (None, "default")),
-        ((None, "default"), (None, "shop-quotes"), (None, "default")),
-    ],
-)
-def test_queue_of_the_run(values: Any, at_apify: Any, in_sqlite: Any) -> None:
-    both = zip(QUEUE_ID, values, strict=True)
-    environ = {name: value for name, value in both if value is not None}
-    assert which(read(AT_APIFY, environ)) == (*at_apify, True)
-    assert which(read(None, environ)) == (*in_sqlite, True)
+def test_queue_of_the_run() -> None:
+    derived = (None, "shop-quotes", True)
+    for first, second, at_apify, in_sqlite in (
+        (ID, "", (ID, None, True), (None, ID, True)),
+        ("", ID, (ID, None, True), (None, ID, True)),
+        (ID, "y" * 17, (ID, None, True), (None, ID, True)),
+        ("", " ", derived, derived),
+        ("default", "", derived, (None, "default", True)),
+        ("", "default", derived, (None, "default", True)),
+    ):
+        environ = dict(zip(QUEUE_ID, (first, second), strict=True))
+        assert which(read(AT_APIFY, environ)) == at_apify
+        assert which(read(None, environ)) == in_sqlite
 
 
 @pytest.mark.parametrize(
@@ -426,19 +391,17 @@ def test_run_id_is_the_client_key() -> None:
         assert read({"APIFY_RQ_CLIENT_KEY": "mine"}, {variable: "run"}).client_key == "mine"
 
 
-def test_address_of_the_events() -> None:
+def test_events_and_end_of_the_run() -> None:
     for variable in EVENTS:
-        assert read(environ={variable: "wss://host/x"}).events_url == "wss://host/x"
+        config = read(environ={variable: "wss://host/?key=secret"})
+        assert config.events_url == "wss://host/?key=secret"
+        assert "secret" not in repr(config)
         assert read(environ={variable: ""}).events_url is None
-        assert "secret" not in repr(read(environ={variable: "wss://host/?key=secret"}))
-
-
-def test_end_of_the_run() -> None:
     noon = datetime(2030, 1, 31, 12, tzinfo=UTC)
     texts = ["2030-01-31T12:00:00.000Z", "2030-01-31T13:00:00+01:00", "2030-01-31T12:00:00"]
-    for name in TIMEOUT:
-        assert {read(environ={name: text}).timeout_at for text in texts} == {noon}
-        assert read(environ={name: ""}).timeout_at is None
+    for variable in TIMEOUT:
+        assert {read(environ={variable: text}).timeout_at for text in texts} == {noon}
+        assert read(environ={variable: ""}).timeout_at is None
 
 
 @pytest.mark.parametrize("names", [RUN_ID, EVENTS, TIMEOUT])
@@ -447,18 +410,11 @@ def test_newer_variable_goes_first(names: list[str]) -> None:
     assert read(environ=values) == read(environ={names[0]: values[names[0]]}) != read()
 
 
-@pytest.mark.parametrize(
-    ("settings", "name", "value", "cure"),
-    [
-        ({}, "CRAWLEE_STORAGE_DIR", "~nobody-here/x", FOLDER),
-        *(
-            (AT_APIFY, name, "a/../b", "write the queue's id (17 letters and digits)")
-            for name in QUEUE_ID
-        ),
-        *(({}, name, "a/../b", WHICH_NAME) for name in QUEUE_ID),
-        *(({}, name, "soon", "write a time such as 2030-01-31T12:00:00.000Z") for name in TIMEOUT),
-    ],
-)
-def test_wrong_value_in_the_environment(settings: Values, name: str, value: str, cure: str) -> None:
-    message = refusal(settings, {name: value})
-    assert message.startswith(f"{name} (environment variable) = '{value}': {cure}")
+def test_wrong_values_in_the_environment() -> None:
+    wrong = [({}, "CRAWLEE_STORAGE_DIR", "~nobody-here/x", FOLDER)]
+    wrong += [(AT_APIFY, name, "a/../b", "write the queue's id (17 letters") for name in QUEUE_ID]
+    wrong += [({}, name, "a/../b", WHICH_NAME) for name in QUEUE_ID]
+    wrong += [({}, name, "soon", "write a time such as 2030-01-31T12:00") for name in TIMEOUT]
+    for settings, name, value, cure in wrong:
+        message = refusal(settings, {name: value})
+        assert message.startswith(f"{name} (environment variable) = '{value}': {cure}")

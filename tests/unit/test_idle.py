@@ -30,46 +30,50 @@ def can_end(idle: Idle, question: Question, **facts: Any) -> bool:
     return idle.can_end(question, **values)
 
 
-def test_alone_on_a_new_queue_one_answer_is_enough() -> None:
-    idle = idle_since_open()
-    assert can_end(idle, ask(idle, 100.1))
+OTHERS: dict[str, Any] = {"alone": False}
+HIDDEN = {"hidden_until": 130.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "answers"),
+    [
+        pytest.param({}, [(100.1, {}, True)], id="alone on a new queue: one answer is enough"),
+        pytest.param(
+            {},
+            [(110.0, OTHERS, False), (112.9, OTHERS, False), (113.0, OTHERS, True)],
+            id="others may have written what does not show yet",
+        ),
+        pytest.param(
+            {"is_new": False},
+            [(102.9, {}, False), (103.0, {}, True)],
+            id="a queue that is not new may not show all right after opening",
+        ),
+        pytest.param({"is_new": False}, [(150.0, {}, True)], id="but long after"),
+        pytest.param(
+            {},
+            [(110.0, HIDDEN, False), (130.0, HIDDEN, True)],
+            id="entries that we know of must have had the time to show",
+        ),
+        pytest.param(
+            {"idle_before_close": 60},
+            [(110.0, {}, False), (169.0, {}, False), (170.0, {}, True)],
+            id="the project may want to wait for others",
+        ),
+        pytest.param(
+            {},
+            [(110.0, {"found_nothing": False}, False), (111.0, {}, True)],
+            id="an answer with entries in it does not end the crawl",
+        ),
+    ],
+)
+def test_the_crawl_may_end_on_an_answer(
+    options: dict[str, Any], answers: list[tuple[float, dict[str, Any], bool]]
+) -> None:
+    idle = idle_since_open(**options)
+    for now, facts, may_end in answers:
+        assert can_end(idle, ask(idle, now), **facts) == may_end
     idle.end()
     assert idle.is_over
-
-
-def test_others_may_have_written_what_does_not_show_yet() -> None:
-    idle = idle_since_open()
-    assert not can_end(idle, ask(idle, 110.0), alone=False)
-    assert not can_end(idle, ask(idle, 112.9), alone=False)
-    assert can_end(idle, ask(idle, 113.0), alone=False)
-
-
-def test_a_queue_that_was_not_new_may_not_show_all_right_after_opening() -> None:
-    idle = idle_since_open(is_new=False)
-    assert not can_end(idle, ask(idle, 102.9))
-    assert can_end(idle, ask(idle, 103.0))
-    # Long after opening there is nothing to wait for.
-    idle = idle_since_open(is_new=False)
-    assert can_end(idle, ask(idle, 150.0))
-
-
-def test_entries_that_we_know_of_must_have_had_the_time_to_show() -> None:
-    idle = idle_since_open()
-    assert not can_end(idle, ask(idle, 110.0), hidden_until=130.0)
-    assert can_end(idle, ask(idle, 130.0), hidden_until=130.0)
-
-
-def test_the_project_may_want_to_wait_for_others() -> None:
-    idle = idle_since_open(idle_before_close=60)
-    assert not can_end(idle, ask(idle, 110.0))
-    assert not can_end(idle, ask(idle, 169.0))
-    assert can_end(idle, ask(idle, 170.0))
-
-
-def test_an_answer_with_entries_in_it_does_not_end_the_crawl() -> None:
-    idle = idle_since_open()
-    assert not can_end(idle, ask(idle, 110.0), found_nothing=False)
-    assert can_end(idle, ask(idle, 111.0))
 
 
 def test_an_event_makes_all_earlier_answers_void() -> None:

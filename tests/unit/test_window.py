@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from scrapy_apify_rq.frontier.visit import Visit
 from scrapy_apify_rq.frontier.window import Window
 from tests.support.frontier_driver import make_entry
@@ -26,36 +28,30 @@ def drain(window: Window) -> list[str]:
     return paths
 
 
-def test_the_greatest_priority_first_and_equals_first_in_first_out() -> None:
-    window = a_window()
-    for path, priority in (("/a", 0), ("/b", 5), ("/c", -5), ("/d", 5), ("/e", 0), ("/f", 5)):
-        push(window, path, priority=priority, forefront=priority > 0)
-    assert drain(window) == ["/b", "/d", "/f", "/a", "/e", "/c"]
+FRONT: dict[str, Any] = {"is_retry": True, "forefront": True, "priority": -1}
+NEWEST = {"newest_first": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "pushed", "order"),
+    [
+        (  # the greatest priority first, and equals first in, first out
+            {},
+            {p: {"priority": n} for p, n in zip("abcdef", (0, 5, -5, 5, 0, 5), strict=True)},
+            "bdfaec",
+        ),
+        ({}, {"n": {"priority": 9}, "r": FRONT, "s": FRONT}, "rsn"),  # retries first
+        ({"retries_first": False}, {"r": FRONT, "n": {}}, "nr"),
+        # Newest first is last in, first out within a priority.
+        ({}, {"s": {}, "a": NEWEST, "b": NEWEST, "u": {**NEWEST, "priority": 1}}, "ubas"),
+    ],
+)
+def test_order(options: dict[str, Any], pushed: dict[str, dict[str, Any]], order: str) -> None:
+    window = a_window(**options)
+    for path, fields in pushed.items():
+        push(window, path, **fields)
+    assert drain(window) == list(order)
     assert (len(window), window.size, window.stored) == (0, 0, {})
-
-
-def test_retries_first_in_their_own_order() -> None:
-    window = a_window()
-    push(window, "/new", priority=9)
-    push(window, "/retry-1", is_retry=True, forefront=True, priority=-1)
-    push(window, "/retry-2", is_retry=True, forefront=True, priority=-1)
-    assert drain(window) == ["/retry-1", "/retry-2", "/new"]
-
-
-def test_retries_where_they_are_not_to_be_first() -> None:
-    window = a_window(retries_first=False)
-    push(window, "/retry", is_retry=True, priority=-1)
-    push(window, "/new")
-    assert drain(window) == ["/new", "/retry"]
-
-
-def test_newest_first_is_last_in_first_out_within_a_priority() -> None:
-    window = a_window()
-    push(window, "/start")
-    for path in ("/a", "/b"):
-        push(window, path, newest_first=True)
-    push(window, "/urgent", priority=1, newest_first=True)
-    assert drain(window) == ["/urgent", "/b", "/a", "/start"]
 
 
 def test_requests_in_memory_take_their_turn_and_are_never_evicted() -> None:

@@ -1,6 +1,6 @@
 """Run Scrapy's commands, a list of words each, one after the other in forks of this process.
 
-What they print is in the files "command-0.out", "command-0.err" and so on.
+What they print is in "command-0.out" and so on, and what they log in "command-0.err".
 """
 
 import gc
@@ -12,9 +12,9 @@ from scrapy.cmdline import execute
 from scrapy.settings import default_settings
 from scrapy.utils.misc import load_object
 
-import tests.support.project_settings  # noqa: F401 (see below)
+import tests.support.project_settings  # noqa: F401 (as all of them do)
 
-# What all of them import. The fork copies no memory because of a garbage collection.
+# This, too, all of them import. The memory that a fork's garbage collector touches is copied.
 for name in ("DOWNLOAD_HANDLERS", "DOWNLOADER_MIDDLEWARES", "EXTENSIONS", "SPIDER_MIDDLEWARES"):
     for key, value in getattr(default_settings, f"{name}_BASE").items():
         load_object(value if isinstance(value, str) else key)
@@ -22,9 +22,8 @@ gc.freeze()
 
 for number, words in enumerate(json.loads(sys.argv[1])):
     if os.fork():
-        _, status = os.wait()
-        print(os.waitstatus_to_exitcode(status))
-    else:
-        for stream, end in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"command-{number}.{end}", os.O_CREAT | os.O_WRONLY), stream)
-        execute(["scrapy", *words])
+        print(os.waitstatus_to_exitcode(os.wait()[1]))
+        continue
+    for stream, end in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"command-{number}.{end}", os.O_CREAT | os.O_WRONLY), stream)
+    execute(["scrapy", *words])

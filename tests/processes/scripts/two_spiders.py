@@ -1,18 +1,21 @@
-"""Crawl two spiders in one process, in the way that the first argument names."""
+"""Crawl two spiders of one project in one process, in the way that the first argument names."""
 
 import atexit
 import gc
+import os
 import sys
+import warnings
 from typing import Any
 
-from scrapy import Request
-from scrapy.crawler import AsyncCrawlerProcess, AsyncCrawlerRunner, CrawlerProcess, CrawlerRunner
+import scrapy.crawler
 from scrapy.http import Response
 from scrapy.utils.defer import deferred_f_from_coro_f
 from scrapy.utils.project import get_project_settings
 from scrapy.utils.reactor import install_reactor
 
 from tests.support.spiders import Links
+
+warnings.filterwarnings("ignore", ".*returned a Deferred")  # Scrapy's parse command does
 
 
 class First(Links):
@@ -22,51 +25,36 @@ class First(Links):
         print("frozen:", gc.get_freeze_count() > 0)
         return super().parse(response)
 
+    parse.__doc__ = f"@url {os.environ.get('SITE')}/\n@returns requests 1 1"
+
 
 class Second(First):
     name = "second"
 
-    async def start(self) -> Any:
-        yield Request(f"{self.site}/1")
 
+def main(way: str, site: str) -> None:
+    if "Runner" in way:
+        install_reactor("twisted.internet.asyncioreactor.AsyncioSelectorReactor")
+    crawling = getattr(scrapy.crawler, way)(get_project_settings())
+    if way == "AsyncCrawlerRunner":
+        from twisted.internet.task import react
 
-def process(kind: type[CrawlerProcess | AsyncCrawlerProcess], settings: Any, site: str) -> None:
-    process = kind(settings)
-    for name in ("first", "second"):
-        process.crawl(name, site=site)
-    process.start()
+        async def crawl(_: object) -> None:
+            await crawling.crawl("first", site=site)
+            await crawling.crawl("second", site=f"{site}/1")
 
+        react(deferred_f_from_coro_f(crawl))
+    crawling.crawl("first", site=site)
+    crawling.crawl("second", site=f"{site}/1")
+    if way == "CrawlerRunner":
+        from twisted.internet import reactor
 
-def runner(settings: Any, site: str) -> None:
-    install_reactor("twisted.internet.asyncioreactor.AsyncioSelectorReactor")
-    from twisted.internet import reactor
+        crawling.join().addBoth(lambda _: reactor.stop())
+        reactor.run()
+    else:
+        crawling.start()
 
-    runner = CrawlerRunner(settings)
-    for name in ("first", "second"):
-        runner.crawl(name, site=site)
-    runner.join().addBoth(lambda _: reactor.stop())
-    reactor.run()
-
-
-def async_runner(settings: Any, site: str) -> None:
-    install_reactor("twisted.internet.asyncioreactor.AsyncioSelectorReactor")
-    from twisted.internet.task import react
-
-    async def crawl(_: object) -> None:
-        runner = AsyncCrawlerRunner(settings)
-        for name in ("first", "second"):
-            await runner.crawl(name, site=site)  # one after the other
-
-    react(deferred_f_from_coro_f(crawl))
-
-
-WAYS = {
-    "CrawlerProcess": lambda *given: process(CrawlerProcess, *given),
-    "AsyncCrawlerProcess": lambda *given: process(AsyncCrawlerProcess, *given),
-    "CrawlerRunner": runner,
-    "AsyncCrawlerRunner": async_runner,
-}
 
 if __name__ == "__main__":
     atexit.register(lambda: print("frozen at the end:", gc.get_freeze_count()))
-    WAYS[sys.argv[1]](get_project_settings(), sys.argv[2])
+    main(*sys.argv[1:])

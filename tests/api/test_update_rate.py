@@ -1,0 +1,21 @@
+"""A crawl that finishes pages faster than the API takes their acks."""
+
+from __future__ import annotations
+
+from scrapy_apify_rq.backends.apify.queue import ApifyBackend
+from scrapy_apify_rq.frontier.notices import RateReached
+from tests.support.frontier_driver import Driver
+from tests.support.queues import NAME, TOKEN, ServedQueue
+
+
+async def test_acks_wait_in_the_outbox_within_its_limits(served: ServedQueue) -> None:
+    backend = ApifyBackend(served.api.url, TOKEN, name=NAME, inc_stat=lambda stat: None)
+    paths = [f"/{n}" for n in range(500)]
+    async with Driver(backend, *paths, outbox=400) as driver:
+        assert sorted(await driver.crawl()) == sorted(paths)
+    times = [call.at for call in served.api.calls if call.method == "PUT"]
+    assert driver.stats["apify_rq/handled"] == len(times) == 500
+    assert 100 < driver.stats["apify_rq/outbox_max"] < 110
+    most = max(sum(at <= other < at + 1 for other in times) for at in times)
+    assert most <= 400 * 1.2  # on their way calls may close up
+    assert driver.notices == [RateReached("400 updates a second")]

@@ -1,0 +1,216 @@
+"""Claims over the API: what each access reads and keeps, when the head lags, and who is there."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from scrapy_apify_rq.backends.apify.queue import ApifyBackend
+from scrapy_apify_rq.backends.base import Claim
+from tests.support.api_calls import Api, Call, error
+from tests.support.backends import Apify, Queues, entry, handled, ids, keys_of, numbered
+
+
+def kinds(api: Api) -> Counter[str]:
+    """How many calls of each kind were made, and forget them."""
+    found = Counter(call.path[:10] for call in api.calls)
+    api.calls.clear()
+    return found
+
+
+async def test_long_keys_and_urls_survive_a_cycle(api: Api, server: Queues, client: Apify) -> None:
+    long = entry("k" * 300, url="https://example.com/" + "u" * 3000)
+    await server.store(long)
+    keys_on_head: list[str] = []
+
+    def after(call: Call, data: Any) -> Any:
+        if call.is_("GET", "/head"):
+            keys_on_head.extend(item["uniqueKey"] for item in data["items"])
+        return data
+
+    api.after = after
+    assert await client.entries() == [long]
+    assert [len(key) for key in keys_on_head] == [128]
+    acked = long.model_copy(update={"handled_at": handled("a").handled_at})
+    await client.put(acked)
+    assert await client.get(long.id) == acked
+    assert (await client.info()).pending == 0
+
+
+async def test_what_is_on_the_head_but_not_there_is_asked_for_again(
+    api: Api, server: Queues, client: Apify
+) -> None:
+    await server.store(*map(entry, "abc"))
+    answers = [error(404)]
+    api.before = lambda call: answers.pop() if answers and call.path.endswith(ids("b")[0]) else None
+    claim = await client.take()
+    assert keys_of(one.entry for one in claim.entries) == ["a", "c"]
+    assert claim.more  # so that a queue with nothing else is not taken for empty
+    claim = await client.take()
+    assert keys_of(one.entry for one in claim.entries) == ["a", "b", "c"]
+    assert not claim.more
+
+
+async def test_an_entry_that_is_gone_does_not_keep_the_crawl_up(
+    api: Api, server: Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ApifyBackend, "lag", 0.05)
+    await server.store(entry("a"))
+    api.before = lambda call: error(404) if call.path.startswith("/requests/") else None
+    async with server.open() as client:
+        assert (await client.take()).more
+        await asyncio.sleep(0.1)
+        assert await client.take() == Claim([], False, alone=True)
+
+
+async def test_handled_entries_on_a_late_head_are_skipped(
+    api: Api, server: Queues, client: Apify
+) -> None:
+    await server.store(*map(entry, "abcd"))
+    heads: list[Any] = []
+
+    def after(call: Call, data: Any) -> Any:
+        if call.is_("GET", "/head"):
+            heads.append(data["items"])
+            data["items"] = heads[0]
+        return data
+
+    api.after = after
+    assert await client.keys() == list("abcd")
+    async with server.open() as other:
+        await other.ack("a")
+    await client.ack("b")
+    api.calls.clear()
+    assert await client.keys() == ["c", "d"]
+    # What we have handled ourselves need not be fetched to know.
+    assert f"/requests/{ids('b')[0]}" not in [call.path for call in api.calls]
+
+
+async def test_what_others_put_back_is_claimed_though_we_acked_it(api: Api, server: Queues) -> None:
+    async with server.open() as ours, server.open() as tool:
+        await ours.fill("a", "b", "c")
+        assert await ours.keys() == ["a", "b", "c"]
+        await ours.ack("a", "b", "c")
+        await tool.put("b", forefront=True)
+        # While there is other work, it is most probably a late head that shows it.
+        assert await ours.keys(known=["a"]) == []
+        # Before the crawl would end, it is worth a look.
+        assert await ours.keys() == ["b"]
+        assert len(api.of("GET", f"/requests/{ids('b')[0]}")) == 1
+
+
+async def test_our_own_entries_need_no_call(api: Api, client: Apify) -> None:
+    entries = numbered(100)
+    await client.fill(*entries)
+    entries[5].retry_count = 1
+    await client.put(entries[5], forefront=True)
+    api.calls.clear()
+    assert await client.entries(200) == [entries[5], *entries[:5], *entries[6:]]
+    assert kinds(api) == {"/head": 1}
+
+
+async def test_a_backlog_that_fits_is_listed(api: Api, server: Queues) -> None:
+    await server.store(*numbered(200))
+    async with server.open() as client:
+        api.calls.clear()
+        seen = await client.entries(150)
+        assert kinds(api) == {"/head": 1, "/requests/": 16}  # the first do not wait for the list
+        assert seen == numbered(16)
+        seen += await client.entries(134, seen)
+        seen += await client.entries(100, seen)
+        assert seen == numbered(200)
+        assert [call.path for call in api.calls] == ["/head", "/requests", "/head"]
+        assert api.calls[1].query["filter"] == "pending"
+
+
+async def test_a_backlog_that_does_not_fit_is_fetched_in_order(api: Api, server: Queues) -> None:
+    await server.store(*numbered(100))
+    api.after = lambda call, data: (
+        {**data, "pendingRequestCount": 10_001} if call.method == "POST" else data
+    )
+    async with server.open() as client:
+        seen = await client.entries()
+        api.calls.clear()
+        seen += await client.entries(known=seen)
+        assert seen == numbered(100)
+        assert kinds(api) == {"/head": 1, "/requests/": 84}
+
+
+async def test_a_late_list_does_not_undo_what_we_have_put(api: Api, server: Queues) -> None:
+    entries = numbered(100)
+    await server.store(*entries)
+    retried = entry("00099", retry_count=1)
+    stored = [{"id": one.id, "uniqueKey": one.unique_key, "url": one.url} for one in entries]
+    async with server.open() as client:
+        await client.put(retried)
+        await client.ack("00098")
+        api.after = lambda call, data: (
+            {**data, "items": stored} if call.is_("GET", "/requests") else data
+        )
+        seen = await client.entries()
+        seen += await client.entries(known=seen)
+        assert seen == [*entries[:98], retried]
+        assert len(api.of("GET", "/requests")) == 1
+
+
+async def test_a_list_is_read_until_there_is_no_more_room(api: Api, server: Queues) -> None:
+    """Small entries promise that all fit, and then come large ones."""
+    entries = [*numbered(20), *numbered(1580, 20, user_data={"text": "x" * 900})]
+    async with server.open(memory=300_000) as client:
+        await server.store(*entries)
+        seen = await client.entries()
+        lists = [len(api.of("GET", "/requests"))]
+        for limit, expected in ((300, 316), (100, 416)):
+            seen += await client.entries(limit, seen)
+            assert seen == entries[:expected]
+            lists.append(len(api.of("GET", "/requests")))
+        assert lists == [0, 1, 1]
+        assert len(await client.listed("pending")) == 1600
+
+
+def ids_kept(backend: Apify) -> set[str]:
+    """All ids of entries that the backend holds in memory."""
+    ids: set[str] = set()
+    seen: set[int] = set()
+    todo: list[Any] = [vars(backend)]
+    while todo:
+        one = todo.pop()
+        ours = type(one).__module__.startswith("scrapy_apify_rq.backends")
+        if isinstance(one, str) and re.fullmatch("[A-Za-z0-9]{15}", one):
+            ids.add(one)
+        elif (ours or isinstance(one, (dict, set, list, tuple))) and id(one) not in seen:
+            seen.add(id(one))
+            todo += [*one, *(one.values() if isinstance(one, dict) else ())] if not ours else []
+            todo += vars(one).values() if ours and hasattr(one, "__dict__") else []
+    return ids
+
+
+async def test_what_was_acked_is_not_kept_for_ever(
+    server: Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ApifyBackend, "lag", 0.05)
+    async with server.open() as client:
+        for first in (0, 25):
+            await client.ack(*keys_of(numbered(25, first)))
+            await asyncio.sleep(0.1)
+        await client.ack("last")
+        assert ids_kept(client) == set(ids("last"))
+
+
+async def test_shared_access_keeps_nothing_of_entries(server: Queues) -> None:
+    async with server.open(lock_secs=60) as client:
+        await client.fill(*numbered(25))
+        await client.take(10)
+        await client.put(entry("00000", retry_count=1), handled("00001"))
+        assert ids_kept(client) == set()
+
+
+async def test_another_client_is_noted_when_it_comes(server: Queues, client: Apify) -> None:
+    assert [(await client.take(1)).others for _ in range(2)] == [False, False]
+    async with server.open() as other:
+        assert not (await other.take(1)).others  # who was there before may be gone
+    assert [(await client.take(1)).others for _ in range(2)] == [True, False]

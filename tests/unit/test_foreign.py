@@ -1,0 +1,84 @@
+"""Entries of other programs are read as they meant them, and no pickle is."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+from typing import Any
+
+import pytest
+from scrapy import Request
+from scrapy.http import Headers, JsonRequest
+
+from scrapy_apify_rq.entries.foreign import apify_start_key
+from tests.support.codec_classes import SPIDER, Exploit, Ran
+from tests.support.conversion import URL, apify, apify_text, converter, foreign, refusal
+from tests.support.exact_values import describe
+
+
+def test_an_entry_with_nothing_but_a_url() -> None:
+    assert describe(converter().decode(foreign())) == describe(Request(URL))
+    for url in ("", "no scheme", "/path"):
+        refusal(foreign(url=url))
+
+
+def test_an_entry_of_another_program() -> None:
+    user_data = {"label": "LIST", "page": 2}
+    fields = {"method": "POST", "payload": "text é", "headers": {"accept": "*/*", "X-É": "é"}}
+    request = converter().decode(foreign(**fields, user_data=user_data, no_retry=True))
+    assert (request.method, request.body, request.callback) == ("POST", "text é".encode(), None)
+    assert request.headers == Headers({"Accept": "*/*", "X-É": "é"})
+    assert request.meta == {"userData": user_data, "dont_retry": True}
+
+
+def test_labels_name_callbacks() -> None:
+    known = [{"label": "DETAIL"}, {"scrapy": {"no": "version"}, "label": "DETAIL"}]
+    unknown = [{"label": "detail"}, {"label": 5}, {"label": ["DETAIL"]}, {"scrapy": "text"}]
+    for user_data in known + unknown:
+        request = converter(callbacks={"DETAIL": "parse_page"}).decode(foreign(user_data=user_data))
+        assert request.callback == (SPIDER.parse_page if user_data in known else None)
+        assert request.meta == {"userData": user_data}
+
+
+def test_an_entry_of_apify_scrapy() -> None:
+    values: Any = {"headers": {"Accept": "*/*", "X-Two": ["1", "2"]}, "cookies": {"a": "b"}}
+    values |= {"meta": {"depth": 2, "userData": {"page": 3}}, "cb_kwargs": {"k": [1]}}
+    expected = Request(URL, SPIDER.parse_page, method="POST", body=b"a=1", priority=5, **values)
+    assert describe(converter().decode(apify())) == describe(expected)
+
+    path = f"{JsonRequest.__module__}.JsonRequest"
+    request = converter().decode(apify(_class=path, dumps_kwargs={"indent": 1}))
+    assert isinstance(request, JsonRequest)
+    assert request.dumps_kwargs == {"indent": 1, "sort_keys": True}
+
+
+def test_an_entry_of_apify_scrapy_that_is_wrong() -> None:
+    wrong: list[dict[str, Any]] = [{"headers": 5}, {"headers": {"A": 5}}, {"body": 5}]
+    for changes in (*wrong, {"meta": None}, {"_class": "dict"}, {"_class": 5}):
+        refusal(apify(**changes))
+    for text in ("{", "{}", "[]", "null", "", None, 5, {}):
+        refusal(apify_text(text))
+
+
+def test_a_pickle_is_refused_and_not_read() -> None:
+    data = pickle.dumps(Exploit())
+    with pytest.raises(Ran):
+        pickle.loads(data)
+    # apify.scrapy before version 4 broke the lines of its base64.
+    for encode in (base64.encodebytes, base64.b64encode):
+        assert "pickles" in refusal(apify_text(encode(data).decode()))
+
+
+START = {"is_start_request": True}
+START_KEYS: list[tuple[Any, str | None]] = [({"meta": START, "dont_filter": True}, "key|rest")]
+START_KEYS += [({"meta": {**START, "retry_times": 1}, "dont_filter": True}, None)]
+START_KEYS += [({"meta": {**START, "redirect_times": 1}, "dont_filter": True}, None)]
+START_KEYS += [({"meta": START}, None), ({"dont_filter": True}, None), ({"meta": 5}, None)]
+
+
+@pytest.mark.parametrize(("stored", "key"), [*START_KEYS, ([], None)])
+def test_key_of_a_start_request_of_apify_scrapy(stored: Any, key: str | None) -> None:
+    user_data = {"scrapy_request": json.dumps(stored)}
+    assert apify_start_key(foreign(unique_key="random|key|rest", user_data=user_data)) == key
+    assert apify_start_key(apify_text("gASVpickle")) is apify_start_key(foreign()) is None

@@ -1,0 +1,126 @@
+"""Unique keys and ids: the executed vectors of Crawlee for Python, and a few kept here.
+
+The file of vectors lies beside the repository and is not part of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scrapy import Request, Spider
+from scrapy.crawler import Crawler
+from scrapy.utils.request import RequestFingerprinter
+
+from scrapy_apify_rq.entries.unique_keys import Keys, crawlee_key, normalize_url, request_id
+from scrapy_apify_rq.errors import ConfigError
+
+VECTORS_FILE = Path(__file__).parents[3] / "shared" / "api" / "uniquekey-vectors.json"
+
+
+def extended_key(vector: dict[str, Any]) -> str:
+    payload = vector["payload"] or ""
+    body = base64.b64decode(payload["base64"]) if isinstance(payload, dict) else payload.encode()
+    headers = (vector["headers"] or {}).items()
+    return crawlee_key(vector["url"], vector["method"], body, headers)
+
+
+def url_part(vector: dict[str, Any]) -> str:
+    key: str = vector["unique_key"]
+    if not vector["use_extended_unique_key"]:
+        return key
+    return key.split("|", 4 if vector["session_id"] else 3)[-1]
+
+
+@pytest.mark.skipif(not VECTORS_FILE.is_file(), reason=f"{VECTORS_FILE} is not there")
+def test_vectors() -> None:
+    content = json.loads(VECTORS_FILE.read_text(encoding="utf-8"))
+    vectors = content["vectors"]
+    assert len(vectors) == content["count"]
+    ids = {one["unique_key"]: one["request_id"] for one in vectors}
+    assert {key: request_id(key) for key in ids} == ids
+    # Fragments are dropped, which is Crawlee's default; a Scrapy request is bound to no session.
+    plain = [one for one in vectors if not one["keep_url_fragment"]]
+    assert [normalize_url(one["url"]) for one in plain] == [url_part(one) for one in plain]
+    failed = [one["url"] for one in plain if one["normalisation_failed"]]
+    assert [normalize_url(url) for url in failed] == failed
+    extended = [one for one in plain if one["use_extended_unique_key"] and not one["session_id"]]
+    assert 0 < len(extended) < len(plain)
+    assert [extended_key(one) for one in extended] == [one["unique_key"] for one in extended]
+
+
+# From here on what is tested without the file; outcomes of crawlee 1.11.0 and yarl 1.25.1.
+
+IDS = {
+    "http://example.com": "8OamqXBCpPHxyH9",
+    "http://example.com/a/b": "ZJAoqlRijenMQIn",
+    "https://example.com": "EAaArVRs5qV39C9",
+    "http://[bad/A?b=1&a=2": "4F6Iv8fWndSfZQz",  # its base64 begins with 4F6Iv8fWndSfZQ/
+}
+URLS = {
+    "  HTTPS://EXAMPLE.com/A/?b=1&a=2&utm_x=3#f ": "https://example.com/a?a=2&b=1",
+    "https://example.com/a?UTM_source=x": "https://example.com/a?utm_source=x",
+    "https://example.com/a?a=2&a=1&b": "https://example.com/a?a=1&a=2&b=",
+    "https://example.com/a%2Fb//": "https://example.com/a/b/",
+    "http://example.com/a%252F": "http://example.com/a%252f",
+    "https://example.com/?q=a%20b": "https://example.com/?q=a+b",
+    "https://example.com/": "https://example.com",
+    "": "",
+}
+UNPARSABLE = ["  HTTP://[bad/A?b=1&a=2 ", "https://example.com:99999/A"]
+HEADERS: list[tuple[list[tuple[str, str]], str]] = [
+    ([], "e3b0c442"),
+    ([("X-Other", "1"), ("User-Agent", "ua")], "e3b0c442"),
+    ([("Content-Type", "application/json")], "60d83e70"),
+    ([("X-Other", "1"), ("Content-Type", "text/plain"), ("Accept", "*/*")], "8e22e290"),
+    ([("accept", " x ")], "7cea721c"),
+    ([("accept", "b"), ("Accept", "a")], "b4ef51b4"),
+    ([("Accept", "a"), ("accept", "b")], "e1d737e0"),
+]
+
+
+def test_ids_and_keys() -> None:
+    assert {key: request_id(key) for key in IDS} == IDS
+    urls = {**URLS, **{url: url for url in UNPARSABLE}}
+    assert {url: normalize_url(url) for url in urls} == urls
+    keys = [crawlee_key(url, "GET", b"", []) for url in UNPARSABLE]
+    assert keys == [f"GET|e3b0c442|e3b0c442|{url}" for url in UNPARSABLE]
+    url = "https://example.com/a"
+    keys = [crawlee_key(url, "get", b"x", iter(headers)) for headers, _ in HEADERS]
+    assert keys == [f"GET|{hash_}|2d711642|{url}" for _, hash_ in HEADERS]
+
+
+def keys(**settings: Any) -> Keys:
+    crawler = Crawler(Spider, settings)
+    crawler.request_fingerprinter = RequestFingerprinter(crawler)
+    return Keys(crawler, "fingerprint")
+
+
+def test_a_request_that_is_not_filtered_has_a_key_of_its_own() -> None:
+    crawl = keys()
+    link, again = Request("http://x/"), Request("http://x/", dont_filter=True)
+    assert crawl.plain(link) == crawl.plain(again)
+    assert [crawl.is_repeatable(request) for request in (link, again)] == [False, True]
+    one, other = (crawl.own(crawl.plain(again), is_start=False) for _ in "ab")
+    assert len({one, other, crawl.plain(link)}) == 3
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_start_requests_have_the_same_keys_in_each_run(filtered: bool) -> None:
+    settings = {} if filtered else {"DUPEFILTER_CLASS": "scrapy.dupefilters.BaseDupeFilter"}
+    start = Request("http://x/", dont_filter=filtered)
+    one, other = keys(**settings), keys(**settings)
+    assert one.is_repeatable(start)
+    made = [one.own(one.plain(start), is_start=True) for _ in range(3)]
+    assert made == [other.own(other.plain(start), is_start=True) for _ in range(3)]
+    assert made == [f"{one.plain(start)}:start{number}" for number in (1, 2, 3)]
+
+
+def test_without_yarl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yarl", None)
+    with pytest.raises(ConfigError, match="needs the package yarl"):
+        crawlee_key("https://example.com/a", "GET", b"", [])
