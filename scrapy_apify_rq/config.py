@@ -77,10 +77,15 @@ class Config:
         Literal["fingerprint", "crawlee"],
         Setting("APIFY_RQ_UNIQUE_KEY", "fingerprint", read.choice("fingerprint", "crawlee")),
     ]
+    repeat_start: Annotated[bool, Setting("APIFY_RQ_REPEAT_START", False, read.boolean)]
     callbacks: Annotated[Mapping[str, str], Setting("APIFY_RQ_CALLBACKS", {}, read.callbacks)]
     trusted_modules: Annotated[
         tuple[str, ...], Setting("APIFY_RQ_TRUSTED_MODULES", [], read.modules)
     ]
+    schemes: Annotated[
+        tuple[str, ...], Setting("APIFY_RQ_SCHEMES", ["http", "https"], read.schemes)
+    ]
+    """Of the URLs that a crawl fetches from an API queue."""
     purge_on_start: Annotated[bool, Setting("APIFY_RQ_PURGE_ON_START", False, read.boolean)]
     window: Annotated[int, Setting("APIFY_RQ_WINDOW", 1000, read.whole(minimum=1))]
     outbox: Annotated[int, Setting("APIFY_RQ_OUTBOX", 2000, read.whole(minimum=1))]

@@ -5,7 +5,8 @@ makes the engine ask the scheduler again. Hence ``engine._slot`` with its ``inpr
 ``nextcall`` and ``scheduler``, and the scraper's ``slot.active`` (scrapy/core/engine.py and
 scraper.py, the same from 2.16 to 2.19). Nor can a spider be closed without waiting for its
 downloads, hence ``closing`` of both slots. ``verify`` refuses a Scrapy that lacks one of them. The
-module names of Scrapy's commands are undocumented rather than private.
+module names of Scrapy's commands are undocumented rather than private, as is that a command finds
+its exit status in itself.
 
 ``scrapy rq import-jobdir`` depends on more, and no crawl on it: ``jobdir`` reads the files that
 Scrapy's scheduler wrote, and the command shows its queues an idle ``engine.downloader.slots``.
@@ -13,10 +14,13 @@ Scrapy's scheduler wrote, and the command shows its queues an idle ``engine.down
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Set as AbstractSet
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from scrapy import Request, __version__
+from scrapy.commands import ScrapyCommand
 from twisted.internet.defer import Deferred
 
 if TYPE_CHECKING:
@@ -99,6 +103,20 @@ def abandon(engine: ExecutionEngine) -> None:
             closing: Deferred[Any] = slot.closing
             slot.closing = Deferred()
             closing.callback(None)
+
+
+def fail_command() -> None:
+    """Let the ``scrapy`` command that this crawl is part of end with exit status 1.
+
+    A spider that was closed for a reason of its own counts as success there. In a script there is
+    no such command, and the script decides.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        command = frame.f_locals.get("self")
+        if isinstance(command, ScrapyCommand):
+            command.exitcode = 1
+        frame = frame.f_back
 
 
 def is_crawl(crawler: Crawler) -> bool:

@@ -364,11 +364,23 @@ def callbacks(source: Source, name: str) -> Mapping[str, str]:
     return MappingProxyType(methods)
 
 
-def modules(source: Source, name: str) -> tuple[str, ...]:
-    cure = "write a list of module names, such as ['my_project.items']"
+def schemes(source: Source, name: str) -> tuple[str, ...]:
+    cure = "write a list of URL schemes, such as ['http', 'https', 's3']"
+    names = [value.lower() for value in _names(source, name, cure)]
+    if not names or not all(value.isascii() and value[:1].isalpha() for value in names):
+        raise wrong(name, source.get(name), cure)
+    return tuple(names)
+
+
+def _names(source: Source, name: str, cure: str) -> list[str]:
     kinds = (list, tuple, set, frozenset, str)
     values = source.convert(name, kinds, source.settings.getlist, cure)
-    names = [value.strip() if isinstance(value, str) else "" for value in values]
+    return [value.strip() if isinstance(value, str) else "" for value in values]
+
+
+def modules(source: Source, name: str) -> tuple[str, ...]:
+    cure = "write a list of module names, such as ['my_project.items']"
+    names = _names(source, name, cure)
     if not all(part.isidentifier() for module in names for part in module.split(".")):
         raise wrong(name, source.get(name), cure)
     return tuple(names)

@@ -78,7 +78,8 @@ class JobDir:
         self._keys = self._new_keys()
         self._unfiltered: Counter[str] = Counter()
         """For each fingerprint, how many pending links with ``dont_filter`` have had it."""
-        self._pending_starts: set[str] = set()
+        self._pending_starts: set[tuple[str, str]] = set()
+        """Key and content of each."""
         self._skipped: set[str] = set()
 
     # Pending requests
@@ -104,12 +105,13 @@ class JobDir:
     def _key(self, request: Request) -> str:
         is_start = bool(request.meta.get("is_start_request"))
         plain = self._keys.plain(request)
+        content = self._converter.content(request) if is_start else ""
         if is_start and not request.meta.get("retry_times"):
-            self._pending_starts.add(plain)
+            self._pending_starts.add((plain, content))
         if not self._keys.is_repeatable(request):
             return plain
         if is_start:
-            return self._keys.own(plain, is_start=True)
+            return self._keys.of_start(plain, content)
         # A crawl would use a random key here, but then each import would add the request again.
         self._unfiltered[plain] += 1
         return f"{plain}:jobdir{self._unfiltered[plain]}"
@@ -177,16 +179,20 @@ class JobDir:
         """
         keys = self._new_keys()
         starts = [
-            (request.url, keys.plain(request), keys.is_repeatable(request))
+            (
+                request.url,
+                (keys.plain(request), self._converter.content(request)),
+                keys.is_repeatable(request),
+            )
             async for request in self._spider.start()
             if isinstance(request, Request)
         ]
-        pending = [n for n, (_, plain, _) in enumerate(starts) if plain in self._pending_starts]
+        pending = [n for n, (_, kind, _) in enumerate(starts) if kind in self._pending_starts]
         if pending:
             starts = starts[: pending[-1] + 1]
         return [
-            _handled(keys.own(plain, is_start=True), url)
-            for url, plain, is_repeatable in starts
+            _handled(keys.of_start(*kind), url)
+            for url, kind, is_repeatable in starts
             if is_repeatable
         ]
 

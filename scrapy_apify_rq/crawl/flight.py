@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
@@ -49,6 +50,17 @@ class Flight:
     children: set[Visit] = field(default_factory=set)
     """What it led to and what lives in memory only: a crash must bring it back by repeating this
     request, so the verdict waits for it."""
+
+    made: Counter[str] = field(default_factory=Counter)
+    """How many requests of each kind it has led to that must not be filtered."""
+
+    @property
+    def identity(self) -> str:
+        """The same in each run that tries this request, and another one for each retry."""
+        entry = self.visit.entry
+        if entry is not None:
+            return f"{entry.id}:{entry.retry_count}"
+        return f"{self.visit.key}:{self.request.meta.get('retry_times', 0)}"
 
     @property
     def _status_text(self) -> str | None:

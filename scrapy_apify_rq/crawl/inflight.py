@@ -145,9 +145,10 @@ class InFlight:
         if stage is Stage.DOWNLOADED:
             # A callback may download its own request again.
             return None if itself is None or itself.stage is Stage.SCRAPING else itself
-        return self._on_behalf() or itself
+        return self.on_behalf() or itself
 
-    def _on_behalf(self) -> Flight | None:
+    def on_behalf(self) -> Flight | None:
+        """The request in flight for which the present code runs."""
         behalf = _behalf.get()
         flight = behalf() if isinstance(behalf, ref) else None
         # Not one that Scrapy has finished, nor one of another crawler in this process.
@@ -192,7 +193,7 @@ class InFlight:
         """
         if not (request.dont_filter and _retries(request)):
             return False
-        flight = self._on_behalf()
+        flight = self.on_behalf()
         if flight is not None:
             candidates = [flight]
         else:  # an extension, say, schedules a retry by itself
@@ -208,7 +209,7 @@ class InFlight:
 
         That is a redirect, or a copy of itself to be tried again by rules other than Scrapy's.
         """
-        flight = self._on_behalf()
+        flight = self.on_behalf()
         if flight is None or flight.stage is not Stage.DOWNLOADED or flight.replacement is not None:
             return
         urls, before = _redirects(request), _redirects(flight.request)
@@ -222,7 +223,7 @@ class InFlight:
 
         None where that is the same.
         """
-        flight = self._on_behalf()
+        flight = self.on_behalf()
         if flight is None:
             return None
         if flight.replacement is request:
@@ -231,7 +232,7 @@ class InFlight:
 
     def adopt(self, visit: Visit) -> None:
         """A new request lives in memory only: let what led to it wait for it."""
-        if (flight := self._on_behalf()) is not None:
+        if (flight := self.on_behalf()) is not None:
             self._parents[visit] = flight
             flight.children.add(visit)
 
@@ -298,6 +299,7 @@ class InFlight:
             forefront=self._retries_first,
             spider_errors=old.spider_errors,
             lease=old.lease,
+            key=old.key,
         )
         if old.entry is None:
             if (parent := self._parents.pop(old, None)) is not None:

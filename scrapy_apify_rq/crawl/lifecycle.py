@@ -90,7 +90,11 @@ class Lifecycle:
         await self._backend.open()
         if self._config.access == "shared" and self._config.client_key is not None:
             await self._backend.unlock()  # what a run before us held, with the same key
+        if folder := self._crawler.settings["JOBDIR"]:
+            self.report.job_directory(folder)
         beginning = await begin(self._backend, self._config, self.report)
+        if not beginning.is_new:
+            await self.duplicates.resume(self._backend, self.converter)
         await remember_foreign_starts(self._backend, self._config, self.frontier)
         self.frontier.open(has_pending=beginning.has_pending, is_new=beginning.is_new)
         self._settler = asyncio.create_task(self._settle_regularly())
@@ -162,6 +166,7 @@ class Lifecycle:
         if self.failure is None:
             self.failure = error
             self.report.failed(error)
+            scrapy_private.fail_command()
             self.has_to_end()
 
     def has_to_end(self) -> bool:

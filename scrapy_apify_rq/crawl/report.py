@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections import Counter
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from scrapy import Request, signals
@@ -78,6 +80,16 @@ class Report:
                 f"{self._title(info)} is finished: {info.handled} handled, none pending. Only"
                 " requests that are new to it are crawled. To crawl all again, run once with"
                 " -s APIFY_RQ_PURGE_ON_START=True, or choose another APIFY_RQ_NAME",
+            )
+
+    def job_directory(self, folder: object) -> None:
+        """If JOBDIR holds pending requests, nothing will crawl them."""
+        if any(Path(str(folder), "requests.queue").glob("*")):
+            self.log(
+                logging.WARNING,
+                f"JOBDIR = {folder!r} holds pending requests of Scrapy's own scheduler, which are"
+                " not read. To crawl them, stop and run once: scrapy rq import-jobdir"
+                f" {shlex.quote(str(folder))} --spider {self._crawler.spidercls.name}",
             )
 
     def emptied(self, info: Info, *, asked_for: bool) -> None:

@@ -8,6 +8,7 @@ https://docs.scrapy.org/en/latest/topics/scheduler.html
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import TYPE_CHECKING, Literal, cast
 
 from queuelib.queue import LifoMemoryQueue
@@ -73,6 +74,30 @@ class Scheduler(BaseScheduler):
         """Requests waiting in this process; the queue may hold many more."""
         return self.frontier.ready
 
+    def status(self) -> dict[str, int]:
+        """How many requests there are: ``waiting`` in this process, of these ``memory_only``;
+        ``in_flight``; ``unsaved_adds`` and ``unsaved_updates``, which the queue has not confirmed.
+        """
+        return {
+            "waiting": self.frontier.ready,
+            "memory_only": self.frontier.ready_in_memory,
+            "in_flight": len(self.inflight),
+            "unsaved_adds": self.frontier.unsaved_adds,
+            "unsaved_updates": self.frontier.unsaved_updates,
+        }
+
+    # Scrapy's status tools ask for the lengths of its own scheduler's queues (scrapy.utils.engine).
+
+    @property
+    def dqs(self) -> Sized:
+        """As long as the line of stored requests that wait in this process."""
+        return range(self.frontier.ready - self.frontier.ready_in_memory)
+
+    @property
+    def mqs(self) -> Sized:
+        """As long as the line of requests that wait in memory only."""
+        return range(self.frontier.ready_in_memory)
+
     def open(self, spider: Spider) -> Deferred[None]:
         return deferred_from_coro(self._life.open())
 
@@ -85,7 +110,13 @@ class Scheduler(BaseScheduler):
         if self.inflight.is_retry(request):
             return True
         self.inflight.note_replacement(request)
-        key = self._duplicates.new_key(request)
+        stored = self.inflight.stored_form(request)
+        changes = stored._asdict() if stored else {}
+        key = self._duplicates.new_key(
+            request,
+            lambda: self._converter.content(request, **changes),
+            self.inflight.on_behalf(),
+        )
         if key is None:
             return False
         started = is_start()
@@ -98,10 +129,10 @@ class Scheduler(BaseScheduler):
             newest_first=newest_first,
             is_start=started and self._start_line == "lifo",
         )
-        stored = self.inflight.stored_form(request)
         try:
-            entry = self._converter.encode(request, key, **(stored._asdict() if stored else {}))
+            entry = self._converter.encode(request, key, **changes)
         except CodecError as error:
+            visit.key = key
             self.frontier.remember(request_id(key))
             self._life.refused(visit, str(error))
             self.inflight.adopt(visit)

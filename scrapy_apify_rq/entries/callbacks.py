@@ -11,10 +11,15 @@ from scrapy import Spider
 from scrapy_apify_rq.errors import CodecError
 
 _DESCRIPTORS: Final = (property, classmethod, staticmethod)
+# Scrapy calls these itself. Whoever can write to the queue must not be able to.
+_OF_SCRAPY: Final = frozenset((*dir(Spider), "closed", "start_requests")) - {"parse"}
 
 
 class SpiderMethods:
-    """The methods of one spider, by name. Nothing else can be a callback of a stored request."""
+    """The methods of one spider, by name. Nothing else can be a callback of a stored request.
+
+    Nor can a method that Scrapy's ``Spider`` has, but for ``parse``, or one that Scrapy calls.
+    """
 
     def __init__(self, spider: Spider) -> None:
         self._spider = spider
@@ -26,6 +31,8 @@ class SpiderMethods:
         """Return the method of this name, or raise CodecError."""
         # Looked up statically first, so that naming a property does not run it.
         static = inspect.getattr_static(self._spider, str(name), None)
+        if name in _OF_SCRAPY:
+            raise CodecError(f"{name!r} is a method for Scrapy to call, not a callback")
         if callable(static) and not isinstance(static, _DESCRIPTORS):
             method = getattr(self._spider, str(name))
             if inspect.ismethod(method) and not str(name).startswith("__"):

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 from scrapy import Request, Spider
@@ -55,6 +56,9 @@ if TYPE_CHECKING:
 
 VERSION: Final = 1
 _VALUES: Final = ("meta", "cb_kwargs", "cookies", "flags")
+# What Scrapy's spider middlewares add to the meta of a start request.
+_OF_START: Final = frozenset(("depth", "is_start_request"))
+_SAME_CONTENT: Final = frozenset(("v", "priority", "dont_filter", "encoding"))
 # An error message goes into the log, and may quote all of an entry.
 _REASON_LIMIT: Final = 500
 _TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
@@ -74,7 +78,8 @@ class RequestConverter:
     """Writes the requests of one spider as entries and reads them back.
 
     ``callbacks`` names the spider method for each label of a foreign entry; ``trusted`` names
-    modules that may be imported to find a class.
+    modules that may be imported to find a class; ``schemes`` are those of the URLs that may be
+    fetched, or None for all.
     """
 
     def __init__(
@@ -82,10 +87,12 @@ class RequestConverter:
         spider: Spider,
         callbacks: Mapping[str, str] | None = None,
         trusted: Collection[str] = (),
+        schemes: Collection[str] | None = None,
     ) -> None:
         self._methods = SpiderMethods(spider)
         self._callbacks = callbacks or {}
         self._trusted = trusted
+        self._schemes = schemes
         self._known_bases: dict[type[Request], type[Request] | None] = {}
         for label, name in self._callbacks.items():
             try:
@@ -95,7 +102,9 @@ class RequestConverter:
 
     @classmethod
     def from_config(cls, spider: Spider, config: Config) -> Self:
-        return cls(spider, config.callbacks, config.trusted_modules)
+        # The embedded file is the user's own; a queue of the API may be written by others.
+        schemes = config.schemes if config.backend == "apify" else None
+        return cls(spider, config.callbacks, config.trusted_modules, schemes)
 
     # Writing
 
@@ -115,12 +124,8 @@ class RequestConverter:
         ``meta`` and ``cookies`` are written in place of the request's own.
         """
         try:
-            parts = Parts(
-                request,
-                request.headers if headers is None else headers,
-                request.meta if meta is None else meta,
-                request.cookies if cookies is None else cookies,
-            )
+            self._check_scheme(request.url)
+            parts = _parts(request, headers, meta, cookies)
             entry = self._write(parts, unique_key, replaced)
             if not (unique_key.isascii() and self._is_certain(parts, replaced)):
                 self._check(entry, type(request).__qualname__)
@@ -129,6 +134,32 @@ class RequestConverter:
         except Exception as error:  # a subclass of Request may compute its attributes
             raise CodecError(_reason(error)) from error
         return entry
+
+    def content(
+        self,
+        request: Request,
+        *,
+        headers: Headers | None = None,
+        meta: dict[str, Any] | None = None,
+        cookies: dict[str, Any] | list[Any] | None = None,
+    ) -> str:
+        """Return a short text that differs where requests with one fingerprint differ.
+
+        It is "" for a request as ``start_urls`` makes it. ``headers``, ``meta`` and ``cookies`` are
+        as for ``encode``. The priority makes no difference, nor do values that cannot be written.
+        """
+        try:
+            parts = _parts(request, headers, meta, cookies)
+            own = {name: value for name, value in parts.meta.items() if name not in _OF_START}
+            blob = self._blob(parts._replace(meta=own))
+            written = write_headers(parts.headers, blob)
+            differences = {name: blob[name] for name in blob if name not in _SAME_CONTENT}
+            if not (differences or written):
+                return ""
+            text = json.dumps([differences, written], sort_keys=True)
+        except Exception:  # encode() says what is wrong
+            return "unwritable"
+        return sha256(text.encode("ascii")).hexdigest()[:16]
 
     def _write(self, parts: Parts, unique_key: str, replaced: Entry | None) -> Entry:
         request = parts.request
@@ -209,6 +240,14 @@ class RequestConverter:
         ]:
             raise CodecError(f"{name} does not restore its {', '.join(lost)}")
 
+    def _check_scheme(self, url: str) -> None:
+        scheme = url.partition(":")[0].lower()
+        if self._schemes is not None and scheme not in self._schemes:
+            raise CodecError(
+                f"{scheme}: is not among the schemes that a queue of the API may ask for; if it is"
+                f" meant to, add {scheme!r} to APIFY_RQ_SCHEMES"
+            )
+
     # Reading
 
     def decode(self, entry: Entry) -> Request:
@@ -227,6 +266,7 @@ class RequestConverter:
             raise CodecError(str(error)[:_REASON_LIMIT]) from error
         except Exception as error:  # a constructor may reject what a stranger wrote in any way
             raise CodecError(_reason(error)) from error
+        self._check_scheme(request.url)
         if entry.no_retry not in (None, bool(request.meta.get("dont_retry"))):
             request.meta["dont_retry"] = entry.no_retry
         return request
@@ -258,6 +298,21 @@ class RequestConverter:
             encoding=blob.get("encoding", "utf-8"),
             **values,
         )
+
+
+def _parts(
+    request: Request,
+    headers: Headers | None,
+    meta: dict[str, Any] | None,
+    cookies: dict[str, Any] | list[Any] | None,
+) -> Parts:
+    """Return what is to be written of a request."""
+    return Parts(
+        request,
+        request.headers if headers is None else headers,
+        request.meta if meta is None else meta,
+        request.cookies if cookies is None else cookies,
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -15,9 +15,9 @@ from __future__ import annotations
 import secrets
 from binascii import b2a_base64
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from scrapy.dupefilters import BaseDupeFilter
 from scrapy.utils.misc import load_object
@@ -42,42 +42,86 @@ def request_id(unique_key: str) -> str:
     return encoded.translate(None, b"+/=")[:_ID_LENGTH].decode()
 
 
-def start_key(key: str, number: int) -> str:
-    """Return the key of the n-th start request with this key that must not be filtered, from 1."""
-    return f"{key}:start{number}"
+def start_key(key: str, number: int, content: str = "") -> str:
+    """Return the key of the n-th start request with this key and content that must not be filtered.
+
+    Numbers begin with 1. ``content`` is "" for what ``start_urls`` makes.
+    """
+    return f"{key}:start{number}" + (f":{content}" if content else "")
+
+
+class Parent(Protocol):
+    """A request on whose behalf others are made."""
+
+    @property
+    def identity(self) -> str:
+        """The same in each run that tries it, and another one for each retry."""
+
+    @property
+    def made(self) -> Counter[str]:
+        """How many requests of each kind it has led to so far that must not be filtered."""
 
 
 class Keys:
-    """Gives the requests of one crawl their unique keys; ``kind`` is ``APIFY_RQ_UNIQUE_KEY``."""
+    """Gives the requests of one crawl their unique keys; ``kind`` is ``APIFY_RQ_UNIQUE_KEY``.
 
-    def __init__(self, crawler: Crawler, kind: Literal["fingerprint", "crawlee"]) -> None:
+    ``fingerprint`` takes the place of the crawl's own fingerprints.
+    """
+
+    def __init__(
+        self,
+        crawler: Crawler,
+        kind: Literal["fingerprint", "crawlee"],
+        fingerprint: Callable[[Request], str] | None = None,
+    ) -> None:
+        self._fingerprint = fingerprint
         self._fingerprinter = crawler.request_fingerprinter
         self._kind = kind
         dupefilter = load_object(crawler.settings["DUPEFILTER_CLASS"])
         self._filters_nothing = dupefilter is BaseDupeFilter
         self._starts: Counter[str] = Counter()
-        """How many repeatable start requests each key has had so far."""
+        """How many repeatable start requests of each kind there have been so far."""
+        self._run = secrets.token_hex(8)
 
     def plain(self, request: Request) -> str:
         """Return the key that this request shares with all that Scrapy filters as the same."""
         if self._kind == "crawlee":
             return crawlee_key(request.url, request.method, request.body, _text_headers(request))
+        if self._fingerprint is not None:
+            return self._fingerprint(request)
         return self._fingerprinter.fingerprint(request).hex()
 
     def is_repeatable(self, request: Request) -> bool:
         """Return True if Scrapy crawls it even if it has crawled the same before."""
         return request.dont_filter or self._filters_nothing
 
-    def own(self, plain: str, *, is_start: bool) -> str:
-        """Return the key of one repeatable request alone; ``plain`` is what it shares with others.
+    # Of one request alone. ``plain`` is what it shares with others, and ``content`` says in which
+    # other ways it differs from these: see RequestConverter.content().
 
-        Start requests are counted: call this once for each, in the order of ``start()``. The n-th
-        of a kind then has the same key in every run and every worker, so nobody repeats it.
+    def of_start(self, plain: str, content: str, *, each_run: bool = False) -> str:
+        """Return the key of a start request.
+
+        The n-th of a kind has the same key in every run and every worker, so nobody repeats it,
+        in whatever order ``start()`` yields them. ``each_run``: it is repeated by each.
         """
-        if not is_start:
-            return f"{plain}:{secrets.token_hex(8)}"
-        self._starts[plain] += 1
-        return start_key(plain, self._starts[plain])
+        kind = f"{plain}:{content}"
+        self._starts[kind] += 1
+        number = self._starts[kind]
+        return f"{plain}:run{self._run}:{number}" if each_run else start_key(plain, number, content)
+
+    def of_child(self, plain: str, content: str, parent: Parent) -> str:
+        """Return the key of a request that another one has led to.
+
+        It is the same if a later run has to repeat the parent.
+        """
+        kind = f"{plain}:{content}"
+        parent.made[kind] += 1
+        source = f"{parent.identity}:{content}:{parent.made[kind]}"
+        return f"{plain}:{sha256(source.encode()).hexdigest()[:16]}"
+
+    def of_none(self, plain: str) -> str:
+        """Return the key of a request that nothing in the crawl has led to, as far as we know."""
+        return f"{plain}:{secrets.token_hex(8)}"
 
 
 def _text_headers(request: Request) -> list[tuple[str, str]]:

@@ -117,6 +117,11 @@ class Frontier:
         return len(self._window)
 
     @property
+    def ready_in_memory(self) -> int:
+        """How many of these live in memory only."""
+        return len(self._window) - len(self._window.stored)
+
+    @property
     def unsaved_adds(self) -> int:
         """New entries that the backend has not confirmed; the queue may not have them."""
         return self._outbox.unsaved_adds

@@ -110,6 +110,15 @@ class Queue:
         finally:
             await backend.close()
 
+    async def update(self, *entries: Entry) -> None:
+        """Write entries that are there, as another program would."""
+        backend = SqliteBackend(self.folder, name=NAME)
+        await backend.open()
+        try:
+            await backend.update(entries, forefront=False)
+        finally:
+            await backend.close()
+
 
 class ServedQueue(Queue):
     """The queue that our own server keeps in ``folder``, and the crawl uses over the API.

@@ -7,6 +7,7 @@ from typing import Any
 from scrapy import Request, Spider
 from scrapy.core.scheduler import Scheduler as StockScheduler
 from scrapy.crawler import Crawler
+from scrapy.utils.engine import get_engine_status
 
 from scrapy_apify_rq.crawl.scheduler import Scheduler
 from scrapy_apify_rq.entries.models import Entry
@@ -81,6 +82,20 @@ async def test_one_object_scheduled_twice_is_handed_out_in_turn(crawls: Crawls) 
         engine.finish(request)
         assert await engine.take() is request
         engine.finish(request)
+
+
+async def test_status_is_what_scrapys_tools_show(crawls: Crawls) -> None:
+    async with driving(crawls) as engine:
+        engine.schedule(*(Request(f"{URL}{number}") for number in range(3)))
+        engine.schedule(Request(f"{URL}3", lambda response: None, priority=-1))
+        await wait_until(lambda: len(engine.scheduler) == 4)
+        await engine.take()
+        status = {"waiting": 3, "memory_only": 1, "in_flight": 1}
+        assert engine.scheduler.status() == {**status, "unsaved_adds": 0, "unsaved_updates": 0}
+        assert engine.crawl.crawler.engine is not None
+        shown = dict(get_engine_status(engine.crawl.crawler.engine))
+        assert shown["len(engine.scheduler.dqs or [])"] == 2
+        assert shown["len(engine.scheduler.mqs)"] == 1
 
 
 async def test_an_entry_that_cannot_be_read_is_handled_with_the_reason(
