@@ -39,6 +39,7 @@ _TIMEOUT_VARIABLES: Final = ("ACTOR_TIMEOUT_AT", "APIFY_TIMEOUT_AT")
 # The Apify CLI sets it for a local run. On the platform, no queue has this id.
 _LOCAL_DEFAULT_QUEUE: Final = "default"
 
+_SCHEME: Final = re.compile("[a-z][a-z0-9+.-]{0,15}")
 _USERNAME: Final = re.compile(r"[a-zA-Z0-9_.-]*")
 
 _NAME_CURE: Final = (
@@ -367,7 +368,7 @@ def callbacks(source: Source, name: str) -> Mapping[str, str]:
 def schemes(source: Source, name: str) -> tuple[str, ...]:
     cure = "write a list of URL schemes, such as ['http', 'https', 's3']"
     names = [value.lower() for value in _names(source, name, cure)]
-    if not names or not all(value.isascii() and value[:1].isalpha() for value in names):
+    if not names or not all(map(_SCHEME.fullmatch, names)):
         raise wrong(name, source.get(name), cure)
     return tuple(names)
 

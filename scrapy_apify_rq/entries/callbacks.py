@@ -31,11 +31,11 @@ class SpiderMethods:
         """Return the method of this name, or raise CodecError."""
         # Looked up statically first, so that naming a property does not run it.
         static = inspect.getattr_static(self._spider, str(name), None)
-        if name in _OF_SCRAPY:
-            raise CodecError(f"{name!r} is a method for Scrapy to call, not a callback")
         if callable(static) and not isinstance(static, _DESCRIPTORS):
             method = getattr(self._spider, str(name))
             if inspect.ismethod(method) and not str(name).startswith("__"):
+                if name in _OF_SCRAPY:
+                    raise CodecError(f"{name!r} is a method for Scrapy to call, not a callback")
                 return method
         raise CodecError(f"spider {self._title} has no method {name!r}")
 

@@ -51,6 +51,7 @@ def refusal(settings: Values | None = None, environ: Values | None = None) -> st
 def test_defaults() -> None:
     """They are as declared, which is what the README's table shows, except for these."""
     resolved = {"backend": "sqlite", "memory": 64 * 2**20, "trusted_modules": ()}
+    resolved |= {"schemes": ("http", "https")}
     resolved |= {"queue_name": "shop-quotes", "queue_is_default": True}
     resolved |= {"storage_dir": Path.cwd() / "storage", "events_url": None, "timeout_at": None}
     declared = {name: getattr(item, "default", None) for name, item in _DECLARED.items()}
@@ -177,6 +178,7 @@ SECONDS = "write a number of seconds {}, for example {}"
         ("CALLBACKS", CALLBACKS, ["A=parse", "{A: parse}", '["ab"]', ["ab"], {"A": 1}]),
         ("CALLBACKS", CALLBACKS, [{1: "parse"}, {"A": "self.parse"}]),
         ("TRUSTED_MODULES", MODULES, [[1], 1, {"shop": 1}, b"shop", "shop.*", '["shop"]']),
+        ("SCHEMES", "a list of URL schemes", [[], [1], "http:", ["ht tp"], {"http": 1}]),
         ("STORAGE_DIR", FOLDER, [5, "~no-such-user-here/x"]),
         ("ID", WHICH_ID, ["short", ID + "x", "me/queue", "me~", "me~a~b", "me~-a", 17]),
         ("NAME", WHICH_NAME, ["a_b", "-a", "a-", "me~a", "a" * 64, "a\nb", 5]),

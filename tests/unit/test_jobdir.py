@@ -69,7 +69,7 @@ def test_start_requests_get_the_keys_that_a_crawl_gives_them(tmp_path: Path) -> 
 
     async def both() -> tuple[set[str], set[str]]:
         starts = [one async for one in TwoStarts().start() if keys.is_repeatable(one)]
-        asked = {keys.own(keys.plain(one), is_start=True) for one in starts}
+        asked = {keys.of_start(keys.plain(one), "") for one in starts}
         return {entry.unique_key for entry in await reader.started()}, asked
 
     imported, asked = run_async(both())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def test_a_request_that_is_not_filtered_has_a_key_of_its_own() -> None:
     link, again = Request("http://x/"), Request("http://x/", dont_filter=True)
     assert crawl.plain(link) == crawl.plain(again)
     assert [crawl.is_repeatable(request) for request in (link, again)] == [False, True]
-    one, other = (crawl.own(crawl.plain(again), is_start=False) for _ in "ab")
+    one, other = (crawl.of_none(crawl.plain(again)) for _ in "ab")
     assert len({one, other, crawl.plain(link)}) == 3
 
 
@@ -115,9 +116,30 @@ def test_start_requests_have_the_same_keys_in_each_run(filtered: bool) -> None:
     start = Request("http://x/", dont_filter=filtered)
     one, other = keys(**settings), keys(**settings)
     assert one.is_repeatable(start)
-    made = [one.own(one.plain(start), is_start=True) for _ in range(3)]
-    assert made == [other.own(other.plain(start), is_start=True) for _ in range(3)]
-    assert made == [f"{one.plain(start)}:start{number}" for number in (1, 2, 3)]
+    plain = one.plain(start)
+    made = [one.of_start(plain, content) for content in ("", "a", "", "a", "")]
+    assert made == [
+        f"{plain}:{end}" for end in ("start1", "start1:a", "start2", "start2:a", "start3")
+    ]
+    assert sorted(made) == sorted(
+        other.of_start(plain, content) for content in ("a", "a", *[""] * 3)
+    )
+    each_run = [keys.of_start(plain, "a", each_run=True) for keys in (one, other, one)]
+    assert len({*made, *each_run}) == 8
+
+
+class Parent:
+    def __init__(self, identity: str) -> None:
+        self.identity = identity
+        self.made = Counter[str]()
+
+
+def test_a_child_has_the_same_key_if_its_parent_is_repeated() -> None:
+    crawl = keys()
+    first, repeated, retried = (Parent(identity) for identity in ("id:0", "id:0", "id:1"))
+    made = {crawl.of_child("plain", content, first) for content in ("a", "b", "a")}
+    assert made == {crawl.of_child("plain", content, repeated) for content in ("b", "a", "a")}
+    assert len({*made, *(crawl.of_child("plain", "a", retried) for _ in "12")}) == 5
 
 
 def test_without_yarl(monkeypatch: pytest.MonkeyPatch) -> None:
