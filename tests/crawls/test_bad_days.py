@@ -108,7 +108,7 @@ async def test_fifty_small_crawls_end_in_time_while_the_head_and_the_counters_la
             named = {"APIFY_RQ_NAME": queue, **settings}
             start = site.url + root.removesuffix("/")
             # Not run(), which would wait only for a moment until all of them are open.
-            ended = await crawls.begin(Links, named, queue=served, site=start).end(60)
+            ended = await crawls.begin(Links, named, queue=served, site=start).end()
             reasons.append(ended.reason)
         return reasons
 
@@ -129,7 +129,7 @@ async def test_page_costs_1_1_calls(site: Site, served: ServedQueue, crawls: Cra
     others = {n: [f"/{(10 * n + other) % count}" for other in range(10)] for n in range(count)}
     site.serve({"/": links("/1"), **{f"/{n}": links(*paths) for n, paths in others.items()}})
     served.faults(Faults(latency=0.05))
-    crawl = await crawls.run(Links, queue=served, site=site.url, patience=60)
+    crawl = await crawls.run(Links, queue=served, site=site.url)
     assert Counter(site.paths) == Counter(["/", *(f"/{n}" for n in range(count))])
     assert crawl.stats["apify_rq/handled"] == count + 1
     assert len(served.api.calls) / count <= 1.10
@@ -145,7 +145,7 @@ async def test_rates_are_kept(
     site.serve({"/": links(*paths), **dict.fromkeys(paths, "page")})
     with serving(tmp_path / "server") as served:
         served.faults(Faults(latency=0.05, rates=True))
-        crawl = await crawls.run(Links, queue=served, site=site.url, patience=60)
+        crawl = await crawls.run(Links, queue=served, site=site.url)
     assert Counter(site.paths) == Counter(["/", *paths])
     assert crawl.stats["apify_rq/handled"] == len(paths) + 1
     assert crawl.stats.get("apify_rq/api/rate_limited", 0) / len(served.api.calls) <= 0.01
@@ -167,7 +167,7 @@ async def test_resuming_what_others_added_costs_a_call_a_page_and_starts_after_3
         add(api, NAME, *(f"{site.url}/{n}" for n in range(count)))
         served.api.calls.clear()
         served.faults(Faults(latency=latency))
-        crawl = await crawls.run(Resumes, {"APIFY_RQ_WINDOW": 150}, queue=served, patience=60)
+        crawl = await crawls.run(Resumes, {"APIFY_RQ_WINDOW": 150}, queue=served)
 
     assert Counter(site.paths) == Counter(f"/{n}" for n in range(count))
     # 16 entries are fetched one by one, the others by one call; the window is filled a few times.

@@ -185,7 +185,7 @@ async def test_pages_of_one_crawl(
         url = path if path == OFFSITE else f"{site.url}{path}"
         await any_queue.add(Entry(id=request_id(url), unique_key=url, url=url, **fields))
     settings = {"ROBOTSTXT_OBEY": True, "APIFY_RQ_CALLBACKS": {"DETAIL": "parse_label"}}
-    crawl = await crawls.run(Life, settings, queue=any_queue, site=site.url, patience=60)
+    crawl = await crawls.run(Life, settings, queue=any_queue, site=site.url)
 
     entries = await by_path(any_queue, site)
     del entries["/"]

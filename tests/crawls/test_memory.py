@@ -84,7 +84,7 @@ async def test_window(
         # The site keeps what it was sent.
         sent = sum(len(hit.body) for hit in site.hits)
     held.go.set()
-    await crawl.end(30)
+    await crawl.end()
     assert current - sent < MOST
     assert crawl.reason == "finished"
     assert sorted(crawl.spider.handled) == sorted(["/", *paths])

@@ -56,7 +56,7 @@ async def pending(queue: Queue, site: Site) -> list[str]:
 async def test_low_priorities_beyond_the_window(site: Site, crawls: Crawls) -> None:
     serve(site, [-1] * 115 + [0] * 3)
     settings = {**ONE_AT_A_TIME, "APIFY_RQ_WINDOW": 25}
-    crawl = await crawls.run(Tree, settings, site=site.url, patience=60)
+    crawl = await crawls.run(Tree, settings, site=site.url)
     assert len(crawl.paths) == 119
     places = [place for place, path in enumerate(crawl.paths) if path.endswith("?p=0")]
     # While the page still yields, some of the many may be handed out.

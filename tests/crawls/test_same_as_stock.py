@@ -52,7 +52,7 @@ async def test_the_shop(any_queue: Queue, crawls: Crawls, tmp_path: Path) -> Non
     async def crawl(**settings: Any) -> tuple[Any, Any, Crawl]:
         with ShopServer(products=40) as shop:
             settings = {**shop_settings(shop, tmp_path / "items.jsonl"), **settings}
-            crawl = await crawls.run(ShopSpider, settings, queue=any_queue, patience=60)
+            crawl = await crawls.run(ShopSpider, settings, queue=any_queue)
             # Which link to a product comes first differs from run to run; so does the port.
             items = Counter(
                 (item.sku, item.name, item.price, item.category, item.url.removeprefix(shop.url))

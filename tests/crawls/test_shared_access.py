@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("short_delay")
 
 async def finish(*workers: Crawl) -> None:
     for worker in workers:
-        await worker.end(30)
+        await worker.end()
         assert worker.reason == "finished"
 
 
@@ -59,9 +59,9 @@ async def test_client_key_takes_over_at_once(site: Site, any_queue: Queue, crawl
     with copied(any_queue) as after_the_kill:
         assert after_the_kill.locked > 0
         pending = [entry for entry in await after_the_kill.entries() if not entry.is_handled]
-        await crawl.end(30)
+        await crawl.end()
         site.forget()
-        second = await crawls.run(Tree, settings, queue=after_the_kill, site=site.url, patience=30)
+        second = await crawls.run(Tree, settings, queue=after_the_kill, site=site.url)
         assert second.reason == "finished"
         assert {entry.url.removeprefix(site.url) for entry in pending} <= set(site.paths)
         info = await after_the_kill.info()
@@ -73,7 +73,7 @@ async def test_stop_gives_leases_back(site: Site, any_queue: Queue, crawls: Craw
     first = await crawls.start(Tree, SHARED, queue=any_queue, site=site.url)
     await wait_until(lambda: len(site.hits) > 10)
     await first.crawler.stop_async()
-    await first.end(30)
+    await first.end()
     assert any_queue.locked == 0
     assert any_queue.handled == len(site.hits)
     await finish(*(crawls.begin(Tree, SHARED, queue=any_queue, site=site.url) for _ in "ab"))
@@ -106,7 +106,7 @@ async def test_another_worker_takes_a_retry(site: Site, any_queue: Queue, crawls
             closing.append(asyncio.ensure_future(close))
 
     first.crawler.signals.connect(leave, signals.response_downloaded)
-    await first.end(30)
+    await first.end()
     assert first.reason == "left"
     assert any_queue.locked == 0
     flaky = await any_queue.entry("/flaky")
@@ -148,7 +148,7 @@ async def test_single_access_is_warned_once(site: Site, any_queue: Queue, crawls
     few = {"CLOSESPIDER_PAGECOUNT": 30}
     both = [await crawls.start(Tree, few, queue=any_queue, site=site.url) for _ in "ab"]
     for crawl in both:
-        await crawl.end(30)
+        await crawl.end()
     # Each has the log of both.
     spiders = [
         record.spider  # type: ignore[attr-defined] # we give it one

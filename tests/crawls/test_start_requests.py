@@ -112,6 +112,6 @@ async def test_workers_crawl_each_once(site: Site, served: ServedQueue, crawls: 
         )
         for name in ("one", "two")
     ]
-    await asyncio.gather(*(worker.end(30) for worker in workers))
+    await asyncio.gather(*(worker.end() for worker in workers))
     assert Counter(workers[0].paths + workers[1].paths) == Counter(PATHS)
     assert (await served.info()).total == 6

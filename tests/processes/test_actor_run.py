@@ -15,7 +15,7 @@ from tests.support import apify_sdk
 from tests.support.event_server import SECRET, Platform
 from tests.support.process_spiders import Run
 from tests.support.queues import NAME, TOKEN, Queue, ServedQueue
-from tests.support.scrapy_project import PATIENCE, Process, Project
+from tests.support.scrapy_project import Process, Project
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Site, begun, let_go, links
 
@@ -25,7 +25,7 @@ SDK_SCRIPT = Path(apify_sdk.__file__).parent / "official" / "our_actor.py"
 
 
 async def logged(process: Process, text: str) -> None:
-    await wait_until(lambda: text in process.log, text, PATIENCE)
+    await wait_until(lambda: text in process.log, text)
 
 
 def assert_quiet(log: str) -> None:
@@ -50,7 +50,7 @@ async def test_aborting_ends_the_process(
     async with Platform() as platform:
         env = {"ACTOR_EVENTS_WEBSOCKET_URL": platform.url}
         async with project.begin(site=site.url, env=env) as process:
-            await begun(*first.values(), patience=PATIENCE)
+            await begun(*first.values())
             await platform.connected()
             platform.drop()
             await platform.connected(2)
@@ -88,7 +88,7 @@ async def test_an_initialised_actor_of_the_sdk_brings_the_events(
     async with Platform() as platform:
         env |= {"ACTOR_EVENTS_WEBSOCKET_URL": platform.url, "SITE": site.url}
         async with project.start(env=env, script=SDK_SCRIPT) as process:
-            await begun(*held.values(), patience=PATIENCE)
+            await begun(*held.values())
             await platform.connected()
             await platform.send("migrating")
             await logged(process, "about to be migrated")

@@ -14,7 +14,8 @@ from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.processes.scripts.two_spiders import First
 from tests.support.queues import NAME, Queue, ServedQueue
-from tests.support.scrapy_project import PATIENCE, Project
+from tests.support.scrapy_project import Project
+from tests.support.waiting import PATIENCE
 from tests.support.website import Site, links
 
 SCRIPT = Path(__file__).parent / "scripts" / "commands.py"

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.queues import TOKEN
 from tests.support.raw_calls import request
-from tests.support.scrapy_project import PATIENCE, ROOT, Process
+from tests.support.scrapy_project import ROOT, Process
 from tests.support.waiting import wait_until
 
 
@@ -35,7 +35,7 @@ async def test_serves_several_clients_until_a_signal(
     storage = tmp_path / "storage"
     common = ("--port", "0", "--storage-dir", str(storage), "--token", TOKEN)
     async with serve(tmp_path, *common, *options) as process:
-        await wait_until(lambda: "\n" in process.output, "its first line", PATIENCE)
+        await wait_until(lambda: "\n" in process.output, "its first line")
         line = (
             rf"Serving request queues of {re.escape(str(storage))} on (http://127\.0\.0\.1:\d+)\n"
         )

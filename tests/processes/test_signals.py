@@ -15,7 +15,7 @@ from tests.support.crawling import Crawls
 from tests.support.jobdirs import write
 from tests.support.process_spiders import Stages, Tree, Waits, fetched, tree
 from tests.support.queues import Queue, ServedQueue
-from tests.support.scrapy_project import PATIENCE, Project
+from tests.support.scrapy_project import Project
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Site, let_go, links
 
@@ -44,7 +44,7 @@ async def test_ctrl_c_at_each_stage(
     pages = {"/": links("/1", "/2", "/3"), **dict.fromkeys(("/1", "/2", "/3"), links("/"))}
     site.serve(pages)
     project = Project(tmp_path, any_queue, Stages, settings)
-    stopped = await project.crawl(site=site.url, env={"STAGE": stage}, patience=30)
+    stopped = await project.crawl(site=site.url, env={"STAGE": stage})
     assert "SIGINT" in stopped.log, "the stage was not reached"
     resumed = await crawls.run(Stages, settings, queue=any_queue, site=site.url)
     assert resumed.reason == "finished"
@@ -58,7 +58,7 @@ async def test_ctrl_c_once_fetches_nothing_twice(
     site.serve(tree(100, delay=0.02))
     project = Project(tmp_path, any_queue, Tree, {"CONCURRENT_REQUESTS": 4})
     async with project.begin("-o", "-:jsonlines", site=site.url) as process:
-        await wait_until(lambda: len(site.hits) >= 40, "hits", PATIENCE)
+        await wait_until(lambda: len(site.hits) >= 40, "hits")
         process.send(SIGINT)
         stopped = await process.end()
     assert stopped.status == 0, stopped.log
@@ -86,7 +86,6 @@ async def test_ctrl_c_twice_loses_nothing(
         await wait_until(
             lambda: sum(page.begun.is_set() for page in held.values()) == 8,
             "8 pages held",
-            PATIENCE,
         )
         await wait_until(lambda: any_queue.handled == len(done) + 3)
         process.send(SIGINT)
@@ -110,7 +109,7 @@ async def test_ctrl_c_during_an_import(tmp_path: Path, any_queue: Queue) -> None
     write(jobdir, *(Request(f"http://127.0.0.1/{number}") for number in range(3)))
     words = ("import-jobdir", str(jobdir), Waits.name, "--yes")
     async with Project(tmp_path / "project", any_queue, Waits).start("rq", *words) as process:
-        await wait_until(lambda: process.output == "waiting\n", "its start", PATIENCE)
+        await wait_until(lambda: process.output == "waiting\n", "its start")
         process.send(SIGINT)
         stopped = await process.end()
     assert stopped.status == 130, stopped.log

@@ -17,7 +17,7 @@ import scrapy
 from tests.support.process_spiders import Run
 from tests.support.queues import Queue
 from tests.support.readme import commands
-from tests.support.scrapy_project import PATIENCE, Project
+from tests.support.scrapy_project import Project
 from tests.support.waiting import wait_until
 from tests.support.website import Page, Site, links
 
@@ -57,7 +57,7 @@ async def on_terminal(folder: Path, queue: Queue, site: Site, *interrupt_at: str
         reading = asyncio.create_task(asyncio.to_thread(read))
         for shown in interrupt_at:
             seen = partial(text.count, shown.encode())
-            await wait_until(lambda seen=seen: seen() or process.has_ended, repr(shown), PATIENCE)
+            await wait_until(lambda seen=seen: seen() or process.has_ended, repr(shown))
             assert seen(), text.decode()
             process.send(signal.SIGINT)
         finished = await process.end()

@@ -12,7 +12,7 @@ import pytest
 from tests.support.crawling import Crawls
 from tests.support.process_spiders import Tree, fetched, tree
 from tests.support.queues import Queue
-from tests.support.scrapy_project import PATIENCE, Finished, Project
+from tests.support.scrapy_project import Finished, Project
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Site
 
@@ -38,11 +38,11 @@ async def test_four_workers_fetch_each_page_once(
     project = Project(tmp_path / "project", any_queue, Tree, SHARED)
     async with project.begin(site=site.url) as one, project.begin(site=site.url) as two:
         opened = "Request queue 'test-queue' in "
-        await wait_until(lambda: opened in one.log and opened in two.log, opened, PATIENCE)
+        await wait_until(lambda: opened in one.log and opened in two.log, opened)
         here = [await crawls.start(Tree, SHARED, queue=any_queue, site=site.url) for _ in "ab"]
         first.go.set()
         for crawl in here:
-            await crawl.end(PATIENCE)
+            await crawl.end()
         ended = [await one.end(), await two.end()]
     for worker in ended:
         assert_well(worker)
@@ -64,10 +64,10 @@ async def test_what_waits_in_a_stopped_worker_is_left_to_others(
     settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 3}
     project = Project(tmp_path / "project", any_queue, Tree, {**settings, "CONCURRENT_REQUESTS": 1})
     async with project.begin(site=site.url) as process:
-        await wait_until(lambda: len(site.hits) > 4 and any_queue.locked > 3, "leases", PATIENCE)
+        await wait_until(lambda: len(site.hits) > 4 and any_queue.locked > 3, "leases")
         process.send(signal.SIGSTOP)
         assert any_queue.locked <= 6  # a slow worker leaves the rest to others
-        other = await crawls.run(Tree, settings, queue=any_queue, site=site.url, patience=PATIENCE)
+        other = await crawls.run(Tree, settings, queue=any_queue, site=site.url)
         process.send(signal.SIGCONT)
         stopped = await process.end()
     assert other.reason == "finished"

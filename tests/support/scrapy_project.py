@@ -21,10 +21,9 @@ from scrapy import Spider
 
 from tests.support.example_project import EXAMPLE
 from tests.support.queues import TOKEN, Queue
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0
 
 
 @dataclass

@@ -11,8 +11,8 @@ from scrapy.utils.defer import deferred_from_coro
 
 T = TypeVar("T")
 
-PATIENCE = 10.0
-"""Seconds until a test gives up."""
+PATIENCE = 60.0
+"""Seconds until a test gives up: many, because others may need the processor, too."""
 
 
 async def wait_until(

@@ -150,7 +150,7 @@ async def test_nothing_is_kept_of_what_is_confirmed(backend: Remote) -> None:
             driver.ack(await driver.next())
         await driver.saved()
         gc.collect()
-        visits = [each for each in gc.get_objects() if isinstance(each, Visit)]
+        visits = [each for each in gc.get_objects() if type(each) is Visit]
         assert not {path_of(visit) for visit in visits if visit.entry}.intersection(paths)
 
 

@@ -176,7 +176,7 @@ async def test_leases_that_another_worker_has_taken_over(backend: Shared) -> Non
         claim = await other.claim(10, (), 2**30)
         await other.close()
         assert len(claim.entries) == 2
-        await wait_until(lambda: len(driver.notices) == 2, patience=60)
+        await wait_until(lambda: len(driver.notices) == 2)
         for notice in driver.notices:
             assert isinstance(notice, LeaseLost)
             assert notice.while_ == "in flight"
