@@ -31,7 +31,6 @@ pytestmark = pytest.mark.usefixtures("short_delay")
 KILLS = 6
 STARTING = 60.0
 """Seconds that a process may take to start on a busy machine."""
-PRODUCTS = 240
 CONCURRENCY = 8
 # So that a crawl lasts some seconds, and a page longer than the way of an ack to the queue.
 DELAY = 0.02
@@ -58,19 +57,21 @@ def items_in(file: Path, shop: ShopServer) -> dict[str, dict[str, object]]:
     return items
 
 
-async def shop_with_kills(tmp_path: Path, queue: Queue, crawls: Crawls, kills: int) -> Counter[Hit]:
+async def shop_with_kills(
+    tmp_path: Path, queue: Queue, crawls: Crawls, kills: int, products: int
+) -> Counter[Hit]:
     """Kill a crawl of the example's shop again and again, and let it come to its end here.
 
     It must be equal to one with Scrapy's own scheduler. Returns what was fetched again.
     """
     chance = random.Random(kills)
-    with ShopServer(products=PRODUCTS) as shop:
+    with ShopServer(products=products) as shop:
         file = tmp_path / "stock.jsonl"
         stock = {"ADDONS": {}, "CONCURRENT_REQUESTS": CONCURRENCY}
         await crawls.run(ShopSpider, {**shop_settings(shop, file), **stock}, patience=STARTING)
         expected, whole = shop_hits(shop), items_in(file, shop)
-    assert len(expected) > 250
-    with ShopServer(products=PRODUCTS, delay=DELAY) as shop:
+    assert len(expected) > products
+    with ShopServer(products=products, delay=DELAY) as shop:
         file = tmp_path / "items.jsonl"
         settings = {**shop_settings(shop, file), "CONCURRENT_REQUESTS": CONCURRENCY}
         project = Project(tmp_path / "project", queue, ShopSpider, settings)
@@ -96,7 +97,7 @@ async def shop_with_kills(tmp_path: Path, queue: Queue, crawls: Crawls, kills: i
 
 
 async def test_kills(tmp_path: Path, any_queue: Queue, crawls: Crawls) -> None:
-    repeated = await shop_with_kills(tmp_path, any_queue, crawls, KILLS)
+    repeated = await shop_with_kills(tmp_path, any_queue, crawls, KILLS, products=240)
     assert repeated.total() <= most_repeated(any_queue), dict(repeated)
 
 
@@ -107,7 +108,7 @@ async def test_kills_while_calls_fail(tmp_path: Path, served: ServedQueue, crawl
     share = 0.05
     kinds = dict.fromkeys(("limited", "failed", "dropped", "lost", "unprocessed"), share)
     served.faults(Faults(**kinds))  # type: ignore[arg-type]
-    await shop_with_kills(tmp_path, served, crawls, KILLS // 2)
+    await shop_with_kills(tmp_path, served, crawls, 2, products=100)
     async with aiohttp.request("GET", f"{served.api.url}/_calls") as answer:
         outcomes = (await answer.json())["outcomes"]
     assert {"429", "500", "dropped", "lost"} <= outcomes.keys()
@@ -118,7 +119,7 @@ async def test_kills_while_calls_fail(tmp_path: Path, served: ServedQueue, crawl
 )
 async def test_kills_of_workers(tmp_path: Path, site: Site, any_queue: Queue, kills: int) -> None:
     """Two at a time, of which any is killed and replaced."""
-    pages, chance = 400, random.Random(kills)
+    pages, chance = 300, random.Random(kills)
     site.serve(tree(pages, delay=0.05))
     settings = {"APIFY_RQ_ACCESS": "shared", "APIFY_RQ_LOCK_SECS": 2, "CONCURRENT_REQUESTS": 4}
     project = Project(tmp_path / "project", any_queue, Tree, settings)

@@ -32,7 +32,7 @@ async def test_four_workers_fetch_each_page_once(
     tmp_path: Path, site: Site, any_queue: Queue, crawls: Crawls
 ) -> None:
     """Two of them share a process, which saves the time that others take to start."""
-    pages = 500
+    pages = 300
     first = Held(tree(pages)["/0"])
     site.serve({**tree(pages, delay=0.05), "/0": first})
     project = Project(tmp_path / "project", any_queue, Tree, SHARED)
