@@ -115,7 +115,7 @@ async def test_kills_while_calls_fail(tmp_path: Path, served: ServedQueue, crawl
 
 
 @pytest.mark.parametrize(
-    ("any_queue", "kills"), [("sqlite", KILLS // 2), ("apify", KILLS)], indirect=["any_queue"]
+    ("any_queue", "kills"), [("sqlite", KILLS // 2), ("apify", 4)], indirect=["any_queue"]
 )
 async def test_kills_of_workers(tmp_path: Path, site: Site, any_queue: Queue, kills: int) -> None:
     """Two at a time, of which any is killed and replaced."""
