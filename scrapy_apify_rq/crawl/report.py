@@ -87,9 +87,10 @@ class Report:
         if any(Path(str(folder), "requests.queue").glob("*")):
             self.log(
                 logging.WARNING,
-                f"JOBDIR = {folder!r} holds pending requests of Scrapy's own scheduler, which are"
-                " not read. To crawl them, stop and run once: scrapy rq import-jobdir"
-                f" {shlex.quote(str(folder))} --spider {self._crawler.spidercls.name}",
+                f"JOBDIR = {folder!r} holds pending requests of Scrapy's own scheduler, which this"
+                " crawl does not read. Unless you have done so, stop it and put them into the queue"
+                f" with: scrapy rq import-jobdir {shlex.quote(str(folder))}"
+                f" {self._crawler.spidercls.name}",
             )
 
     def emptied(self, info: Info, *, asked_for: bool) -> None:

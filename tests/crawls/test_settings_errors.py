@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,3 +78,17 @@ async def test_dupefilter_is_closed_if_closing_fails(site: Site, crawls: Crawls)
     crawl = await crawls.run(Links, settings, site=site.url)
     assert "the disk is gone" in str([one.exc_info for one in crawl.log])
     assert Ends.reasons == ["finished"]
+
+
+@pytest.mark.parametrize("is_pending", [True, False])
+async def test_requests_pending_in_the_jobdir_are_pointed_out(
+    tmp_path: Path, site: Site, crawls: Crawls, is_pending: bool
+) -> None:
+    site.serve({"/": "page"})
+    folder = tmp_path / "job dir"
+    (folder / "requests.queue").mkdir(parents=True)
+    if is_pending:
+        (folder / "requests.queue" / "active.json").touch()
+    crawl = await crawls.run(Links, {"JOBDIR": str(folder)}, site=site.url)
+    command = f"scrapy rq import-jobdir '{folder}' {Links.name}"
+    assert (command in crawl.log_text) is is_pending

@@ -12,7 +12,7 @@ from tests.processes.scripts.lone_spider import Lone
 from tests.processes.scripts.two_spiders import First
 from tests.support.comparing import STOCK
 from tests.support.crawling import Crawls
-from tests.support.queues import Queue
+from tests.support.queues import Queue, ServedQueue
 from tests.support.scrapy_project import Project
 from tests.support.website import Site, links
 
@@ -72,3 +72,16 @@ async def test_no_reactor_is_needed(
     assert "Using reactor" not in done.log
     assert Counter(site.paths) == Counter(stock.paths)
     assert (await any_queue.info()).handled == len(stock.paths) == 6
+
+
+@pytest.mark.parametrize("way", ["crawl", "runspider"])
+async def test_exit_status_when_the_queue_fails(
+    site: Site, served: ServedQueue, tmp_path: Path, way: str
+) -> None:
+    """Of the command, as cron and CI see it; a script looks at the finish reason."""
+    site.serve(PAGES)
+    project = Project(tmp_path / "project", served, First, {"APIFY_TOKEN": "apify_api_another"})
+    name = First.name if way == "crawl" else str(SCRIPTS / "lone_spider.py")
+    done = await project.run(way, name, "-a", f"site={site.url}")
+    assert done.stats["finish_reason"] == "apify_rq_unauthorized"
+    assert done.status == 1
