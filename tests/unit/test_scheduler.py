@@ -12,6 +12,7 @@ from scrapy.utils.engine import get_engine_status
 from scrapy_apify_rq.crawl.scheduler import Scheduler
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
+from scrapy_apify_rq.errors import BackendError
 from tests.support.crawling import Crawls
 from tests.support.engine_driver import driving
 from tests.support.queues import Queue
@@ -138,3 +139,11 @@ def made(settings: dict[str, Any], *, crawling: bool = True) -> Any:
 def test_scrapys_own_scheduler_where_there_is_no_crawl() -> None:
     assert isinstance(made({}, crawling=False), StockScheduler)
     assert isinstance(made({"APIFY_RQ_ENABLED": False}), StockScheduler)
+
+
+async def test_a_queue_that_fails_does_not_look_finished(crawls: Crawls) -> None:
+    async with driving(crawls) as engine:
+        await wait_until(lambda: not engine.scheduler.has_pending_requests())
+        engine.scheduler._life.failed(BackendError("It is gone.", "apify_rq_gone"))
+        assert engine.scheduler.has_pending_requests()
+        await wait_until(lambda: engine.crawl.reason == "apify_rq_gone")
