@@ -107,7 +107,8 @@ class Keys:
         kind = f"{plain}:{content}"
         self._starts[kind] += 1
         number = self._starts[kind]
-        return f"{plain}:run{self._run}:{number}" if each_run else start_key(plain, number, content)
+        key = f"{plain}:run{self._run}" if each_run else plain
+        return start_key(key, number, content)
 
     def of_child(self, plain: str, content: str, parent: Parent) -> str:
         """Return the key of a request that another one has led to.

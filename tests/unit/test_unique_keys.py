@@ -124,8 +124,9 @@ def test_start_requests_have_the_same_keys_in_each_run(filtered: bool) -> None:
     assert sorted(made) == sorted(
         other.of_start(plain, content) for content in ("a", "a", *[""] * 3)
     )
-    each_run = [keys.of_start(plain, "a", each_run=True) for keys in (one, other, one)]
-    assert len({*made, *each_run}) == 8
+    runs = [(one, "a"), (other, "a"), (one, "a"), (one, "b"), (one, "")]
+    each_run = [keys.of_start(plain, content, each_run=True) for keys, content in runs]
+    assert len({*made, *each_run}) == 10
 
 
 class Parent:
