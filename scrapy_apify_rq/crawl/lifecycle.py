@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # Seconds between two looks for finished requests while the engine, busy downloading, asks for none.
 _SETTLE_INTERVAL: Final = 0.02
+# CPython 3.12 freezes some objects by itself.
+_FROZEN_AT_START: Final = gc.get_freeze_count() if hasattr(gc, "freeze") else 0
 
 
 class Lifecycle:
@@ -194,7 +196,7 @@ def _freeze_garbage(opened: AsyncExitStack) -> None:
     A full collection looks at every object, 80,000 of Scrapy's own among them, and holds up the
     crawl meanwhile. A project that has frozen objects by itself knows what it does.
     """
-    if hasattr(gc, "freeze") and not gc.get_freeze_count():  # PyPy has no freeze
+    if hasattr(gc, "freeze") and gc.get_freeze_count() <= _FROZEN_AT_START:  # PyPy has no freeze
         gc.collect()
         gc.freeze()
         opened.callback(gc.unfreeze)

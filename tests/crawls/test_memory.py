@@ -221,7 +221,7 @@ async def test_garbage_collector(
 ) -> None:
     """A library does not change what is the whole process's, unless the project asks for it."""
     site.serve({"/": "page"})
-    assert gc.get_freeze_count() == 0
+    before = gc.get_freeze_count()
     crawl = await crawls.run(Counts, settings, site=site.url)
-    assert (crawl.spider.frozen > 0) == freezes
-    assert gc.get_freeze_count() == 0
+    assert (crawl.spider.frozen > before) == freezes
+    assert gc.get_freeze_count() <= before
