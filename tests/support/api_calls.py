@@ -5,18 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 from scrapy_apify_rq.limits import MAX_BODY
-from scrapy_apify_rq.server.application import application
-from tests.support.api_description import OURS, checked
-from tests.support.loop_thread import LoopThread
+from tests.support.api_description import OURS
 
 
 @dataclass
@@ -111,32 +107,3 @@ def _drop(request: web.Request) -> web.StreamResponse:
 def error(status: int, kind: str = "some-type", message: str = "why", **headers: str) -> Any:
     body = {"error": {"type": kind, "message": message}}
     return web.json_response(body, status=status, headers=headers)
-
-
-@asynccontextmanager
-async def serving(folder: Path, token: str | None = None) -> AsyncIterator[Api]:
-    """The server, in the running loop. What breaks the API's description is an error at the end."""
-    api = Api()
-    app = application(folder, token=token)
-    app.middlewares.append(api.middleware())
-    checked(app, api.complaints.append)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        api.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        yield api
-    finally:
-        await runner.cleanup()
-    assert not api.complaints, api.complaints
-
-
-@contextmanager
-def serving_in_thread(folder: Path, token: str | None = None) -> Iterator[Api]:
-    """The same for crawls, which are processes of their own. Its hooks run in the thread."""
-    server = serving(folder, token)
-    with LoopThread() as loop:
-        try:
-            yield loop.run(server.__aenter__())
-        finally:
-            loop.run(server.__aexit__(None, None, None))
