@@ -47,7 +47,7 @@ def fetched(pages: int) -> Counter[str]:
 
 
 class Run(Links):
-    """Follows the links of its first page. The callback of "/stuck" takes a minute."""
+    """Follows the links of its first page, and of "/stuck", whose callback takes a minute."""
 
     name = "run"
 
@@ -57,6 +57,8 @@ class Run(Links):
 
     async def parse_page(self, response: Response) -> AsyncIterator[Any]:
         if response.url.endswith("/stuck"):
+            for request in self.parse(response):
+                yield request
             await asyncio.sleep(60)
         self.note(response)
         yield {"path": self.handled[-1]}
