@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from scrapy.exceptions import UsageError
 from scrapy.settings import Settings
 
 from scrapy_apify_rq.commands import adding, output, queues
 from scrapy_apify_rq.commands.queues import Queue
 from scrapy_apify_rq.entries.converter import RequestConverter
+from scrapy_apify_rq.entries.mending import header_texts
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.errors import CodecError
@@ -63,7 +64,7 @@ class _Line(BaseModel):
 
     url: str
     method: str = "GET"
-    headers: dict[str, str] = Field(default_factory=dict)
+    headers: Annotated[dict[str, str], BeforeValidator(header_texts)] = Field(default_factory=dict)
     payload: str | dict[str, Any] | None = None
     user_data: dict[str, Any] = Field(default_factory=dict, alias="userData")
 

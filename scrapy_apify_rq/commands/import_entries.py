@@ -8,6 +8,7 @@ import json
 from scrapy.settings import Settings
 
 from scrapy_apify_rq.commands import adding, output, queues
+from scrapy_apify_rq.entries.mending import well_formed_json
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 
@@ -37,10 +38,12 @@ async def _import(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def _entry(line: bytes) -> Entry:
-    stored = json.loads(line)
+    stored = json.loads(well_formed_json(line))
     if not isinstance(stored, dict):
         raise ValueError("not a JSON object")
-    entry = Entry.model_validate({"id": "", **stored})
+    entry = Entry.from_fields({"id": "", **stored})
+    if entry.broken:
+        raise ValueError(entry.broken)
     id = request_id(entry.unique_key)
     if entry.id not in ("", id):
         raise ValueError(f"the id {entry.id!r} does not belong to this uniqueKey; {id!r} does")

@@ -12,6 +12,7 @@ from scrapy.utils.python import global_object_name
 from scrapy.utils.response import response_status_message
 
 from scrapy_apify_rq.crawl.outgoing import Outgoing
+from scrapy_apify_rq.entries.mending import well_formed
 from scrapy_apify_rq.frontier.visit import Visit
 
 _MESSAGE_LIMIT: Final = 1000
@@ -92,4 +93,4 @@ def describe(error: BaseException) -> str:
     """An exception as one line of ``errorMessages``."""
     name = global_object_name(type(error)).removeprefix("builtins.")
     text = f"{name}: {error}"[:_MESSAGE_LIMIT] if str(error) else name
-    return text.encode(errors="replace").decode()  # JSON has no lone surrogates
+    return well_formed(text)

@@ -30,6 +30,7 @@ from scrapy_apify_rq import scrapy_private
 from scrapy_apify_rq.crawl.flight import Flight, Stage, describe
 from scrapy_apify_rq.crawl.outgoing import Outgoing, Stored
 from scrapy_apify_rq.entries.converter import store_spider_errors
+from scrapy_apify_rq.entries.foreign import skips_navigation
 from scrapy_apify_rq.errors import CodecError
 from scrapy_apify_rq.frontier.visit import Visit
 
@@ -162,6 +163,12 @@ class InFlight:
         """The request has passed all downloader middlewares on its way out."""
         if (flight := self._flights.get(request)) is not None:
             flight.outgoing.note_sent()
+
+    def has_no_page(self, request: Request) -> bool:
+        """Whether the request is in flight and must not be downloaded: see ``foreign``."""
+        flight = self._flights.get(request)
+        entry = None if flight is None else flight.visit.entry
+        return entry is not None and skips_navigation(entry)
 
     def downloaded(self, request: Request, response: Response) -> None:
         if (flight := self.match(request, Stage.DOWNLOADED)) is not None:

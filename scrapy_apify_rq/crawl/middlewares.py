@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
 from scrapy import Request, signals
-from scrapy.http import Response
+from scrapy.http import HtmlResponse, Response
 from scrapy.utils.asyncio import is_asyncio_available
 from twisted.python.failure import Failure
 
@@ -64,7 +64,8 @@ def checked_config(crawler: Crawler) -> Config | None:
 
 
 class DownloaderMiddleware:
-    """Reports how the download of a request ended.
+    """Reports how the download of a request ended. In the place of one that the entry does not
+    want, it answers with an empty page.
 
     It sits next to the downloader, so it sees a request after all other middlewares, and each
     response and exception before any of them makes something else of it.
@@ -81,9 +82,15 @@ class DownloaderMiddleware:
         # engine half up, is buried under errors of the engine's own.
         return cls(crawler, checked_config(crawler))
 
-    def process_request(self, request: Request) -> None:
-        if (inflight := inflight_of(self._crawler)) is not None:
-            inflight.sent(request)
+    def process_request(self, request: Request) -> Response | None:
+        inflight = inflight_of(self._crawler)
+        if inflight is None:
+            return None
+        inflight.sent(request)
+        if not inflight.has_no_page(request):
+            return None
+        self._crawler.stats.inc_value("apify_rq/navigation_skipped")
+        return HtmlResponse(request.url, encoding="utf-8")
 
     def process_response(self, request: Request, response: Response) -> Response:
         if (inflight := inflight_of(self._crawler)) is not None:

@@ -353,7 +353,7 @@ def reset(entry: Entry, priority_adjust: int) -> None:
     entry.retry_count = 0
     entry.error_messages = []
     blob = entry.user_data.get("scrapy")
-    if isinstance(blob, dict):
+    if isinstance(blob, dict) and blob.get("v") == VERSION:
         blob.pop("spider_errors", None)
         if times := _forget_retries(blob):
             blob["priority"] = stored_priority(entry) - times * priority_adjust

@@ -3,6 +3,14 @@
 ``apify.scrapy`` 4.x puts ``Request.to_dict()`` into ``userData.scrapy_request`` as JSON text, with
 base64 for bytes. Earlier versions put a pickle there, which is refused. All other programs describe
 a request by the fields of the schema, and its page by ``userData.label``.
+
+Crawlee keeps data of its own in ``userData.__crawlee``. We read what Scrapy has a counterpart of:
+
+    maxRetries       meta["max_retry_times"]
+    crawlDepth       meta["depth"]
+    skipNavigation   the callback gets an empty page, and nothing is downloaded, as in Crawlee
+
+The user data as a whole is ``meta["userData"]``, and stays in the entry.
 """
 
 from __future__ import annotations
@@ -10,14 +18,19 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Collection, Mapping
+from typing import Any, Final
 
 from scrapy import Request
 
 from scrapy_apify_rq.entries.callbacks import SpiderMethods
-from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.mending import well_formed_json
+from scrapy_apify_rq.entries.models import UNREADABLE, Entry
 from scrapy_apify_rq.entries.request_classes import find_request_class
 from scrapy_apify_rq.entries.wire_fields import read_body
 from scrapy_apify_rq.errors import CodecError
+
+_CRAWLEE: Final = "__crawlee"
+_NUMBERS: Final = {"maxRetries": "max_retry_times", "crawlDepth": "depth"}
 
 
 def read_plain(entry: Entry, methods: SpiderMethods, callbacks: Mapping[str, str]) -> Request:
@@ -30,7 +43,7 @@ def read_plain(entry: Entry, methods: SpiderMethods, callbacks: Mapping[str, str
         headers=entry.headers,
         body=read_body(entry, {}),
         callback=None if name is None else methods.get(name),
-        meta={"userData": dict(entry.user_data)} if entry.user_data else None,
+        meta=_meta(entry, {}),
     )
 
 
@@ -42,7 +55,7 @@ def read_apify(entry: Entry, methods: SpiderMethods, trusted: Collection[str]) -
             "userData.scrapy_request is not a JSON object; pickles, which apify.scrapy wrote"
             " before version 4, are refused because reading one can run any code"
         )
-    stored = json.loads(text)
+    stored = json.loads(well_formed_json(text))
     cls = Request
     if path := stored.get("_class"):
         module, _, name = path.rpartition(".")
@@ -55,9 +68,30 @@ def read_apify(entry: Entry, methods: SpiderMethods, trusted: Collection[str]) -
     values["body"] = base64.b64decode(stored.get("body", ""))
     for name in ("callback", "errback"):
         values[name] = methods.get(stored[name]) if stored.get(name) else None
-    others = {k: v for k, v in entry.user_data.items() if k != "scrapy_request"}
-    values["meta"] = {**values.get("meta", {}), **({"userData": others} if others else {})}
+    values["meta"] = _meta(entry, values.get("meta", {}))
     return cls(**values)
+
+
+def _meta(entry: Entry, meta: dict[str, Any]) -> dict[str, Any]:
+    """Add to this ``meta`` what Crawlee and others have written beside the request."""
+    others = {
+        name: value
+        for name, value in entry.user_data.items()
+        if name not in ("scrapy_request", UNREADABLE)
+    }
+    counts = {name: _crawlee(entry).get(theirs) for theirs, name in _NUMBERS.items()}
+    known = {name: count for name, count in counts.items() if type(count) is int and count >= 0}
+    return {**known, **meta, **({"userData": others} if others else {})}
+
+
+def _crawlee(entry: Entry) -> dict[str, Any]:
+    data = entry.user_data.get(_CRAWLEE)
+    return data if isinstance(data, dict) else {}
+
+
+def skips_navigation(entry: Entry) -> bool:
+    """Whether Crawlee was told not to fetch this page, only to call its handler."""
+    return _crawlee(entry).get("skipNavigation") is True
 
 
 def apify_start_key(entry: Entry) -> str | None:

@@ -2,16 +2,24 @@
 
 Source: https://docs.apify.com/api/v2/request-queue-requests-get and its OpenAPI description. Absent
 and null mean the same, so nulls are not written.
+
+**Values of odd types.** Other programs write what the schema does not expect. The rule: a value
+whose meaning is plain is read as that (see ``mending``), and any other counts as absent, so that it
+does not cost the page. Only an entry whose URL, unique key or headers mean nothing is ``broken``,
+since another request would be sent in its place. The API takes back what the schema knows only, so
+the original values are kept as text in ``userData.scrapy_unreadable``, with the reason why the
+entry is broken, if it is: it stays so when it is read again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,6 +28,15 @@ from pydantic import (
     ValidationError,
 )
 from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticSerializationError
+
+from scrapy_apify_rq.entries.mending import in_schema, well_formed, well_formed_json
+
+UNREADABLE: Final = "scrapy_unreadable"
+"""The key in the user data of what the schema does not hold: an object of texts, ``original`` and,
+if the entry is broken, ``why``."""
+# Without these an entry is another request.
+_REQUIRED: Final = frozenset(("uniqueKey", "url", "headers"))
 
 # Bytes, about: of an entry with empty fields; of quotes and a comma; of a number, true or null.
 _OVERHEAD: Final = 160
@@ -37,6 +54,14 @@ def read_date(text: str) -> datetime:
     """Read a date of the API, in UTC unless it names an offset; raises ValueError if it cannot."""
     date = datetime.fromisoformat(text.upper())  # Python refuses a small z
     return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+
+
+def _in_utc(date: datetime) -> datetime:
+    date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+    try:
+        return date.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("is out of range") from None
 
 
 def _null_is(make: Callable[[], Any]) -> BeforeValidator:
@@ -60,7 +85,9 @@ class Entry(BaseModel):
     no_retry: bool | None = None
     error_messages: Annotated[list[str], _null_is(list)] = Field(default_factory=list)
     loaded_url: str | None = None
-    handled_at: Annotated[datetime, PlainSerializer(wire_date)] | None = None
+    handled_at: Annotated[datetime, AfterValidator(_in_utc), PlainSerializer(wire_date)] | None = (
+        None
+    )
     broken: str | None = Field(default=None, exclude=True)
     """Why this entry does not follow the schema; never written."""
 
@@ -97,11 +124,15 @@ class Entry(BaseModel):
 
     def to_json(self, *, with_id: bool = True) -> str:
         exclude = None if with_id else {"id"}
-        return self.model_dump_json(by_alias=True, exclude_none=True, exclude=exclude)
+        try:
+            return self.model_dump_json(by_alias=True, exclude_none=True, exclude=exclude)
+        except PydanticSerializationError:  # lone surrogates, in a text that came from the crawl
+            data = self.model_dump(by_alias=True, exclude_none=True, exclude=exclude)
+            return well_formed(json.dumps(data, ensure_ascii=False))
 
     @classmethod
     def from_json(cls, id: str, text: str | bytes) -> Entry:
-        """Read the stored entry of this id. If it breaks the schema, ``broken`` says how.
+        """Read the stored entry of this id. If it is not one, ``broken`` says why.
 
         Such an entry has to come back too, with all it holds: one that nobody can claim could never
         be reported.
@@ -109,20 +140,77 @@ class Entry(BaseModel):
         try:
             entry = cls.model_validate_json(text)
         except ValidationError as error:
-            entry = cls._from_broken(text, error)
+            entry = cls._from_odd(id, text, error)
         entry.id = id  # under any other, an ack would miss it
+        entry.broken = _kept(entry.user_data).get("why")
         return entry
 
     @classmethod
-    def _from_broken(cls, text: str | bytes, error: ValidationError) -> Entry:
-        """Keep the fields that follow the schema, and the rest as text in the user data."""
-        problem = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in problem["loc"]) or "the entry"
-        fields, rest = _split(text, error)
-        entry = cls.model_validate({"id": "", "uniqueKey": "", "url": "", **fields})
-        entry.user_data["unreadable"] = rest
-        entry.broken = f"{where}: {problem['msg']}"
+    def _from_odd(cls, id: str, text: str | bytes, error: ValidationError) -> Entry:
+        try:
+            fields = json.loads(well_formed_json(text))
+            entry = cls.from_fields({**fields, "id": id})
+            cls.model_validate_json(entry.to_json())  # not nested too deeply, say
+        except (ValueError, TypeError, RecursionError):
+            return cls._without(_plain_fields(text), _whole(text), _problem(error))
         return entry
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Entry:
+        """Read the fields of an entry as another program wrote them."""
+        mended = in_schema(fields)
+        try:
+            return cls.model_validate(mended)
+        except ValidationError as error:
+            wrong = {problem["loc"][0] for problem in error.errors() if problem["loc"]}
+            known = {field.alias for field in cls.model_fields.values()}
+            kept = {name: mended[name] for name in mended.keys() & known - wrong}
+            rest = {name: fields[name] for name in fields if name not in kept}
+            why = _problem(error) if wrong & _REQUIRED else None
+            return cls._without(kept, json.dumps(rest), why)
+
+    @classmethod
+    def _without(cls, fields: dict[str, Any], original: str, why: str | None) -> Entry:
+        """Make an entry of the fields that can be read; keep the rest as text in its user data."""
+        entry = cls.model_validate({"id": "", "uniqueKey": "", "url": "", **fields})
+        before = _kept(entry.user_data)
+        if "original" in before:
+            original = f"{before['original']}\n{original}"
+        entry.user_data[UNREADABLE] = {"original": original}
+        if why := before.get("why", why):
+            entry.user_data[UNREADABLE]["why"] = why
+        entry.broken = why
+        return entry
+
+
+def _problem(error: ValidationError) -> str:
+    """Say what is wrong, first of all with what an entry needs."""
+    problems = error.errors(include_url=False, include_input=False)
+    problem = min(problems, key=lambda one: not _REQUIRED.issuperset(one["loc"][:1]))
+    where = ".".join(str(part) for part in problem["loc"]) or "the entry"
+    return f"{where}: {problem['msg']}"
+
+
+def _kept(user_data: dict[str, Any]) -> dict[str, str]:
+    """Return what an earlier reader has kept of an entry that it could not read completely."""
+    kept = user_data.get(UNREADABLE)
+    if not isinstance(kept, dict):
+        return {}
+    return {name: text for name, text in kept.items() if isinstance(text, str)}
+
+
+def _whole(text: str | bytes) -> str:
+    return well_formed(text.decode(errors="replace") if isinstance(text, bytes) else text)
+
+
+def _plain_fields(text: str | bytes) -> dict[str, str]:
+    """Return key and URL of an entry that is nested too deeply; nothing of one that is no JSON."""
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    fields = raw if isinstance(raw, dict) else {}
+    return {name: fields[name] for name in ("uniqueKey", "url") if _is_plain(fields.get(name))}
 
 
 def _size(root: dict[str, Any]) -> int:
@@ -143,22 +231,6 @@ def _size(root: dict[str, Any]) -> int:
             else:
                 size += _NUMBER
     return size
-
-
-def _split(text: str | bytes, error: ValidationError) -> tuple[dict[str, Any], str]:
-    """Return the valid fields of a broken entry, and the others as text."""
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError):
-        raw = None
-    fields = raw if isinstance(raw, dict) else {}
-    if wrong := {problem["loc"][0] for problem in error.errors() if problem["loc"]}:
-        known = {field.alias for field in Entry.model_fields.values()}
-        kept = {name: fields[name] for name in fields.keys() & known - wrong}
-        return kept, json.dumps({name: fields[name] for name in fields if name not in kept})
-    # Not JSON, or nested more deeply than pydantic reads and writes: only plain texts are safe.
-    plain = {name: fields[name] for name in ("uniqueKey", "url") if _is_plain(fields.get(name))}
-    return plain, text.decode(errors="replace") if isinstance(text, bytes) else text
 
 
 def _is_plain(value: object) -> bool:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 from scrapy.dupefilters import BaseDupeFilter
 from scrapy.utils.misc import load_object
 
+from scrapy_apify_rq.entries.mending import well_formed
 from scrapy_apify_rq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,8 +37,7 @@ _KEY_HEADERS: Final = frozenset(("accept", "accept-language", "authorization", "
 
 def request_id(unique_key: str) -> str:
     """Return the id that the platform gives to a unique key; verified against executed vectors."""
-    # A key with a lone surrogate cannot be stored, but the scheduler asks for its id before that.
-    data = unique_key.encode(errors="surrogatepass")
+    data = well_formed(unique_key).encode()
     encoded = b2a_base64(sha256(data).digest(), newline=False)
     return encoded.translate(None, b"+/=")[:_ID_LENGTH].decode()
 

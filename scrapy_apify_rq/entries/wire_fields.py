@@ -31,8 +31,20 @@ def read_body(entry: Entry, blob: dict[str, Any]) -> bytes:
     if "body" in blob:
         return base64.b64decode(blob["body"], validate=True)
     if isinstance(entry.payload, dict):  # Crawlee for JavaScript may store an object
-        return json.dumps(entry.payload).encode()
+        buffer = _read_buffer(entry.payload)
+        return json.dumps(entry.payload).encode() if buffer is None else buffer
     return (entry.payload or "").encode()
+
+
+def _read_buffer(payload: dict[str, Any]) -> bytes | None:
+    """Read a Buffer of Node.js, as its JSON.stringify() writes it. None if it is not one."""
+    data = payload.get("data")
+    if payload != {"type": "Buffer", "data": data} or not isinstance(data, list):
+        return None
+    try:
+        return bytes(data)
+    except (TypeError, ValueError):
+        return None
 
 
 def write_headers(headers: Headers, blob: dict[str, Any]) -> dict[str, str]:
@@ -40,6 +52,9 @@ def write_headers(headers: Headers, blob: dict[str, Any]) -> dict[str, str]:
     wire: dict[str, str] = {}
     exact = True
     for name, values in headers.items():
+        if not values:  # None: no middleware may set it, and it is not sent
+            exact = False
+            continue
         joined = b", ".join(values)
         try:
             wire[name.decode("ascii")] = joined.decode()

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from scrapy_apify_rq.backends.base import Added
 from scrapy_apify_rq.backends.sqlite.table import Row
-from scrapy_apify_rq.entries.models import wire_date
+from scrapy_apify_rq.entries.models import Entry, wire_date
 from scrapy_apify_rq.server.parameters import ApiError
 
 _CUT: Final = "...[truncated]"
@@ -50,12 +50,12 @@ def registration(added: Added) -> dict[str, Any]:
 
 def head_item(row: Row) -> dict[str, Any]:
     """An entry as the head shows it. Choice: POST head/lock cuts long texts as GET head does."""
-    entry = json.loads(row.json)
-    item = {name: entry[name] for name in ("uniqueKey", "url", "method", "retryCount")}
+    entry = Entry.from_json(row.id, row.json)
+    item: dict[str, Any] = {"uniqueKey": entry.unique_key, "url": entry.url}
     for name in ("uniqueKey", "url"):
         if len(item[name]) > _CUT_LENGTH:
             item[name] = item[name][: _CUT_LENGTH - len(_CUT)] + _CUT
-    return {"id": row.id, **item}
+    return {"id": row.id, **item, "method": entry.method, "retryCount": entry.retry_count}
 
 
 def full(row: Row, now: float) -> str:

@@ -14,9 +14,10 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 from aiohttp import hdrs, web
-from pydantic import ConfigDict, Strict, ValidationError, field_validator
+from pydantic import BeforeValidator, ConfigDict, Strict, ValidationError, field_validator
 from pydantic_core import from_json
 
+from scrapy_apify_rq.entries.mending import header_texts, well_formed_json
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.limits import (
@@ -58,13 +59,15 @@ def not_found(what: str) -> ApiError:
 
 
 class _Incoming(Entry):
-    """A request in a body. Unlike a stored entry, it must follow the schema exactly.
+    """A request in a body. Unlike a stored entry, it must follow the schema exactly, but for the
+    values of headers, about which the schema says nothing.
 
-    Choice: unknown fields are dropped. The platform may refuse them.
+    Choice: these are stored as texts. Unknown fields are dropped; the platform may refuse them.
     """
 
     model_config = ConfigDict(strict=True, populate_by_name=False)
 
+    headers: Annotated[dict[str, str] | None, BeforeValidator(header_texts)] = None
     handled_at: Annotated[datetime | None, Strict(False)] = None
 
     @field_validator("method")
@@ -120,12 +123,20 @@ async def read_json(request: web.Request, kind: type) -> Any:
     name = "object" if kind is dict else "array"
     error = ApiError(400, "invalid-request", f"{request.method} data must be a JSON {name}")
     try:
-        value = from_json(body, allow_inf_nan=False)
-    except ValueError:
+        value = _parsed(body)
+    except (ValueError, RecursionError):
         raise error from None
     if not isinstance(value, kind):
         raise error
     return value
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return from_json(body, allow_inf_nan=False)
+    except ValueError:
+        # Choice: lone surrogates become U+FFFD. The platform cannot store them, either.
+        return from_json(well_formed_json(body), allow_inf_nan=False)
 
 
 async def read_batch(request: web.Request) -> list[Any]:

@@ -29,6 +29,17 @@ def test_null_is_like_absent(remote: Caller) -> None:
     assert remote.get("a")["method"] == "GET"
 
 
+def test_odd_values_do_not_cost_the_batch(remote: Caller) -> None:
+    odd = {"n": 1, "b": True, "list": ["x", 2, None], "cookie": ["a=1", "b=2"], "none": None}
+    batch = [request("a", headers=odd), request("b\ud800", userData={"\udc00": "\ud83d"})]
+    assert remote("POST", "/requests/batch", batch).status == 201
+    texts = {"n": "1", "b": "true", "list": "x, 2", "cookie": "a=1; b=2"}
+    assert remote.get("a")["headers"] == texts
+    stored = remote.get("b\ufffd")
+    assert (stored["uniqueKey"], stored["userData"]) == ("b\ufffd", {"\ufffd": "\ufffd"})
+    assert remote.head() == ["a", "b\ufffd"]
+
+
 WRONG = [
     {"url": "https://example.com"},
     {"uniqueKey": "b"},
@@ -36,7 +47,7 @@ WRONG = [
     request("b", handledAt="soon"),
     request("b", handledAt=1),
     request("b", method="BREW"),
-    request("b", headers={"n": 1}),
+    request("b", headers=["n: 1"]),
     request("b", retryCount="1"),
     request("b", id=request_id("b")),
     "b",

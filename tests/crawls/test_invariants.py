@@ -316,7 +316,7 @@ async def test_8_an_error_that_json_cannot_hold_does_not_stop_the_crawl(
     site.serve({"/": "page"})
     crawl = await crawls.run(Raises, site=site.url)
     assert crawl.reason == "finished"
-    assert (await queue.entry("/")).error_messages == ["ValueError: half a pair: ?"]
+    assert (await queue.entry("/")).error_messages == ["ValueError: half a pair: \ufffd"]
 
 
 # 9. Memory is bounded.

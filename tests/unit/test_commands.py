@@ -374,7 +374,7 @@ async def test_export_and_import_keep_everything(tmp_path: Path, filled: Queue) 
 
 async def test_import_names_the_invalid_lines(any_queue: Queue) -> None:
     good = {"uniqueKey": "k", "url": "http://a/"}
-    lines = [good, {"url": "http://a/"}, [], {**good, "id": "wrong"}, {**good, "handledAt": "?"}]
+    lines = [good, {"url": "http://a/"}, [], {**good, "id": "wrong"}, {**good, "headers": 5}]
     text = "".join(json.dumps(line) + "\n" for line in lines).encode() + b"\xff\n"
     done = await run(any_queue, "import -", text)
     assert (done.code, done.out) == (1, "1 added, 0 already in the queue\n")

@@ -15,7 +15,6 @@ from scrapy.http import Headers, JsonRequest, XmlRpcRequest
 
 from scrapy_apify_rq.entries.converter import reset, store_spider_errors, stored_priority
 from scrapy_apify_rq.entries.models import Entry
-from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.errors import CodecError
 from tests.support.codec_classes import SPIDER, ApiRequest
 from tests.support.conversion import URL, apify_text, converter, encoded, foreign, own, refusal
@@ -231,12 +230,6 @@ def test_what_cannot_be_written_is_refused() -> None:
         for name in ("meta", "cb_kwargs"):
             with pytest.raises(CodecError, match=rf"^{name}\['x'\]"):
                 encoded(Request(URL, **{name: {"x": value}}))
-    with pytest.raises(CodecError, match="cannot be written as JSON"):
-        encoded(Request(URL), replaced=foreign(user_data={"shop": ODD}))
-    # Of a request whose method cannot be written either, with APIFY_RQ_UNIQUE_KEY = "crawlee".
-    assert len(request_id(ODD)) == 15
-    with pytest.raises(CodecError, match="cannot be written as JSON"):
-        converter().encode(Request(URL), ODD)
 
 
 # Hostile entries

@@ -32,6 +32,41 @@ def test_an_entry_of_another_program() -> None:
     assert request.meta == {"userData": user_data, "dont_retry": True}
 
 
+BUFFERS: list[tuple[Any, bytes]] = [({"type": "Buffer", "data": [0, 255, 10]}, b"\0\xff\n")]
+BUFFERS += [({"type": "Buffer", "data": []}, b"")]
+BUFFERS += [
+    (other, json.dumps(other).encode())
+    for other in (
+        {"type": "Buffer", "data": [256]},
+        {"type": "Buffer", "data": "AA"},
+        {"type": "Buffer", "data": [1], "more": 1},
+        {"type": "Order", "data": [1]},
+        {"type": "Buffer", "data": 5},
+    )
+]
+
+
+@pytest.mark.parametrize(("payload", "body"), BUFFERS)
+def test_a_buffer_of_node(payload: Any, body: bytes) -> None:
+    assert converter().decode(foreign(method="POST", payload=payload)).body == body
+
+
+CRAWLEE: list[tuple[Any, dict[str, Any]]] = [
+    ({"maxRetries": 7, "crawlDepth": 3, "state": 4}, {"max_retry_times": 7, "depth": 3}),
+    ({"maxRetries": 0, "crawlDepth": 0}, {"max_retry_times": 0, "depth": 0}),
+    ({"maxRetries": -1, "crawlDepth": True}, {}),
+    ({"maxRetries": "7"}, {}),
+    ("text", {}),
+]
+
+
+@pytest.mark.parametrize(("data", "meta"), CRAWLEE)
+def test_what_crawlee_keeps_in_user_data(data: Any, meta: dict[str, Any]) -> None:
+    user_data = {"__crawlee": data, "page": 1}
+    request = converter().decode(foreign(user_data=user_data))
+    assert request.meta == {**meta, "userData": user_data}
+
+
 def test_labels_name_callbacks() -> None:
     known = [{"label": "DETAIL"}, {"scrapy": {"no": "version"}, "label": "DETAIL"}]
     unknown = [{"label": "detail"}, {"label": 5}, {"label": ["DETAIL"]}, {"scrapy": "text"}]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.support.conversion import URL, foreign
 
 
@@ -18,6 +19,68 @@ def test_null_means_absent() -> None:
     assert entry.broken is None
     assert entry == Entry(id="i", unique_key="k", url="u")
     assert None not in json.loads(entry.to_json()).values()
+
+
+def read(**fields: Any) -> Entry:
+    """As another program wrote it, and as the next process reads what we write of it."""
+    entry = Entry.from_json("i", json.dumps({"uniqueKey": "k", "url": URL, **fields}))
+    assert Entry.from_json("i", entry.to_json()) == entry
+    return entry
+
+
+HEADERS = {"n": 5, "b": True, "list": ["x", 2, None], "Cookie": ["a=1", "b=2"], "none": None}
+HEADERS |= {"nothing": [None], "object": {"x": 1}, "text": "é"}
+TEXTS = {"n": "5", "b": "true", "list": "x, 2", "Cookie": "a=1; b=2", "object": '{"x": 1}'}
+PLAIN: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"headers": HEADERS}, {"headers": {**TEXTS, "text": "é"}}),
+    ({"payload": [1, "é"]}, {"payload": '[1, "é"]'}),
+    ({"payload": 5}, {"payload": "5"}),
+    ({"errorMessages": "one"}, {"error_messages": ["one"]}),
+    ({"errorMessages": ["a", 5, None]}, {"error_messages": ["a", "5", "null"]}),
+    ({"errorMessages": {}}, {"error_messages": []}),
+    ({"retryCount": "3", "noRetry": 1}, {"retry_count": 3, "no_retry": True}),
+    ({"handledAt": "2026-01-02T03:04:05"}, {"handled_at": datetime(2026, 1, 2, 3, 4, 5, 0, UTC)}),
+    ({"url": f"{URL}\ud800"}, {"url": f"{URL}\ufffd"}),
+    ({"headers": {"\ud800": "\udc00"}}, {"headers": {"\ufffd": "\ufffd"}}),
+    ({"payload": "\ud800x"}, {"payload": "\ufffdx"}),
+    ({"uniqueKey": "k\ud83d"}, {"unique_key": "k\ufffd"}),
+    ({"userData": {"a": ["\ud800"]}}, {"user_data": {"a": ["\ufffd"]}}),
+    ({"errorMessages": ["\ud800"]}, {"error_messages": ["\ufffd"]}),
+]
+
+
+@pytest.mark.parametrize(("odd", "expected"), PLAIN)
+def test_odd_values_whose_meaning_is_plain(odd: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert read(**odd) == foreign(**{"id": "i", "unique_key": "k", **expected})
+
+
+ABSENT: list[tuple[str, Any]] = [("retryCount", "many"), ("retryCount", 2.5), ("retryCount", {})]
+ABSENT += [("handledAt", "yesterday"), ("handledAt", "9999-12-31T23:59:59-05:00")]
+ABSENT += [("noRetry", "perhaps"), ("loadedUrl", 5), ("method", 5), ("userData", "text")]
+
+
+@pytest.mark.parametrize(("name", "value"), ABSENT)
+def test_other_odd_values_count_as_absent_and_are_kept(name: str, value: Any) -> None:
+    entry = read(**{name: value})
+    kept = entry.user_data.pop("scrapy_unreadable")
+    assert json.loads(kept.pop("original")) == {name: value}
+    assert (kept, entry) == ({}, foreign(id="i", unique_key="k"))
+
+
+def test_a_broken_entry_stays_broken() -> None:
+    """Even if a value that can be read is written in the place of another, later."""
+    entry = read(headers=5, url=f"{URL}\ud800")
+    assert entry.broken == "headers: Input should be a valid dictionary"
+    later = read(**{**json.loads(entry.to_json()), "retryCount": "many"})
+    assert later.broken == entry.broken
+    texts = later.user_data["scrapy_unreadable"]["original"].split("\n")
+    assert [json.loads(text) for text in texts] == [{"headers": 5}, {"retryCount": "many"}]
+
+
+def test_lone_surrogates_are_not_written() -> None:
+    entry = foreign(loaded_url="\ud800", error_messages=["\udc00"], url="é\ud800")
+    assert json.loads(entry.to_json())["errorMessages"] == ["\ufffd"]
+    assert request_id("k\ud800") == request_id("k\ufffd")
 
 
 def test_dates_are_written_in_utc_with_milliseconds() -> None:
