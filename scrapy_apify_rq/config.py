@@ -19,7 +19,7 @@ from scrapy.settings import BaseSettings
 
 from scrapy_apify_rq import setting_readers as read
 from scrapy_apify_rq.errors import ConfigError
-from scrapy_apify_rq.setting_readers import Reader, Source
+from scrapy_apify_rq.setting_readers import KeyKind, Reader, Source
 
 
 class Setting(NamedTuple):
@@ -74,8 +74,8 @@ class Config:
         int, Setting("APIFY_RQ_RETRY_SPIDER_ERRORS", 0, read.whole(minimum=0))
     ]
     unique_key: Annotated[
-        Literal["fingerprint", "crawlee"],
-        Setting("APIFY_RQ_UNIQUE_KEY", "fingerprint", read.choice("fingerprint", "crawlee")),
+        KeyKind,
+        Setting("APIFY_RQ_UNIQUE_KEY", "fingerprint", read.key_kind),
     ]
     repeat_start: Annotated[bool, Setting("APIFY_RQ_REPEAT_START", False, read.boolean)]
     callbacks: Annotated[Mapping[str, str], Setting("APIFY_RQ_CALLBACKS", {}, read.callbacks)]

@@ -178,6 +178,21 @@ def choice(*choices: ChoiceT) -> Reader[ChoiceT]:
     return read
 
 
+KeyKind: TypeAlias = Literal["fingerprint", "url", "url-js", "extended"]
+_read_key_kind: Final = choice("fingerprint", "url", "url-js", "extended")
+
+
+def key_kind(source: Source, name: str) -> KeyKind:
+    if source.get(name) == "crawlee":
+        cure = (
+            "it is now called 'extended', the keys of apify.scrapy. For a queue of Crawlee itself,"
+            " write 'url' (Crawlee for Python) or 'url-js' (Crawlee for JavaScript)"
+        )
+        raise wrong(name, "crawlee", cure)
+    kind: KeyKind = _read_key_kind(source, name)  # type: ignore[assignment]
+    return kind
+
+
 # The token and the address of the API
 
 

@@ -13,8 +13,9 @@ from scrapy.settings import Settings
 
 from scrapy_apify_rq.commands import output, queues
 from scrapy_apify_rq.commands.queues import Queue
+from scrapy_apify_rq.entries.crawlee_keys import extended_key, url_key, url_key_of_javascript
 from scrapy_apify_rq.entries.models import Entry
-from scrapy_apify_rq.entries.unique_keys import crawlee_key, request_id, start_key
+from scrapy_apify_rq.entries.unique_keys import request_id, start_key
 from scrapy_apify_rq.errors import CodecError, ConfigError, RequestQueueError
 
 NAME = "show"
@@ -70,8 +71,9 @@ def _likely_ids(queue: Queue, url: str) -> list[str]:
     with suppress(ValueError):  # Scrapy does not accept this URL
         key = queue.keys.plain(Request(url))
         keys += [key, start_key(key, 1)]
-    with suppress(ConfigError):  # the extra that Crawlee's keys need is not installed
-        keys.append(crawlee_key(url, "GET", b"", ()))
+    keys.append(url_key_of_javascript(url, "GET", b""))
+    with suppress(ConfigError):  # the extra that these keys need is not installed
+        keys += [url_key(url, "GET", b"", ()), extended_key(url, "GET", b"", ())]
     return [request_id(key) for key in dict.fromkeys(keys)]
 
 

@@ -22,7 +22,7 @@ from scrapy_apify_rq import backends, scrapy_private
 from scrapy_apify_rq.config import Config
 from scrapy_apify_rq.crawl.inflight import inflight_of, mark_start_requests
 from scrapy_apify_rq.entries.converter import RequestConverter
-from scrapy_apify_rq.entries.unique_keys import normalize_url
+from scrapy_apify_rq.entries.crawlee_keys import normalize_url
 from scrapy_apify_rq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def checked_config(crawler: Crawler) -> Config | None:
             " needs asyncio. Remove the setting, or set it to"
             " 'twisted.internet.asyncioreactor.AsyncioSelectorReactor'."
         )
-    if config.unique_key == "crawlee":
+    if config.unique_key in ("url", "extended"):
         normalize_url("")  # raises where yarl is not installed
     backends.check(config)
     if crawler.spider is not None:

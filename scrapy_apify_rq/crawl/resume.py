@@ -38,11 +38,18 @@ async def begin(backend: Backend, config: Config, report: Report) -> Beginning:
 
 
 async def remember_foreign_starts(backend: Backend, config: Config, frontier: Frontier) -> None:
-    """Know the start requests of ``apify.scrapy``, which puts random text before their keys."""
-    if config.unique_key != "crawlee":
+    """Know what others have put into the queue that our start requests ask for, too.
+
+    ``apify.scrapy`` puts random text before the keys of its start requests. The keys of Crawlee do
+    not tell them from links, so each of its entries may be the page of one.
+    """
+    if config.unique_key == "fingerprint":
         return
     counts: Counter[str] = Counter()
     async for entry in backend.list():
-        if (key := apify_start_key(entry)) is not None:
+        key = apify_start_key(entry)
+        if key is None and config.unique_key != "extended" and "scrapy" not in entry.user_data:
+            key = entry.unique_key
+        if key is not None:
             counts[key] += 1
             frontier.remember(request_id(start_key(key, counts[key])))

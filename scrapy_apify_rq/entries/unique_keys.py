@@ -1,13 +1,9 @@
 """Unique keys and the ids that follow from them.
 
 A request queue holds one entry for each unique key. ``Keys`` decides which requests of a crawl
-share one. ``request_id`` is the platform's rule for the id of an entry. ``crawlee_key`` is the
-extended unique key of Crawlee for Python, for ``APIFY_RQ_UNIQUE_KEY = "crawlee"``: two programs
-deduplicate against each other only if they give a request the same key to the byte.
-
-Neither the id nor Crawlee's key is specified anywhere. We reproduce what crawlee 1.11.0 with yarl
-1.25.1 does; tests/unit/test_unique_keys.py replays its results. Crawlee for JavaScript has other
-keys. Crawlee's key lower-cases the whole URL, so addresses that differ only in case are one page.
+share one: those with the same fingerprint, or those to which Crawlee gives the same key (see
+``crawlee_keys``). ``request_id`` is the platform's rule for the id of an entry, which is not
+specified anywhere; tests/unit/test_unique_keys.py replays executed vectors.
 """
 
 from __future__ import annotations
@@ -15,24 +11,28 @@ from __future__ import annotations
 import secrets
 from binascii import b2a_base64
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from scrapy.dupefilters import BaseDupeFilter
 from scrapy.utils.misc import load_object
 
+from scrapy_apify_rq.entries.crawlee_keys import extended_key, url_key, url_key_of_javascript
 from scrapy_apify_rq.entries.mending import well_formed
-from scrapy_apify_rq.errors import ConfigError
 
 if TYPE_CHECKING:
     from scrapy import Request
     from scrapy.crawler import Crawler
-    from yarl import URL
+
+    from scrapy_apify_rq.setting_readers import KeyKind
 
 _ID_LENGTH: Final = 15
-# Other headers do not enter the key.
-_KEY_HEADERS: Final = frozenset(("accept", "accept-language", "authorization", "content-type"))
+_OF_CRAWLEE: Final = {
+    "url": url_key,
+    "url-js": url_key_of_javascript,
+    "extended": extended_key,
+}
 
 
 def request_id(unique_key: str) -> str:
@@ -71,12 +71,12 @@ class Keys:
     def __init__(
         self,
         crawler: Crawler,
-        kind: Literal["fingerprint", "crawlee"],
+        kind: KeyKind,
         fingerprint: Callable[[Request], str] | None = None,
     ) -> None:
         self._fingerprint = fingerprint
         self._fingerprinter = crawler.request_fingerprinter
-        self._kind = kind
+        self._of_crawlee = _OF_CRAWLEE.get(kind)
         dupefilter = load_object(crawler.settings["DUPEFILTER_CLASS"])
         self._filters_nothing = dupefilter is BaseDupeFilter
         self._starts: Counter[str] = Counter()
@@ -85,8 +85,9 @@ class Keys:
 
     def plain(self, request: Request) -> str:
         """Return the key that this request shares with all that Scrapy filters as the same."""
-        if self._kind == "crawlee":
-            return crawlee_key(request.url, request.method, request.body, _text_headers(request))
+        if self._of_crawlee is not None:
+            headers = _text_headers(request)
+            return self._of_crawlee(request.url, request.method, request.body, headers)
         if self._fingerprint is not None:
             return self._fingerprint(request)
         return self._fingerprinter.fingerprint(request).hex()
@@ -130,51 +131,3 @@ def _text_headers(request: Request) -> list[tuple[str, str]]:
         (name.decode("latin-1"), b", ".join(values).decode("latin-1"))
         for name, values in request.headers.items()
     ]
-
-
-def crawlee_key(url: str, method: str, body: bytes, headers: Iterable[tuple[str, str]]) -> str:
-    """Return Crawlee's key ``METHOD|headers|payload|url`` of a request without a session.
-
-    If a header occurs twice, the last one counts. Join several values of one header first, as they
-    are joined in the entry.
-    """
-    return f"{method.upper()}|{_headers_hash(headers)}|{_short_hash(body)}|{normalize_url(url)}"
-
-
-def normalize_url(url: str) -> str:
-    """Return the URL as Crawlee writes it in a key; unchanged if it cannot be parsed."""
-    url_class = _url_class()
-    try:
-        return _normalized(url_class(url.strip()))
-    except ValueError:
-        return url
-
-
-def _url_class() -> type[URL]:
-    # Imported late: only this one setting needs yarl.
-    try:
-        from yarl import URL
-    except ImportError as error:
-        raise ConfigError(
-            'APIFY_RQ_UNIQUE_KEY = "crawlee" needs the package yarl: '
-            'pip install "scrapy-apify-rq[crawlee]"'
-        ) from error
-    return URL
-
-
-def _normalized(url: URL) -> str:
-    query = sorted(pair for pair in url.query.items() if not pair[0].startswith("utm_"))
-    # Crawlee sets the decoded path again, so %2F becomes a slash in its keys. Setting a path drops
-    # the query and the fragment.
-    clean = url.with_path(url.path.removesuffix("/"))
-    return str(clean.with_query(query)).lower()
-
-
-def _headers_hash(headers: Iterable[tuple[str, str]]) -> str:
-    lowered = {name.strip().lower(): value.strip() for name, value in headers}
-    lines = (f"{name}:{lowered[name]}" for name in sorted(_KEY_HEADERS & lowered.keys()))
-    return _short_hash("|".join(lines).encode())
-
-
-def _short_hash(data: bytes) -> str:
-    return sha256(data).hexdigest()[:8]

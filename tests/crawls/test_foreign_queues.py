@@ -19,7 +19,7 @@ from tests.support.codec_classes import Exploit
 from tests.support.crawling import Crawls
 from tests.support.queues import NAME, TOKEN, ServedQueue, serving
 from tests.support.readme import commands
-from tests.support.spiders import SiteSpider
+from tests.support.spiders import Links, SiteSpider
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Site, links
 
@@ -191,7 +191,7 @@ async def test_a_crawl_that_apify_scrapy_began_and_that_was_killed(
     await stopped
     await theirs.end()
     started = len(site.paths)
-    settings = {**CONCURRENCY, "APIFY_RQ_UNIQUE_KEY": "crawlee"}
+    settings = {**CONCURRENCY, "APIFY_RQ_UNIQUE_KEY": "extended"}
     with serving(copy.folder) as resumed:
         crawl = await crawls.run(Forms, settings, queue=resumed, site=site.url)
         assert (await resumed.info()).pending == 0
@@ -254,3 +254,26 @@ async def test_each_page_is_crawled_by_only_one_of_them(
     # link to its page counts as new.
     assert Counter(site.paths) == Counter([*pages, "/", "/post", "/once", "/once"])
     assert (crawl.reason, (await served.info()).pending) == ("finished", 0)
+
+
+class StartsAgain(Begins, Links):
+    paths = ("/",)
+
+
+async def test_a_queue_that_crawlee_has_half_finished(
+    site: Site, served: ServedQueue, crawls: Crawls, configuration: Any
+) -> None:
+    """Each page links to all others, and Crawlee has found them all."""
+    pages = ["/", *(f"/page/{n}/?b={n}&a=2" for n in range(40))]
+    site.serve(dict.fromkeys(pages, links(*pages)))
+    queue = await opened(configuration)
+    await queue.add_requests([crawlee.Request.from_url(site.url + path) for path in pages])
+    done = [await queue.fetch_next_request() for _ in range(20)]
+    for request in done:
+        await queue.mark_request_as_handled(request)
+    settings = {"APIFY_RQ_UNIQUE_KEY": "url"}
+    crawl = await crawls.run(StartsAgain, settings, queue=served, site=site.url)
+    crawled = [request.url.removeprefix(site.url) for request in done] + site.paths
+    assert Counter(crawled) == Counter(pages)
+    info = await served.info()
+    assert (crawl.reason, info.total, info.pending) == ("finished", len(pages), 0)
