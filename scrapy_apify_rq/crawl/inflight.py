@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import ref
 
 from scrapy import Request
@@ -47,6 +47,21 @@ if TYPE_CHECKING:
 
 class _Mark(Enum):
     START = "a start request on its way to the scheduler"
+
+
+class _Origin(Enum):
+    """What leads to a request again, besides a page."""
+
+    START = "start() yields it in each run"
+    NOTHING = "nothing that we know of"
+
+
+class GivenUp(NamedTuple):
+    """How many requests that live in memory only are not crawled."""
+
+    total: int
+    lost: int
+    """No page that is still pending leads to these again, nor does ``start()``."""
 
 
 # On whose behalf the present code runs. None: nobody's, for example an extension's.
@@ -89,8 +104,8 @@ class InFlight:
         self._report = report
         self._flights: dict[Request, Flight] = {}
         self._visits: dict[str, Visit] = {}
-        self._parents: dict[Visit, Flight] = {}
-        """Of visits that live in memory only."""
+        self._origins: dict[Visit, Flight | _Origin] = {}
+        """Of each visit that lives in memory only and is not finished: what leads to it again."""
         self._size = 0
         """Bytes of what Scrapy has, entries and live requests, about. What waits for its children
         does not count, or these could not be handed out."""
@@ -240,8 +255,31 @@ class InFlight:
     def adopt(self, visit: Visit) -> None:
         """A new request lives in memory only: let what led to it wait for it."""
         if (flight := self.on_behalf()) is not None:
-            self._parents[visit] = flight
+            self._origins[visit] = flight
             flight.children.add(visit)
+        else:
+            self._origins[visit] = _Origin.START if is_start() else _Origin.NOTHING
+
+    def adopt_late(self, visit: Visit) -> None:
+        """The queue has refused a request, which lives in memory from now on. The page that led to
+        it may be acked already.
+        """
+        self._origins[visit] = _Origin.NOTHING
+
+    def given_up(self) -> GivenUp:
+        """What lives in memory only and would be given up if the crawl ended now."""
+        origins = self._origins
+        # These are crawled and wait for their own children.
+        parents = (origin for origin in origins.values() if isinstance(origin, Flight))
+        crawled = {one.visit for one in parents if self._flights.get(one.request) is not one}
+        left = origins.keys() - crawled
+        return GivenUp(len(left), sum(self._is_lost(visit) for visit in left))
+
+    def _is_lost(self, visit: Visit) -> bool:
+        origin = self._origins[visit]
+        while isinstance(origin, Flight) and origin.visit in self._origins:
+            origin = self._origins[origin.visit]
+        return origin is _Origin.NOTHING
 
     # The verdict.
 
@@ -275,8 +313,8 @@ class InFlight:
             self._release_parent(visit)
 
     def _release_parent(self, visit: Visit) -> None:
-        parent = self._parents.pop(visit, None)
-        if parent is not None:
+        parent = self._origins.pop(visit)
+        if isinstance(parent, Flight):
             parent.children.remove(visit)
             if not parent.children and self._flights.get(parent.request) is not parent:
                 self._judge(parent)
@@ -309,8 +347,8 @@ class InFlight:
             key=old.key,
         )
         if old.entry is None:
-            if (parent := self._parents.pop(old, None)) is not None:
-                self._parents[again] = parent
+            parent = self._origins[again] = self._origins.pop(old)
+            if isinstance(parent, Flight):
                 parent.children.remove(old)
                 parent.children.add(again)
             self._frontier.keep(again)

@@ -115,7 +115,11 @@ class Lifecycle:
                 await asyncio.wait([self._settler])
             await self._run_events.close()
             await self.frontier.close()
-            self.report.close(await self._closing_line())
+            given_up = self.inflight.given_up()
+            self.report.given_up(given_up)
+            if given_up.lost:
+                scrapy_private.fail_command()
+            self.report.close(await self._closing_line() + self.report.memory(given_up))
 
     async def _closing_line(self) -> str:
         if self._settler is None:
@@ -156,6 +160,10 @@ class Lifecycle:
         )
 
     def refused(self, visit: Visit, reason: str) -> None:
+        self.unwritable(visit, reason)
+        self.inflight.adopt_late(visit)
+
+    def unwritable(self, visit: Visit, reason: str) -> None:
         """The queue cannot hold the request: it goes on in memory."""
         self.report.unserializable(cast("Request", visit.request), reason)
         self._crawler.stats.inc_value("scheduler/enqueued")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from scrapy.crawler import Crawler
 
     from scrapy_apify_rq.backends.base import Backend, Info
+    from scrapy_apify_rq.crawl.inflight import GivenUp
     from scrapy_apify_rq.entries.models import Entry
     from scrapy_apify_rq.errors import CodecError
 
@@ -166,6 +167,30 @@ class Report:
 
     # Closing.
 
+    def given_up(self, given_up: GivenUp) -> None:
+        if given_up.total:
+            self._stats.inc_value("apify_rq/given_up", given_up.total)
+        if given_up.lost:
+            self._stats.inc_value("apify_rq/lost", given_up.lost)
+            self.log(
+                logging.ERROR,
+                f"{_requests(given_up.lost)} in memory only will not be crawled, since the crawl"
+                " ends and nothing that is still pending leads to them again. See the warning above"
+                " for why they could not be written to the queue",
+            )
+
+    def memory(self, given_up: GivenUp) -> str:
+        """The end of the closing line."""
+        if not given_up.total:
+            return ""
+        again = given_up.total - given_up.lost
+        ends = {
+            "the next run comes across again": again,
+            "lost": given_up.lost,
+        }
+        parts = ", ".join(f"{count} {end}" for end, count in ends.items() if count)
+        return f"; {_requests(given_up.total)} in memory only were given up: {parts}"
+
     def close(self, text: str) -> None:
         """Log the closing line below Scrapy's stats, where people look first."""
         if self._crawler.engine.start_time is None:  # it will not stop, since it never ran
@@ -231,6 +256,10 @@ class Report:
             f" {self.count('failed')} failed, {60 * own / seconds:.0f} pages/min;"
             f" {_time_left(queue.pending, total / seconds)}",
         )
+
+
+def _requests(count: int) -> str:
+    return f"{count} request{'' if count == 1 else 's'}"
 
 
 def _time_left(pending: int, per_second: float) -> str:

@@ -131,10 +131,12 @@ class Scheduler(BaseScheduler):
         )
         try:
             entry = self._converter.encode(request, key, **changes)
+            if reason := self.frontier.refusal(entry):
+                raise CodecError(reason)
         except CodecError as error:
             visit.key = key
             self.frontier.remember(request_id(key))
-            self._life.refused(visit, str(error))
+            self._life.unwritable(visit, str(error))
             self.inflight.adopt(visit)
             self.frontier.keep(visit)
         else:

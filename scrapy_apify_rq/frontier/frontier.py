@@ -25,6 +25,8 @@ from scrapy_apify_rq.frontier.window import Window
 if TYPE_CHECKING:
     from scrapy.statscollectors import StatsCollector
 
+    from scrapy_apify_rq.entries.models import Entry
+
 __all__ = ["Frontier", "Listener"]
 
 # With this many requests ready, an add may wait a moment until its batch is full.
@@ -138,6 +140,10 @@ class Frontier:
 
     def remember(self, id: str) -> None:
         self._local.seen.add(id.encode())
+
+    def refusal(self, entry: Entry) -> str | None:
+        """Why the queue can never take this entry, if that is known before it is sent."""
+        return self._backend.refusal(entry)
 
     def add(self, visit: Visit) -> None:
         """Put a new entry into the outbox; it can be handed out once it is confirmed."""

@@ -11,7 +11,7 @@ from scrapy import Request
 from scrapy.http import Response
 
 from tests.support.crawling import Crawls
-from tests.support.queues import Queue
+from tests.support.queues import Queue, copied
 from tests.support.spiders import SiteSpider
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Site
@@ -64,29 +64,54 @@ async def test_page_whose_callback_downloads_its_request_again(
 
 
 class Unwritable(SiteSpider):
-    """Its page has a child that cannot be written: its callback is no method of the spider."""
+    """Its page has a child that cannot be written: its callback is no method of the spider. The
+    child has one, too.
+    """
 
     def parse(self, response: Response) -> Any:
         self.note(response)
-
-        def parse_child(response: Response) -> None:
-            self.note(response)
-
-        yield Request(f"{self.site}/child", callback=parse_child)
+        if not response.url.endswith("/child/child"):
+            path = response.url.removeprefix(self.site).rstrip("/")
+            yield Request(f"{self.site}{path}/child", lambda response: self.parse(response))
 
 
-async def test_page_whose_child_is_in_memory_only(site: Site, queue: Queue, crawls: Crawls) -> None:
-    child = Held("page")
-    site.serve({"/": "page", "/child": child})
-    crawl = await crawls.start(Unwritable, site=site.url)
-    await wait_until(child.begun.is_set)
+class Large(SiteSpider):
+    """Its page has a child with more bytes than the API takes."""
+
+    def parse(self, response: Response) -> Any:
+        self.note(response)
+        if response.url == f"{self.site}/":
+            yield Request(f"{self.site}/child", method="POST", body="x" * 9_500_000)
+
+
+FAMILY = ["/", "/child", "/child/child"]
+IN_MEMORY: list[Any] = [("sqlite", Unwritable, FAMILY[:2], FAMILY)]
+IN_MEMORY += [("sqlite", Unwritable, FAMILY, FAMILY), ("apify", Large, FAMILY[:2], FAMILY[:2])]
+
+
+@pytest.mark.parametrize(
+    ("any_queue", "spider", "crawled", "pages"), IN_MEMORY, indirect=["any_queue"]
+)
+async def test_page_whose_descendants_are_in_memory_only(
+    site: Site,
+    any_queue: Queue,
+    crawls: Crawls,
+    spider: type[SiteSpider],
+    crawled: list[str],
+    pages: list[str],
+) -> None:
+    """The crawl is killed while the last page of ``crawled`` is on its way."""
+    held = Held("page")
+    site.serve({**dict.fromkeys(pages, "page"), crawled[-1]: held})
+    crawl = await crawls.start(spider, queue=any_queue, site=site.url)
+    await wait_until(held.begun.is_set)
     await asyncio.sleep(A_WHILE)
-    copy = queue.copy()
-    child.go.set()
-    await crawl.end()
-    assert crawl.stats["scheduler/unserializable"] == 1
-    assert (await queue.entry("/")).is_handled
-    assert not (await copy.entry("/")).is_handled
+    with copied(any_queue) as copy:
+        held.go.set()
+        await crawl.end()
+        assert crawl.stats["scheduler/unserializable"] == len(pages) - 1
+        assert (await any_queue.entry("/")).is_handled
+        assert not (await copy.entry("/")).is_handled
 
-    resumed = await crawls.run(Unwritable, queue=copy, site=site.url)
-    assert resumed.spider.handled == ["/", "/child"]
+        resumed = await crawls.run(spider, queue=copy, site=site.url)
+        assert resumed.spider.handled == pages

@@ -13,11 +13,11 @@ from scrapy import Request
 from tests.support.command_line import rq_ok
 from tests.support.crawling import Crawls
 from tests.support.jobdirs import write
-from tests.support.process_spiders import Stages, Tree, Waits, fetched, tree
+from tests.support.process_spiders import InMemory, Stages, Tree, Waits, fetched, tree
 from tests.support.queues import Queue, ServedQueue
 from tests.support.scrapy_project import Project
 from tests.support.waiting import wait_until
-from tests.support.website import Held, Site, let_go, links
+from tests.support.website import Held, Page, Site, let_go, links
 
 pytestmark = pytest.mark.usefixtures("short_delay")
 
@@ -101,6 +101,21 @@ async def test_ctrl_c_twice_loses_nothing(
     assert resumed.reason == "finished"
     info = await any_queue.info()
     assert (info.pending, info.handled) == (0, len(done) + 3 + len(held))
+
+
+@pytest.mark.parametrize(("orphans", "status"), [("", 0), ("1", 1)])
+async def test_exit_status_with_requests_in_memory_only(
+    tmp_path: Path, site: Site, queue: Queue, orphans: str, status: int
+) -> None:
+    """It is no failure if the next run comes across them again."""
+    site.serve({"/": "page", **{f"/{number}": Page(delay=0.2) for number in range(3)}})
+    project = Project(tmp_path, queue, InMemory, {"CONCURRENT_REQUESTS": 1})
+    async with project.begin(site=site.url, orphans=orphans) as process:
+        stopped = await process.end()
+    assert (stopped.status, stopped.stats["finish_reason"]) == (status, "shutdown")
+    assert stopped.stats["apify_rq/given_up"] > 0
+    assert ("ERROR" in stopped.log) == ("apify_rq/lost" in stopped.stats) == bool(orphans)
+    assert "in memory only were given up" in stopped.log.splitlines()[-1]
 
 
 async def test_ctrl_c_during_an_import(tmp_path: Path, any_queue: Queue) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import signal
 from collections import Counter
@@ -44,6 +45,24 @@ def tree(pages: int, delay: float = 0) -> dict[str, Page]:
 def fetched(pages: int) -> Counter[str]:
     """What Scrapy fetches of the tree: what it starts with, and all that is linked to."""
     return Counter([*tree(pages), *Tree.starts])
+
+
+class InMemory(Links):
+    """Stops while requests are in memory only: of its page, or of nothing (``orphans``)."""
+
+    name = "in-memory"
+    orphans = ""
+
+    def parse(self, response: Response) -> Iterator[Any]:
+        for number in range(3):
+            request = scrapy.Request(f"{self.site}/{number}", lambda response: None)
+            if self.orphans:
+                asyncio.get_running_loop().call_soon(
+                    self.crawler.engine.crawl, request, context=contextvars.Context()
+                )
+            else:
+                yield request
+        asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGINT)
 
 
 class Run(Links):

@@ -103,6 +103,9 @@ class SqliteBackend:
     def patience(self) -> float:
         return self._database.patience
 
+    def refusal(self, entry: Entry) -> None:
+        return None
+
     async def open(self) -> None:
         self._database.open()
         self._table.key = await self._database.transaction(self._get_or_create)
