@@ -130,4 +130,5 @@ def _text_headers(request: Request) -> list[tuple[str, str]]:
     return [
         (name.decode("latin-1"), b", ".join(values).decode("latin-1"))
         for name, values in request.headers.items()
+        if values
     ]

@@ -342,7 +342,7 @@ async def test_retry_reports_updates_that_the_api_refuses(served: ServedQueue) -
 async def test_add_takes_a_file_of_urls_and_objects(filled: Queue) -> None:
     await ok(filled, f"add {SITE}/known")
     post = {"url": f"{SITE}/post", "method": "POST"}
-    more = {"payload": "x=1", "headers": {"X-Y": "z"}, "userData": {"label": "DETAIL"}}
+    more = {"payload": "x=1", "headers": {"X-Y": 5, "X-Z": None}, "userData": {"label": "DETAIL"}}
     wrong = [json.dumps({**post, "methud": 1}), json.dumps({**post, "method": "PURGE"})]
     lines = [f"{SITE}/known", "", json.dumps({**post, **more}), f"{SITE}/post", *wrong]
     text = "\n".join([*lines, "no-url", "{broken"]).encode()
@@ -352,7 +352,7 @@ async def test_add_takes_a_file_of_urls_and_objects(filled: Queue) -> None:
     assert "4 could not be added" in done.err
     first = {entry.method: entry for entry in await claim(filled, 2)}
     assert set(first) == {"GET", "POST"}
-    assert (first["POST"].payload, first["POST"].headers) == ("x=1", {"X-Y": "z"})
+    assert (first["POST"].payload, first["POST"].headers) == ("x=1", {"X-Y": "5"})
     assert first["POST"].user_data == {"label": "DETAIL"}
     again = await run(filled, "add --file - --json", text)
     assert again.json == {"added": 0, "alreadyPresent": 3, "notAdded": 4}
@@ -373,7 +373,7 @@ async def test_export_and_import_keep_everything(tmp_path: Path, filled: Queue) 
 
 
 async def test_import_names_the_invalid_lines(any_queue: Queue) -> None:
-    good = {"uniqueKey": "k", "url": "http://a/"}
+    good = {"uniqueKey": "k\ud800", "url": "http://a/", "headers": {"n": 5}, "retryCount": "?"}
     lines = [good, {"url": "http://a/"}, [], {**good, "id": "wrong"}, {**good, "headers": 5}]
     text = "".join(json.dumps(line) + "\n" for line in lines).encode() + b"\xff\n"
     done = await run(any_queue, "import -", text)

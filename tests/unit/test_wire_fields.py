@@ -32,3 +32,11 @@ def test_how_bodies_are_stored() -> None:
 def test_a_payload_that_is_an_object() -> None:
     request = converter().decode(foreign(method="POST", payload={"a": [1, "é"]}))
     assert json.loads(request.body) == {"a": [1, "é"]}
+
+
+def test_a_header_that_is_not_sent() -> None:
+    """Scrapy keeps the name, so that no middleware sets it."""
+    request = Request(URL, headers={"User-Agent": None, "X": [1, "b"]})
+    assert encoded(request).headers == {"X": "1, b"}
+    again = restarted(request)
+    assert (again.headers.getlist("User-Agent"), "User-Agent" in again.headers) == ([], True)
