@@ -52,7 +52,7 @@ def test_wrong_parameters(remote: Caller, path: str, query: dict[str, Any], erro
 # Bodies
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"a"', b'{"uniqueKey": "\\ud800"}', b"\xff"])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"a"', b"\xff"])
 def test_body_is_a_json_object(remote: Caller, body: bytes) -> None:
     answer = remote("POST", "/requests", content=body)
     assert answer.error == (400, "invalid-request")
