@@ -19,6 +19,7 @@ from scrapy.settings import BaseSettings
 
 from scrapy_apify_rq import setting_readers as read
 from scrapy_apify_rq.errors import ConfigError
+from scrapy_apify_rq.identity import NO_ARGUMENTS, Arguments
 from scrapy_apify_rq.setting_readers import KeyKind, Reader, Source
 
 
@@ -58,6 +59,11 @@ class Config:
     queue_name: Annotated[str | None, Setting("APIFY_RQ_NAME", None, read.queue_name)]
     queue_is_default: Annotated[bool, Derived(read.queue_is_default)]
     """The project did not name the queue, so a finished one starts afresh."""
+    spider_name: Annotated[str | None, Derived(lambda source: source.spider_name)]
+    queue_is_of_spider: Annotated[bool, Derived(read.queue_is_of_spider)]
+    """It is the default queue of the spider with these ``arguments``."""
+    arguments: Annotated[Arguments, Derived(read.arguments)] = field(repr=False)
+    """Those that the queue is named after."""
     storage_dir: Annotated[Path, Setting("APIFY_RQ_STORAGE_DIR", "./storage", read.storage_dir)]
     access: Annotated[
         Literal["single", "shared"],
@@ -106,14 +112,25 @@ class Config:
 
     @classmethod
     def from_settings(
-        cls, settings: BaseSettings, environ: Mapping[str, str], spider_name: str | None
+        cls,
+        settings: BaseSettings,
+        environ: Mapping[str, str],
+        spider_name: str | None,
+        arguments: Arguments | None = NO_ARGUMENTS,
     ) -> Config:
         """Read all settings, or raise ``ConfigError`` for the first thing that is wrong.
 
         Without the name of a spider there is no default queue: the settings may name none at all.
+        The default queue belongs to the spider's ``arguments``; None if they are unknown.
         """
         _refuse_unknown_names(settings)
-        source = _source(settings, environ, spider_name)
+        source = Source(
+            settings=settings,
+            environ=environ,
+            defaults=DEFAULTS,
+            spider_name=spider_name,
+            arguments=arguments,
+        )
         config = cls(**{name: declared.read(source) for name, declared in _DECLARED.items()})
         # A scheduler that is switched off needs neither a token nor a queue to itself.
         if config.enabled:
@@ -141,10 +158,8 @@ def storage_dir(settings: BaseSettings, environ: Mapping[str, str]) -> Path:
     return read.storage_dir(_source(settings, environ), "APIFY_RQ_STORAGE_DIR")
 
 
-def _source(
-    settings: BaseSettings, environ: Mapping[str, str], spider_name: str | None = None
-) -> Source:
-    return Source(settings=settings, environ=environ, defaults=DEFAULTS, spider_name=spider_name)
+def _source(settings: BaseSettings, environ: Mapping[str, str]) -> Source:
+    return Source(settings=settings, environ=environ, defaults=DEFAULTS)
 
 
 # What does not go together, and names that do not exist

@@ -4,9 +4,11 @@ There is no public signal for "Scrapy has finished with this request", and no pu
 makes the engine ask the scheduler again. Hence ``engine._slot`` with its ``inprogress``,
 ``nextcall`` and ``scheduler``, and the scraper's ``slot.active`` (scrapy/core/engine.py and
 scraper.py, the same from 2.16 to 2.19). Nor can a spider be closed without waiting for its
-downloads, hence ``closing`` of both slots. ``verify`` refuses a Scrapy that lacks one of them. The
-module names of Scrapy's commands are undocumented rather than private, as is that a command finds
-its exit status in itself.
+downloads, hence ``closing`` of both slots. ``verify`` refuses a Scrapy that lacks one of them.
+
+Nothing keeps the arguments of ``Crawler.crawl()``, hence a look at its local variables. A crawl
+that needs them and does not find them is refused, too. The module names of Scrapy's commands are
+undocumented rather than private, as is that a command finds its exit status in itself.
 
 ``scrapy rq import-jobdir`` depends on more, and no crawl on it: ``jobdir`` reads the files that
 Scrapy's scheduler wrote, and the command shows its queues an idle ``engine.downloader.slots``.
@@ -117,6 +119,28 @@ def fail_command() -> None:
         if isinstance(command, ScrapyCommand):
             command.exitcode = 1
         frame = frame.f_back
+
+
+def arguments(crawler: Crawler) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The arguments with which this crawl was started; None if they cannot be found.
+
+    Call it while the crawler makes its components. ``crawl()`` and ``crawl_async()``, which make
+    the spider and then the engine, are still on the stack. The spider is no help: it may keep its
+    arguments or not, and change them.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name in ("crawl", "crawl_async"):
+            found = frame.f_locals
+            args, kwargs = found.get("args"), found.get("kwargs")
+            if (
+                found.get("self") is crawler
+                and isinstance(args, tuple)
+                and isinstance(kwargs, dict)
+            ):
+                return args, kwargs
+        frame = frame.f_back
+    return None
 
 
 def is_crawl(crawler: Crawler) -> bool:

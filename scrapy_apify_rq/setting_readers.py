@@ -10,12 +10,11 @@ the callback is checked where it is used.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import ipaddress
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +24,7 @@ from urllib.parse import SplitResult, urlsplit
 from scrapy.settings import BaseSettings
 
 from scrapy_apify_rq.errors import ConfigError
+from scrapy_apify_rq.identity import NO_ARGUMENTS, Arguments, default_name
 from scrapy_apify_rq.limits import CLIENT_KEY_LENGTH, ID_LENGTH, NAME_LENGTH, is_id, is_name
 
 # The newer name first: https://docs.apify.com/platform/actors/development/programming-interface/environment-variables
@@ -64,6 +64,8 @@ class Source:
     environ: Mapping[str, str]
     defaults: Mapping[str, Any]
     spider_name: str | None = None
+    arguments: Arguments | None = field(default=NO_ARGUMENTS, repr=False)
+    """The spider's; None if they are unknown."""
 
     def get(self, name: str) -> Any:
         """Return the value as it is written, or the default."""
@@ -274,22 +276,38 @@ def queue_id(source: Source, name: str) -> str | None:
 
 
 def queue_name(source: Source, name: str) -> str | None:
-    return _queue(source).name
+    if not queue_is_of_spider(source):
+        return _queue(source).name
+    assert source.spider_name is not None
+    if source.arguments is None:
+        raise ConfigError(
+            "The default queue is that of the spider's arguments, and with this version of Scrapy,"
+            " or this way of crawling, they cannot be found: name the queue with APIFY_RQ_NAME"
+        )
+    bot = source.settings.get("BOT_NAME", "")
+    return default_name(bot, source.spider_name, source.arguments.canonical)
 
 
 def queue_is_default(source: Source) -> bool:
     return _queue(source).is_default
 
 
+def queue_is_of_spider(source: Source) -> bool:
+    queue = _queue(source)
+    return source.spider_name is not None and queue.id is None and queue.name is None
+
+
+def arguments(source: Source) -> Arguments:
+    return (queue_is_of_spider(source) and source.arguments) or NO_ARGUMENTS
+
+
 def _queue(source: Source) -> _Queue:
-    """Return the queue that the settings name, else that of the Actor run, else the spider's."""
-    if (named := _named_queue(source)) is not None:
-        return named
-    if (of_run := _queue_of_run(source)) is not None:
-        return of_run
-    spider = source.spider_name
-    bot = source.settings.get("BOT_NAME", "")
-    return _Queue(None, None if spider is None else _derived_name(bot, spider), is_default=True)
+    """Return the queue that the settings name, else that of the Actor run.
+
+    Without either it is the spider's.
+    """
+    queue = _named_queue(source) or _queue_of_run(source)
+    return queue or _Queue(None, None, is_default=True)
 
 
 def _named_queue(source: Source) -> _Queue | None:
@@ -329,16 +347,6 @@ def _checked_name(origin: str, value: str) -> str:
     if not is_name(value):
         raise wrong(origin, value, _NAME_CURE)
     return value
-
-
-def _derived_name(bot_name: str, spider_name: str) -> str:
-    original = f"{bot_name}-{spider_name}"
-    if is_name(original):
-        return original
-    # Spiders "a.b" and "a_b" must not crawl each other's queue.
-    digest = hashlib.sha256(original.encode()).hexdigest()[:8]
-    readable = re.sub(r"[^a-zA-Z0-9-]", "-", original)[: NAME_LENGTH - len(digest) - 1]
-    return f"{readable.strip('-')}-{digest}".lstrip("-")
 
 
 def storage_dir(source: Source, name: str) -> Path:

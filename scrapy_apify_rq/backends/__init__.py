@@ -23,6 +23,7 @@ def backend_for(config: Config, inc_stat: Callable[[str], None] = lambda stat: N
             id=config.queue_id,
             lock_secs=lock_secs,
             client_key=config.client_key,
+            about=_about(config, config.arguments.names),
             patience=config.unavailable_timeout,
             memory=config.memory // 4,
             inc_stat=inc_stat,
@@ -33,11 +34,18 @@ def backend_for(config: Config, inc_stat: Callable[[str], None] = lambda stat: N
         id=config.queue_id,
         lock_secs=lock_secs,
         client_key=config.client_key,
+        about=_about(config, config.arguments.shown),
         patience=config.unavailable_timeout,
     )
+
+
+def _about(config: Config, arguments: str) -> str | None:
+    """Whose queue it is, if its name does not say so. Values stay on this machine."""
+    return f"{config.spider_name}: {arguments}" if arguments else None
 
 
 def check(config: Config) -> None:
     """Raise the ConfigError that ``open`` would raise, but before the engine runs."""
     if config.backend == "sqlite":
-        sqlite.check(config.storage_dir, config.queue_id)
+        alone = config.access == "single"
+        sqlite.check(config.storage_dir, config.queue_id, config.queue_name, alone=alone)

@@ -76,13 +76,23 @@ class Info(NamedTuple):
         return self.name or self.id
 
 
+class Known(NamedTuple):
+    """A queue among others."""
+
+    name: str
+    about: str | None
+    """Whose queue it is, for people, or what else somebody has put into its title."""
+    total: int
+    pending: int
+
+
 class Lock(NamedTuple):
     client_key: str | None
     expires_at: datetime
 
 
 class Backend(Protocol):
-    """One queue. Call ``open`` first, except for ``find``, ``names`` and ``close``.
+    """One queue. Call ``open`` first, except for ``find``, ``queues`` and ``close``.
 
     The backend retries what a retry may cure. A ``BackendError`` is final.
     """
@@ -123,6 +133,12 @@ class Backend(Protocol):
 
     async def open(self) -> None:
         """Get or create the queue. Raises ConfigError if the settings lead to nothing usable."""
+
+    async def occupy(self, *, alone: bool) -> None:
+        """Keep other crawls out until ``close``, or those that want the queue alone.
+
+        Raises ConfigError if one is there already, where the backend can tell.
+        """
 
     async def close(self) -> None:
         """Release what ``open`` took, in bounded time. May be called twice, or without ``open``."""
@@ -168,8 +184,8 @@ class Backend(Protocol):
     async def find(self) -> bool:
         """Open the queue if it exists. Return False, and create nothing, if it does not."""
 
-    async def names(self) -> Sequence[str]:
-        """Return up to 50 names of queues, the newest first. For when ``find`` found nothing."""
+    async def queues(self) -> Sequence[Known]:
+        """Return up to 1000 queues that have names, the newest first. Call ``find`` before."""
 
     async def purge(self) -> None:
         """Delete all entries of the queue, including handled ones."""

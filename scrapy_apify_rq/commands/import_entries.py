@@ -33,7 +33,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 
 async def _import(settings: Settings, options: argparse.Namespace) -> None:
     with adding.read_lines(options.file) as lines:
-        async with queues.opened(settings, options, create=True) as queue:
+        async with queues.opened(settings, options, create=True, exact=True) as queue:
             await adding.add_lines(queue, lines, _entry, options, forefront=False)
 
 

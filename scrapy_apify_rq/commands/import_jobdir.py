@@ -93,7 +93,7 @@ class _Skipped:
 async def _import(
     settings: Settings, options: argparse.Namespace, arguments: dict[str, str]
 ) -> None:
-    async with queues.opened(settings, options, create=True) as queue:
+    async with queues.opened(settings, options, create=True, exact=True) as queue:
         if queue.config.unique_key != "fingerprint":
             raise ConfigError(
                 "APIFY_RQ_UNIQUE_KEY must be 'fingerprint', because a JOBDIR has no other keys"

@@ -40,6 +40,7 @@ async def _question(settings: Settings, options: argparse.Namespace) -> str:
 
 async def _purge(settings: Settings, options: argparse.Namespace) -> int:
     async with queues.opened(settings, options) as queue:
+        await queue.backend.occupy(alone=True)  # so that no crawl has it or starts meanwhile
         info = await queue.backend.info()
         await queue.backend.purge()
         return info.total

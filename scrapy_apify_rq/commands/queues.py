@@ -1,7 +1,9 @@
 """Find and open the queue that a subcommand works on.
 
 Without -q it is the queue that a crawl with the same settings would use: those of the project, of
-the spider, of its add-ons and of the command line. No crawl is started and no spider is created.
+the spider, of its add-ons and of the command line. If the settings name none, the queue of the
+spider: with the arguments of -a, or else the only one that the spider has. No crawl is started and
+no spider is created.
 """
 
 from __future__ import annotations
@@ -21,22 +23,28 @@ from scrapy.crawler import Crawler
 from scrapy.exceptions import UsageError
 from scrapy.settings import Settings
 from scrapy.spiderloader import get_spider_loader
+from scrapy.utils.conf import arglist_to_dict
 from scrapy.utils.misc import build_from_crawler, load_object
 
 from scrapy_apify_rq.backends import backend_for
 from scrapy_apify_rq.backends.apify.parallel import run_all
-from scrapy_apify_rq.backends.base import Added, Backend, Updated
+from scrapy_apify_rq.backends.base import Added, Backend, Known, Updated
+from scrapy_apify_rq.commands import output
 from scrapy_apify_rq.config import Config
+from scrapy_apify_rq.entries.arguments import arguments_of
 from scrapy_apify_rq.entries.converter import RequestConverter
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import Keys
 from scrapy_apify_rq.errors import ConfigError
+from scrapy_apify_rq.identity import Arguments, default_name, may_belong_to
 from scrapy_apify_rq.limits import is_id
 
 T = TypeVar("T")
 
 # Seconds. Nobody at a terminal wants to wait for an unreachable queue as long as a crawl does.
 _MAX_UNAVAILABLE_TIMEOUT: Final = 60
+# Names of queues in a message.
+_MOST_NAMES: Final = 50
 # Batches sent at once. More would not be faster, because the API takes 40 per second.
 _MAX_PARALLEL: Final = 4
 
@@ -65,6 +73,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the spider whose queue, settings and callbacks to use; needed if the project has"
         " several spiders",
+    )
+    group.add_argument(
+        "-a",
+        dest="arguments",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of the crawl whose queue to use, as in scrapy crawl; needed if the spider"
+        " has queues for several arguments",
     )
 
 
@@ -152,26 +169,84 @@ async def batches(source: AsyncIterator[T], size: int) -> AsyncIterator[list[T]]
 
 @asynccontextmanager
 async def opened(
-    settings: Settings, options: argparse.Namespace, *, create: bool = False
+    settings: Settings,
+    options: argparse.Namespace,
+    *,
+    create: bool = False,
+    exact: bool = False,
 ) -> AsyncIterator[Queue]:
     """Open the queue that the options name. A queue that does not exist is made if ``create``.
+
+    If ``exact``, a spider without -a has no arguments; otherwise they are not known.
 
     Raises UsageError if the options name no queue, ConfigError if the queue does not exist.
     """
     crawler, spider_name = _crawler(settings, options.spider)
-    names: list[str] = []
+    arguments = _arguments(options.arguments)
+    known: Sequence[Known] = ()
     async with AsyncExitStack() as stack:
-        for config in _candidates(crawler, spider_name, options.queue):
+        for config in _candidates(crawler, spider_name, arguments, options.queue):
             backend = backend_for(config)
             stack.push_async_callback(backend.close)
-            if await backend.find():
-                break
-            names = names or list(await backend.names())
+            is_found = await backend.find()
+            if exact or options.arguments or not config.queue_is_of_spider:
+                if is_found:
+                    break
+                known = known or await backend.queues()
+                continue
+            # The spider may have queues for arguments that nobody has told us.
+            known = await backend.queues()
+            if (name := _only_one(known, config, crawler, backend.location)) is not None:
+                config = replace(config, queue_name=name)
+                backend = backend_for(config)
+                stack.push_async_callback(backend.close)
+                if await backend.find():
+                    break
         else:
             if not create or config.queue_name is None:
-                raise _missing(config, names)
+                raise _missing(config, known)
             await backend.open()
         yield Queue(backend, config, crawler, spider_name or _NoSpider.name)
+
+
+def _arguments(given: list[str]) -> Arguments:
+    try:
+        return arguments_of((), arglist_to_dict(given))
+    except ValueError:
+        raise UsageError("-a takes NAME=VALUE") from None
+
+
+def _only_one(
+    known: Sequence[Known], config: Config, crawler: Crawler, location: str
+) -> str | None:
+    """Return the name of the spider's only queue, None if it has none. UsageError for several."""
+    spider = config.spider_name or ""
+    bot = crawler.settings.get("BOT_NAME", "")
+    plain = default_name(bot, spider)
+    own = {
+        queue.name: queue
+        for queue in known
+        if may_belong_to(queue.name, bot, spider)
+        # Names that a queue cannot have look alike if only some characters differ.
+        and (queue.name == plain or not queue.about or queue.about.startswith(f"{spider}: "))
+    }
+    if len(own) < 2:
+        return next(iter(own), None)
+    lines = "\n".join(f"  {_described(queue, plain, spider)}" for queue in own.values())
+    raise UsageError(
+        f"spider {spider!r} has several queues in {location}. Choose one with -q and its name, or"
+        f" with -a and the arguments of its crawl, each as NAME=VALUE:\n{lines}"
+    )
+
+
+def _described(queue: Known, plain: str, spider: str) -> str:
+    about = "unknown arguments"
+    if queue.name == plain:
+        about = "no arguments"
+    elif queue.about:
+        about = queue.about.removeprefix(f"{spider}: ")
+    text = f"{queue.name}  {about}  ({queue.pending} of {queue.total} pending)"
+    return output.printable(text)
 
 
 def _crawler(settings: Settings, spider_name: str | None) -> tuple[Crawler, str | None]:
@@ -192,14 +267,16 @@ def _crawler(settings: Settings, spider_name: str | None) -> tuple[Crawler, str 
     return crawler, spider_name
 
 
-def _candidates(crawler: Crawler, spider_name: str | None, queue: str | None) -> Iterator[Config]:
+def _candidates(
+    crawler: Crawler, spider_name: str | None, arguments: Arguments, queue: str | None
+) -> Iterator[Config]:
     """The queues that -q may name, the most likely one first."""
     for id, name in _ids_and_names(queue):
         settings = crawler.settings.copy()
         if queue is not None:
             settings.set("APIFY_RQ_ID", id, "cmdline")
             settings.set("APIFY_RQ_NAME", name, "cmdline")
-        config = Config.from_settings(settings, os.environ, spider_name)
+        config = Config.from_settings(settings, os.environ, spider_name, arguments)
         if config.queue_id is None and config.queue_name is None:
             spiders = ", ".join(sorted(get_spider_loader(settings).list()))
             which = f"--spider with one of {spiders}, or " if spiders else ""
@@ -219,9 +296,10 @@ def _ids_and_names(queue: str | None) -> list[tuple[str | None, str | None]]:
     return [(None, queue)]
 
 
-def _missing(config: Config, names: list[str]) -> ConfigError:
+def _missing(config: Config, known: Sequence[Known]) -> ConfigError:
     where = config.api_base_url if config.backend == "apify" else f"the folder {config.storage_dir}"
-    existing = f"These exist: {', '.join(names)}" if names else "No named queue exists there"
+    names = ", ".join(queue.name for queue in known[:_MOST_NAMES])
+    existing = f"These exist: {names}" if names else "No named queue exists there"
     return ConfigError(
         f"there is no request queue {config.queue_id or config.queue_name!r} in {where}."
         f" {existing}. Choose another one with -q, or check where APIFY_TOKEN, APIFY_RQ_BACKEND and"

@@ -46,7 +46,7 @@ class Lifecycle:
         self._crawler = crawler
         self._config = config
         self._backend = backend_for(config, crawler.stats.inc_value)
-        self.report = Report(crawler, self._backend)
+        self.report = Report(crawler, self._backend, config.arguments)
         self.converter = RequestConverter.from_config(cast("Spider", crawler.spider), config)
         self.frontier = Frontier(
             self._backend,
@@ -90,10 +90,12 @@ class Lifecycle:
     async def _open_queue(self) -> None:
         """Open the backend, and start everything that works with it."""
         await self._backend.open()
+        await self._backend.occupy(alone=self._config.access == "single")
         if self._config.access == "shared" and self._config.client_key is not None:
             await self._backend.unlock()  # what a run before us held, with the same key
         if folder := self._crawler.settings["JOBDIR"]:
             self.report.job_directory(folder)
+        self.report.vague_arguments()
         beginning = await begin(self._backend, self._config, self.report)
         if not beginning.is_new:
             await self.duplicates.resume(self._backend, self.converter)

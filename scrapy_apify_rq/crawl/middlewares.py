@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from scrapy_apify_rq import backends, scrapy_private
 from scrapy_apify_rq.config import Config
 from scrapy_apify_rq.crawl.inflight import inflight_of, mark_start_requests
+from scrapy_apify_rq.entries.arguments import arguments_of
 from scrapy_apify_rq.entries.converter import RequestConverter
 from scrapy_apify_rq.entries.crawlee_keys import normalize_url
 from scrapy_apify_rq.errors import ConfigError
@@ -46,7 +47,9 @@ def checked_config(crawler: Crawler) -> Config | None:
     if not scrapy_private.is_crawl(crawler):
         return None
     spider_name = getattr(crawler.spider or crawler.spidercls, "name", None)
-    config = Config.from_settings(crawler.settings, os.environ, spider_name)
+    found = scrapy_private.arguments(crawler)
+    arguments = None if found is None else arguments_of(*found)
+    config = Config.from_settings(crawler.settings, os.environ, spider_name, arguments)
     if not config.enabled:
         return None
     if not is_asyncio_available():

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from scrapy_apify_rq.crawl.inflight import GivenUp
     from scrapy_apify_rq.entries.models import Entry
     from scrapy_apify_rq.errors import CodecError
+    from scrapy_apify_rq.identity import Arguments
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,9 @@ class Sample(NamedTuple):
 class Report:
     """What one crawl says about itself."""
 
-    def __init__(self, crawler: Crawler, backend: Backend) -> None:
+    def __init__(self, crawler: Crawler, backend: Backend, arguments: Arguments) -> None:
         self._crawler = crawler
+        self._arguments = arguments
         self._stats = crawler.stats
         self._backend = backend
         self._problems: Counter[str] = Counter()
@@ -70,15 +72,16 @@ class Report:
     # Opening.
 
     def opened(self, info: Info) -> None:
+        title = f"{self._title(info)}{self._why()}"
         if not info.total:
-            self.log(logging.INFO, f"{self._title(info)}: new")
+            self.log(logging.INFO, f"{title}: new")
         elif info.pending:
             counts = f"{info.pending} pending, {info.handled} handled"
-            self.log(logging.INFO, f"{self._title(info)}: resuming, {counts}")
+            self.log(logging.INFO, f"{title}: resuming, {counts}")
         else:
             self.log(
                 logging.WARNING,
-                f"{self._title(info)} is finished: {info.handled} handled, none pending. Only"
+                f"{title} is finished: {info.handled} handled, none pending. Only"
                 " requests that are new to it are crawled. To crawl all again, run once with"
                 " -s APIFY_RQ_PURGE_ON_START=True, or choose another APIFY_RQ_NAME",
             )
@@ -91,14 +94,31 @@ class Report:
                 f"JOBDIR = {folder!r} holds pending requests of Scrapy's own scheduler, which this"
                 " crawl does not read. Unless you have done so, stop it and put them into the queue"
                 f" with: scrapy rq import-jobdir {shlex.quote(str(folder))}"
-                f" {self._crawler.spidercls.name}",
+                f" {self._crawler.spidercls.name}"
+                f"{' with -a for each argument of this crawl' if self._arguments.names else ''}",
             )
 
     def emptied(self, info: Info, *, asked_for: bool) -> None:
         why = "its crawl was finished"
         if asked_for:
             why = f"{info.pending} of them pending, since APIFY_RQ_PURGE_ON_START is set"
-        self.log(logging.INFO, f"{self._title(info)}: emptied of {info.total} entries, {why}")
+        title = f"{self._title(info)}{self._why()}"
+        self.log(logging.INFO, f"{title}: emptied of {info.total} entries, {why}")
+
+    def _why(self) -> str:
+        """Why it is this queue, if the spider's arguments decided."""
+        names = self._arguments.names
+        return f", of this spider with these values of {names}" if names else ""
+
+    def vague_arguments(self) -> None:
+        """Warn that another crawl may share our queue."""
+        if self._arguments.vague:
+            self.log(
+                logging.WARNING,
+                f"The spider's arguments {self._arguments.vague} cannot be written as text, so only"
+                " their types tell this crawl's queue from others. If that is not enough, name the"
+                " queue with APIFY_RQ_NAME",
+            )
 
     def _title(self, info: Info) -> str:
         return f"Request queue {info.title!r} in {self._backend.location}"

@@ -246,7 +246,7 @@ async def test_find_opens_what_is_there_and_makes_nothing(queues: Queues) -> Non
             assert (await found.info()).id == (await made.info()).id
         assert await found.listed() == {"a"}
         assert not await missing.find()
-        names = {name.removeprefix(queues.prefix) for name in await missing.names()}
+        names = {known.name.removeprefix(queues.prefix) for known in await missing.queues()}
         assert names & {"one", "two"} == {"two"}
     finally:
         await missing.close()

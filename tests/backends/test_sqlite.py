@@ -375,3 +375,25 @@ async def test_an_entry_as_deep_as_can_be_read_can_be_written(
     assert found.broken is None
     await backend.put(found)
     assert await backend.get(VALID.id) == found
+
+
+async def test_one_crawl_alone_or_workers(tmp_path: Path) -> None:
+    """In this process; ``processes/test_locks`` has two."""
+    async with (
+        opened_in(tmp_path) as one,
+        opened_in(tmp_path) as two,
+        opened_in(tmp_path, name="other") as other,
+    ):
+        await one.occupy(alone=False)
+        await two.occupy(alone=False)
+        await two.close()
+        await two.open()
+        with pytest.raises(ConfigError, match=r"is being crawled already, by this process"):
+            await two.occupy(alone=True)
+        await other.occupy(alone=True)  # of another queue
+        await one.close()
+        await two.occupy(alone=True)
+        await one.open()
+        for alone in (True, False):
+            with pytest.raises(ConfigError, match="is being crawled already"):
+                await one.occupy(alone=alone)

@@ -9,6 +9,8 @@ import pytest
 
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME
+from scrapy_apify_rq.entries.arguments import arguments_of
+from scrapy_apify_rq.identity import default_name
 from tests.support.api_calls import Call, error
 from tests.support.crawling import Crawl, Crawls
 from tests.support.queues import Queue, ServedQueue
@@ -34,19 +36,23 @@ async def test_first_and_last_lines(
 ) -> None:
     """Of a crawl that is stopped, resumed, finished, and begun again."""
     site.serve({"/": links(*PATHS), **dict.fromkeys(PATHS, "page")})
-    name = "bot-spider" if naming else "test-queue"
+    name = "test-queue"
+    if naming:
+        arguments = arguments_of((), {"site": site.url})
+        name = default_name("bot", "spider", arguments.canonical)
     title = f"Request queue {name!r} in {queue.folder / FILE_NAME}"
+    opening = f"{title}, of this spider with these values of site" if naming else title
     few = {**naming, "CONCURRENT_REQUESTS": 1, "CLOSESPIDER_PAGECOUNT": 2}
     stopped = await crawls.run(Pages, few, site=site.url)
     done = len(site.paths)
     left = 21 - done
     assert 2 <= done < 21
-    assert said(stopped)[0] == f"INFO: {title}: new"
+    assert said(stopped)[0] == f"INFO: {opening}: new"
     assert f"the queue holds {done} handled, {left} pending" in stopped.closing_line
 
     resumed = await crawls.run(Pages, naming, site=site.url)
     assert sorted(site.paths) == sorted(["/", *PATHS])
-    assert said(resumed)[0] == f"INFO: {title}: resuming, {left} pending, {done} handled"
+    assert said(resumed)[0] == f"INFO: {opening}: resuming, {left} pending, {done} handled"
     assert f"this run handled {left} (0 of them failed)" in resumed.closing_line
     assert "the queue holds 21 handled, 0 pending" in resumed.closing_line
 
@@ -61,7 +67,7 @@ async def test_first_and_last_lines(
         why = "0 of them pending, since APIFY_RQ_PURGE_ON_START is set"
         again = await crawls.run(Pages, {"APIFY_RQ_PURGE_ON_START": True}, site=site.url)
         assert (await queue.info()).handled == 21
-    assert said(again)[0] == f"INFO: {title}: emptied of 21 entries, {why}"
+    assert said(again)[0] == f"INFO: {opening}: emptied of 21 entries, {why}"
     assert "WARNING" not in "".join(said(again))
     assert len(site.paths) == 42
 

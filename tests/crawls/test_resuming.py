@@ -75,7 +75,7 @@ async def test_a_queue_with_no_name(site: Site, any_queue: Queue, crawls: Crawls
         let_go(held)
         await crawl.end()
         resumed = await crawls.run(Links, settings, queue=left, site=site.url)
-        assert "Request queue 'bot-spider'" in resumed.closing_line
+        assert "Request queue 'bot-spider-" in resumed.closing_line
         assert "resuming, 1 pending, 2 handled" in resumed.log_text
         assert resumed.paths == ["/b"]
         again = await crawls.run(Links, settings, queue=left, site=site.url)

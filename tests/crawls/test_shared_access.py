@@ -143,10 +143,14 @@ async def test_waiting_for_the_work_of_others(site: Site, any_queue: Queue, craw
         assert between.total() <= 2 * 4  # at first, and after 0.5, 1, 2 seconds
 
 
-async def test_single_access_is_warned_once(site: Site, any_queue: Queue, crawls: Crawls) -> None:
+async def test_single_access_is_warned_once(
+    site: Site, served: ServedQueue, crawls: Crawls
+) -> None:
+    """The one that came first learns of the other from the API's answers, and each of them when the
+    other has handled its page. If one is always ahead, only the other is warned."""
     site.serve(tree(100, delay=0.1))
     few = {"CLOSESPIDER_PAGECOUNT": 30}
-    both = [await crawls.start(Tree, few, queue=any_queue, site=site.url) for _ in "ab"]
+    both = [await crawls.start(Tree, few, queue=served, site=site.url) for _ in "ab"]
     for crawl in both:
         await crawl.end()
     # Each has the log of both.

@@ -43,12 +43,12 @@ async def test_two_spiders_in_one_process(
     assert Counter(site.paths) == {"/": 1, "/1/": 2, "/2": 2}
     assert "frozen: True" in done.output
     assert "frozen at the end: 0" in done.output
-    for spider, pages in (("first", 3), ("second", 2)):
-        backend_ = SqliteBackend(queue.folder, name=f"scrapybot-{spider}")
-        await backend_.open()
-        info = await backend_.info()
-        await backend_.close()
-        assert (info.handled, info.pending) == (pages, 0)
+    backend_ = SqliteBackend(queue.folder)
+    await backend_.find()
+    known = {one.name.rpartition("-")[0]: one for one in await backend_.queues()}
+    await backend_.close()
+    counts = {name: (one.total, one.pending) for name, one in known.items()}
+    assert counts == {"scrapybot-first": (3, 0), "scrapybot-second": (2, 0)}
 
 
 async def test_spider_in_a_single_file(site: Site, queue: Queue, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import contextvars
 import os
 import signal
+import time
+import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, ClassVar
@@ -148,3 +150,20 @@ class StagesPipeline:
 
     def process_item(self, item: Any) -> Any:
         return item
+
+
+class Forks(Links):
+    """Leaves a child behind that has all that a child can inherit."""
+
+    name = "forks"
+
+    def parse(self, response: Response) -> Iterator[Any]:
+        if response.url.endswith("/"):
+            with warnings.catch_warnings():  # newer Pythons warn of threads
+                warnings.simplefilter("ignore")
+                child = os.fork()
+            if not child:
+                time.sleep(60)
+                os._exit(0)
+            print("child", child, flush=True)
+            yield response.follow("/held")

@@ -16,6 +16,7 @@ from scrapy.settings import BaseSettings, Settings
 from scrapy_apify_rq.addon import Addon
 from scrapy_apify_rq.config import _DECLARED, DEFAULTS, Config, Setting
 from scrapy_apify_rq.errors import ConfigError
+from scrapy_apify_rq.identity import NO_ARGUMENTS, Arguments, default_name
 
 # It says SECRET in the part that must not be shown.
 TOKEN = "apify_api_SECRETsecret"
@@ -30,10 +31,13 @@ Values = Mapping[str, Any]
 
 
 def read(
-    settings: Values | None = None, environ: Values | None = None, spider: str | None = "quotes"
+    settings: Values | None = None,
+    environ: Values | None = None,
+    spider: str | None = "quotes",
+    arguments: Arguments | None = NO_ARGUMENTS,
 ) -> Config:
     values = Settings({"BOT_NAME": "shop", **(settings or {})})
-    return Config.from_settings(values, environ or {}, spider)
+    return Config.from_settings(values, environ or {}, spider, arguments)
 
 
 def refusal(settings: Values | None = None, environ: Values | None = None) -> str:
@@ -53,6 +57,7 @@ def test_defaults() -> None:
     resolved = {"backend": "sqlite", "memory": 64 * 2**20, "trusted_modules": ()}
     resolved |= {"schemes": ("http", "https")}
     resolved |= {"queue_name": "shop-quotes", "queue_is_default": True}
+    resolved |= {"spider_name": "quotes", "queue_is_of_spider": True, "arguments": NO_ARGUMENTS}
     resolved |= {"storage_dir": Path.cwd() / "storage", "events_url": None, "timeout_at": None}
     declared = {name: getattr(item, "default", None) for name, item in _DECLARED.items()}
     config = read()
@@ -353,34 +358,20 @@ def test_queue_of_the_run() -> None:
         assert which(read(None, environ)) == in_sqlite
 
 
-@pytest.mark.parametrize(
-    ("bot", "spider", "expected"),
-    [
-        ("shop", "quotes", r"shop-quotes"),
-        ("Shop", "a-b", r"Shop-a-b"),
-        ("s", "x" * 61, r"s-x{61}"),
-        ("s", "x" * 62, r"s-x{52}-[0-9a-f]{8}"),
-        ("shop", "a.b", r"shop-a-b-afbb04ed"),  # another one would lose a paused crawl
-        ("shop", "a_b", r"shop-a-b-[0-9a-f]{8}"),
-        ("shop", "été", r"shop--t-[0-9a-f]{8}"),
-        ("", "quotes", r"quotes-[0-9a-f]{8}"),
-        ("例", "例", r"[0-9a-f]{8}"),
-        ("shop", "a" * 47 + "." + "b" * 30, r"shop-a{47}-b?-?[0-9a-f]{8}"),
-    ],
-)
-def test_derived_name(bot: str, spider: str, expected: str) -> None:
-    id, name, is_default = which(read({"BOT_NAME": bot}, spider=spider))
-    assert (id, is_default) == (None, True)
-    assert name is not None
-    assert re.fullmatch(expected, name)
-    # The platform's rule, stated once more.
-    assert re.fullmatch(r"([a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])", name)
-    assert len(name) <= 63
-
-
-def test_derived_names_differ() -> None:
-    spiders = ["a.b", "a_b", "a-b", "a b", "x" * 80, "x" * 81]
-    assert len({read(spider=spider).queue_name for spider in spiders}) == len(spiders)
+def test_arguments_belong_to_the_default_queue_only() -> None:
+    arguments = Arguments("x", "site")
+    config = read(arguments=arguments)
+    assert which(config) == (None, default_name("shop", "quotes", "x"), True)
+    assert (config.arguments, config.queue_is_of_spider) == (arguments, True)
+    for named in ({"APIFY_RQ_NAME": "mine"}, {"APIFY_RQ_ID": ID}):
+        config = read(named, arguments=arguments)
+        assert (config.arguments, config.queue_is_of_spider) == (NO_ARGUMENTS, False)
+        assert read(named, arguments=None) == config
+    config = read(AT_APIFY, {QUEUE_ID[0]: ID}, arguments=arguments)
+    assert which(config) == (ID, None, True)
+    assert (config.arguments, config.queue_is_of_spider) == (NO_ARGUMENTS, False)
+    with pytest.raises(ConfigError, match="cannot be found: name the queue with APIFY_RQ_NAME"):
+        read(arguments=None)
     assert which(read(spider=None)) == (None, None, True)
 
 

@@ -20,6 +20,7 @@ LEVELS = [
     {"entries"},
     {"config"},
     {"setting_readers", "scrapy_private"},
+    {"identity"},
     {"errors", "limits"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -61,15 +61,25 @@ _OTHER_CURE: Final = (
 
 
 class Endpoints:
-    """Calls the endpoints of the queue with this id, or else with this name."""
+    """Calls the endpoints of the queue with this id, or else with this name.
+
+    An empty queue without a title gets this one.
+    """
 
     def __init__(
-        self, client: Client, client_key: str, *, id: str | None, name: str | None
+        self,
+        client: Client,
+        client_key: str,
+        *,
+        id: str | None,
+        name: str | None,
+        title: str | None = None,
     ) -> None:
         self._client = client
         self._client_key = client_key
         self._id = id
         self._name = name
+        self._title = title
         self._path = f"request-queues/{quote(id or f'~{name}', safe='~')}"
         self.queue: dict[str, Any] = {}
         """The API's last answer about the queue itself; empty before the first one."""
@@ -107,6 +117,20 @@ class Endpoints:
         path = "request-queues"
         answer = await self._call("queue_create", "POST", path, rate=OTHER_RATE, query=query)
         self._use(answer.data)
+        is_new = not (self.queue["totalRequestCount"] or self.queue.get("title"))
+        if is_new and self._title is not None:
+            await self._put_title(self._title)
+
+    async def _put_title(self, title: str) -> None:
+        # The clients send it, but the API's description lacks it. A crawl can do without.
+        await self._call_if_any(
+            "queue_put",
+            "PUT",
+            self._path,
+            none_at=_ABOUT_ENTRIES,
+            rate=OTHER_RATE,
+            body=json.dumps({"title": title}).encode(),
+        )
 
     async def delete_queue(self) -> None:
         """Delete the queue. A call whose answer was lost may have deleted it already."""

@@ -22,7 +22,16 @@ from scrapy_apify_rq.backends.apify.reader import Reader
 from scrapy_apify_rq.backends.apify.shared import SharedAccess
 from scrapy_apify_rq.backends.apify.single import SingleAccess
 from scrapy_apify_rq.backends.apify.updates import Updates
-from scrapy_apify_rq.backends.base import Added, Claim, Info, Lock, Operations, State, Updated
+from scrapy_apify_rq.backends.base import (
+    Added,
+    Claim,
+    Info,
+    Known,
+    Lock,
+    Operations,
+    State,
+    Updated,
+)
 from scrapy_apify_rq.config import DEFAULTS
 from scrapy_apify_rq.entries.models import Entry, read_date
 from scrapy_apify_rq.limits import CRUD_RATE, MAX_BATCH
@@ -54,6 +63,7 @@ class ApifyBackend:
         name: str | None = None,
         lock_secs: int | None = None,
         client_key: str | None = None,
+        about: str | None = None,
         patience: float = DEFAULTS["APIFY_RQ_UNAVAILABLE_TIMEOUT"],
         memory: int = 16 * 1024 * 1024,
         inc_stat: Callable[[str], None],
@@ -63,7 +73,8 @@ class ApifyBackend:
         self._memory = memory
         self._inc_stat = inc_stat
         self._client = Client(base_url, token, patience=patience, inc_stat=inc_stat)
-        self._api = Endpoints(self._client, client_key or secrets.token_hex(16), id=id, name=name)
+        client_key = client_key or secrets.token_hex(16)
+        self._api = Endpoints(self._client, client_key, id=id, name=name, title=about)
         self._is_fresh = False
         """Whether the queue's counts were answered after our last call that may change them."""
         self._begin()
@@ -98,6 +109,9 @@ class ApifyBackend:
         self._client.open()
         await self._api.open_queue()
         self._is_fresh = True
+
+    async def occupy(self, *, alone: bool) -> None:
+        pass  # the API has no such lock; the frontier notes other clients
 
     async def close(self) -> None:
         await self._client.close()
@@ -139,9 +153,17 @@ class ApifyBackend:
         self._is_fresh = await self._api.find_queue()
         return self._is_fresh
 
-    async def names(self) -> Sequence[str]:
-        queues = (await self._api.list_queues(limit=50))["items"]
-        return [queue["name"] for queue in queues if queue.get("name")]
+    async def queues(self) -> Sequence[Known]:
+        return [
+            Known(
+                queue["name"],
+                queue.get("title"),
+                queue["totalRequestCount"],
+                max(queue["pendingRequestCount"], 0),
+            )
+            for queue in (await self._api.list_queues(limit=1000))["items"]
+            if queue.get("name")
+        ]
 
     async def purge(self) -> None:
         """Delete a named queue and create it again, since the API cannot empty one."""

@@ -5,6 +5,8 @@ Its methods are synchronous. Those that change something must run in a transacti
 
 from __future__ import annotations
 
+import os
+import platform
 import secrets
 import string
 from collections.abc import Callable, Mapping
@@ -12,7 +14,9 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Final, NamedTuple, TypeVar
 
+from scrapy_apify_rq.backends.base import Known
 from scrapy_apify_rq.backends.sqlite.database import Database
+from scrapy_apify_rq.backends.sqlite.occupancy import Occupant
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.limits import ID_LENGTH
 
@@ -93,9 +97,13 @@ class Catalog:
     def _deleted(self) -> BackendError:
         return BackendError(f"The queue was deleted from {self._database.file}", "apify_rq_gone")
 
-    def newest_names(self, limit: int) -> list[str]:
-        query = "SELECT name FROM queues WHERE name IS NOT NULL ORDER BY key DESC LIMIT ?"
-        return [name for (name,) in self._database.connection.execute(query, (limit,))]
+    def newest(self, limit: int) -> list[Known]:
+        """Return queues that have names."""
+        query = (
+            "SELECT name, title, total, total - handled FROM queues WHERE name IS NOT NULL"
+            " ORDER BY key DESC LIMIT ?"
+        )
+        return [Known(*row) for row in self._database.connection.execute(query, (limit,))]
 
     def page(
         self, *, offset: int, limit: int, newest_first: bool, unnamed: bool
@@ -111,15 +119,15 @@ class Catalog:
         )
         return [QueueRecord(*row) for row in rows], total
 
-    def create(self, name: str | None) -> int:
+    def create(self, name: str | None, title: str | None = None) -> int:
         """Return the key of the new queue."""
         alphabet = string.ascii_letters + string.digits
         id = "".join(secrets.choice(alphabet) for _ in range(ID_LENGTH))
         now = self._now()
         cursor = self._database.connection.execute(
-            "INSERT INTO queues (id, name, created_at, modified_at, accessed_at)"
-            " VALUES (?, ?, ?, ?, ?) RETURNING key",
-            (id, name, now, now, now),
+            "INSERT INTO queues (id, name, title, created_at, modified_at, accessed_at)"
+            " VALUES (?, ?, ?, ?, ?, ?) RETURNING key",
+            (id, name, title, now, now, now),
         )
         return int(cursor.fetchone()[0])
 
@@ -136,7 +144,20 @@ class Catalog:
     def drop(self, key: int) -> None:
         db = self._database.connection
         db.execute("DELETE FROM requests WHERE queue = ?", (key,))
+        db.execute("DELETE FROM occupants WHERE queue = ?", (key,))
         db.execute("DELETE FROM queues WHERE key = ?", (key,))
+
+    def occupant(self, key: int) -> Occupant | None:
+        query = "SELECT pid, host, since FROM occupants WHERE queue = ?"
+        row = self._database.connection.execute(query, (key,)).fetchone()
+        return None if row is None else Occupant(*row)
+
+    def note_occupant(self, key: int) -> None:
+        """Note that this process crawls from the queue from now on."""
+        self._database.connection.execute(
+            "INSERT OR REPLACE INTO occupants VALUES (?, ?, ?, ?)",
+            (key, os.getpid(), platform.node(), self._now()),
+        )
 
     def add_client(self, key: int, client_key: str | None) -> bool:
         """Return whether the queue has had several clients.

@@ -59,6 +59,15 @@ CREATE UNIQUE INDEX requests_by_id ON requests (queue, id);
 CREATE INDEX requests_pending ON requests (queue, position, id) WHERE position IS NOT NULL;
 CREATE INDEX requests_failed ON requests (queue) WHERE failed;
 """
+# Newer than the format, and unknown to the first edition: the crawl that came last to a queue.
+_OCCUPANTS: Final = """
+CREATE TABLE IF NOT EXISTS occupants (
+    queue INTEGER PRIMARY KEY REFERENCES queues (key),
+    pid INTEGER NOT NULL,
+    host TEXT NOT NULL,
+    since REAL NOT NULL
+)
+"""
 # Seconds for which SQLite may wait for another process's write. It blocks the loop meanwhile.
 _BLOCKING_WAIT: Final = 0.005
 # The same while the file is opened. Nothing else runs yet that could be held up.
@@ -80,6 +89,11 @@ def connect(folder: Path) -> sqlite3.Connection:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Requests hold cookies and passwords. SQLite gives its other files the mode of this one. A
+        # file that is there is left alone: to open and close it here would end SQLite's locks on it
+        # (https://sqlite.org/howtocorrupt.html#posix_advisory_locks_canceled_by_a_separate_thread_doing_close_).
+        if not file.exists():
+            file.touch(mode=0o600)
         db = sqlite3.connect(file, timeout=_BLOCKING_WAIT, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(_unusable(file, error)) from error
@@ -119,6 +133,7 @@ def _prepare(db: sqlite3.Connection, file: Path) -> None:
                 db.execute(statement)
             db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        db.execute(_OCCUPANTS)
     db.execute(f"PRAGMA busy_timeout = {round(_BLOCKING_WAIT * 1000)}")
 
 

@@ -11,10 +11,20 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from scrapy_apify_rq.backends.base import Added, Claim, Claimed, Info, Lock, State, Updated
+from scrapy_apify_rq.backends.base import (
+    Added,
+    Claim,
+    Claimed,
+    Info,
+    Known,
+    Lock,
+    State,
+    Updated,
+)
 from scrapy_apify_rq.backends.sqlite.catalog import Catalog, Counters, QueueRecord
 from scrapy_apify_rq.backends.sqlite.database import FILE_NAME, Database, connect
 from scrapy_apify_rq.backends.sqlite.leases import Leases, Taken
+from scrapy_apify_rq.backends.sqlite.occupancy import Occupancy, Occupant
 from scrapy_apify_rq.backends.sqlite.table import Table
 from scrapy_apify_rq.config import DEFAULTS
 from scrapy_apify_rq.entries.models import Entry
@@ -26,17 +36,25 @@ __all__ = ["FILE_NAME", "SqliteBackend", "check", "connect"]
 _CHUNK: Final = 100
 # One transaction leases no more entries than this.
 _MOST_LEASED: Final = 1000
-_MOST_NAMES: Final = 50
+_MOST_QUEUES: Final = 1000
 
 _T = TypeVar("_T")
 
 
-def check(folder: Path, id: str | None) -> None:
-    """Raise the ConfigError that ``open`` would raise."""
+def check(folder: Path, id: str | None, name: str | None, *, alone: bool) -> None:
+    """Raise the ConfigError that ``open`` or ``occupy`` would raise."""
     database = Database(folder, patience=0)
     database.open()
     try:
-        if id and _find(Catalog(database, time.time), id, None) is None:
+        catalog = Catalog(database, time.time)
+        record = _find(catalog, id, name)
+        if record is not None:
+            occupancy = Occupancy(folder, record.id)
+            is_free = occupancy.take(alone=alone)
+            occupancy.release()
+            if not is_free:
+                raise _occupied(record, database, catalog.occupant(record.key), alone=alone)
+        elif id:
             raise _missing(id, database)
     finally:
         database.close()
@@ -52,6 +70,18 @@ def _missing(id: str, database: Database) -> ConfigError:
     return ConfigError(
         f"APIFY_RQ_ID is {id!r}, but {database.file} has no queue of that id. Set APIFY_RQ_NAME to"
         " create one by name."
+    )
+
+
+def _occupied(
+    record: QueueRecord, database: Database, occupant: Occupant | None, *, alone: bool
+) -> ConfigError:
+    return ConfigError(
+        f"The queue {record.name or record.id!r} in {database.file} is being crawled already"
+        + (f", by {occupant}. " if occupant else ". ")
+        + "Wait for its end or stop it. If the other crawl"
+        + (" is one of several workers, or is to become one," if alone else " is to be a worker,")
+        + ' set APIFY_RQ_ACCESS = "shared" for all of them.'
     )
 
 
@@ -79,11 +109,14 @@ class SqliteBackend:
         id: str | None = None,
         lock_secs: int | None = None,
         client_key: str | None = None,
+        about: str | None = None,
         patience: float = DEFAULTS["APIFY_RQ_UNAVAILABLE_TIMEOUT"],
         now: Callable[[], float] = time.time,
     ) -> None:
         self._name = name
         self._id = id
+        self._about = about
+        self._occupancy: Occupancy | None = None
         self.lock_secs = lock_secs
         self._database = Database(folder, patience)
         self._catalog = Catalog(self._database, now)
@@ -116,9 +149,20 @@ class SqliteBackend:
             return record.key
         if self._id:
             raise _missing(self._id, self._database)
-        return self._catalog.create(self._name)
+        return self._catalog.create(self._name, self._about)
+
+    async def occupy(self, *, alone: bool) -> None:
+        record = await self._database.patiently(lambda: self._catalog.get(self._table.key))
+        occupancy = Occupancy(self._database.file.parent, record.id)
+        if not occupancy.take(alone=alone):
+            occupant = self._catalog.occupant(record.key)
+            raise _occupied(record, self._database, occupant, alone=alone)
+        self._occupancy = occupancy
+        await self._database.transaction(lambda: self._catalog.note_occupant(record.key))
 
     async def close(self) -> None:
+        if self._occupancy is not None:
+            self._occupancy.release()
         self._database.close()
 
     async def info(self) -> Info:
@@ -202,10 +246,10 @@ class SqliteBackend:
             self._table.key = record.key
         return record is not None
 
-    async def names(self) -> list[str]:
+    async def queues(self) -> list[Known]:
         if not self._database.was_opened:
             return []
-        return await self._database.patiently(lambda: self._catalog.newest_names(_MOST_NAMES))
+        return await self._database.patiently(lambda: self._catalog.newest(_MOST_QUEUES))
 
     async def purge(self) -> None:
         await self._write(self._table.clear)
