@@ -1,4 +1,4 @@
-"""``scrapy rq import-jobdir``: move a crawl that stock Scrapy has paused into a request queue."""
+"""``scrapy rq import-jobdir``: move a crawl that stock Scrapy has begun into a request queue."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 NAME = "import-jobdir"
 HELP = (
     "Copy the pending requests and the seen set of a crawl that stock Scrapy has paused with JOBDIR"
-    " into the queue, so that the next run continues where it stopped. The JOBDIR is not changed."
+    " into the queue, so that the next run continues where it stopped. If its queues are SQLite"
+    " ones, the crawl may also have been killed. The JOBDIR is not changed."
     " It holds pickles, and reading a pickle runs any code that its writer put there: use only a"
     " JOBDIR of your own"
 )
@@ -37,6 +38,11 @@ EXAMPLE = "scrapy rq import-jobdir crawls/somespider-1 somespider"
 _WARNING: Final = (
     "{} holds pickles. Reading a pickle runs any code that its writer put there, so use only a"
     " JOBDIR that you wrote yourself."
+)
+
+_KILLED: Final = (
+    "The crawl was killed. What Scrapy was fetching at that moment is in none of its files and not"
+    " imported. If that may have been start requests, add --repeat-start"
 )
 
 
@@ -112,6 +118,8 @@ async def _import(
         f" Added: {pending} pending requests, {starts} start requests counted as crawled, {seen}"
         f" seen. The queue now has {info.handled} handled, {info.pending} pending"
     )
+    if jobdir.was_killed:
+        output.say(_KILLED)
     if skipped.count:
         raise RequestQueueError(
             f"{skipped.count} pending requests were not imported, see above; they are still in"

@@ -1,4 +1,4 @@
-"""Read the JOBDIR of a crawl that stock Scrapy has paused, as entries of a request queue.
+"""Read the JOBDIR of a crawl of stock Scrapy, as entries of a request queue.
 
     requests.queue   the pending requests, written by the classes that SCHEDULER_DISK_QUEUE,
                      SCHEDULER_START_DISK_QUEUE and SCHEDULER_PRIORITY_QUEUE name
@@ -11,6 +11,10 @@ A JOBDIR lacks two things. It has no URLs for the fingerprints, so their entries
 done. ``start()`` yields such requests by default. We count as crawled what ``start()`` yields up to
 the last start request that is still pending, or everything it yields if none is pending.
 
+Scrapy must have paused the crawl: a kill spoils its disk queues, and only a pause writes
+``active.json``, which lists them. The exception are SQLite queues (of Scrapy 2.19): the files that
+are there say as much. In both cases the requests that were in flight are in no file.
+
 Taking a request out of a disk queue runs the code in its pickle.
 
 Source: https://docs.scrapy.org/en/latest/topics/jobs.html, and scrapy/core/scheduler.py, pqueues.py
@@ -19,16 +23,20 @@ and dupefilters.py.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import re
 import shutil
 import string
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from scrapy import Request, Spider
 from scrapy.utils.misc import build_from_crawler, load_object
@@ -44,6 +52,10 @@ SEEN: Final = "https://jobdir.invalid/"
 """The start of the URLs of imported fingerprints. Names in .invalid never resolve (RFC 2606)."""
 _STATE: Final = "active.json"
 _PAUSE_CLEANLY: Final = "Resume this crawl with Scrapy, and stop it with one Ctrl-C"
+_SQLITE: Final = b"SQLite format 3\0"
+_SQLITE_EXTRA: Final = ("-journal", "-wal", "-shm")
+_PRIORITY: Final = re.compile("(-?[0-9]+)s?")
+"""The name of a queue's file. The "s" is for start requests."""
 _EMPTY_QUEUE_SIZE: Final = 4
 """Bytes in the file of a LifoDiskQueue that holds no requests."""
 _HEX_DIGITS: Final = frozenset(string.hexdigits.encode())
@@ -80,6 +92,8 @@ class JobDir:
         """For each fingerprint, how many pending links with ``dont_filter`` have had it."""
         self._pending_starts: set[tuple[str, str]] = set()
         """Key and content of each."""
+        self.was_killed = False
+        """Whether Scrapy was, according to its queues. Known after ``pending``."""
         self._skipped: set[str] = set()
 
     # Pending requests
@@ -120,11 +134,11 @@ class JobDir:
         """Read a copy of the queue, because taking a request out of a disk queue deletes it."""
         if not self._queue.is_dir() or not any(self._queue.iterdir()):
             return
-        state = self._read_state()
         with TemporaryDirectory(prefix="scrapy-apify-rq-") as scratch:
             copy = Path(shutil.copytree(self._queue, Path(scratch, "requests.queue")))
             files = _files_with_requests(copy)
             try:
+                state = self._state(copy)
                 with closing(self._open(copy, state)) as queue:
                     if state and not len(queue):
                         raise LookupError(f"{_STATE} lists pending requests, but none were found")
@@ -132,6 +146,8 @@ class JobDir:
                         if (request := queue.pop()) is None:
                             raise LookupError(f"the last {left} pending requests are missing")
                         yield request
+            except ConfigError:
+                raise
             # Any exception is possible: the project chooses the classes that read these bytes.
             except Exception as error:
                 raise ConfigError(
@@ -148,14 +164,49 @@ class JobDir:
                     f" {_PAUSE_CLEANLY}"
                 )
 
-    def _read_state(self) -> Any:
-        path = self._queue / _STATE
-        if not path.exists():
+    def _state(self, folder: Path) -> Any:
+        """Say which queues there are, in the words of the priority queue."""
+        file = folder / _STATE
+        if (queues := _sqlite_queues(folder)) is not None:
+            # A pause writes this file last.
+            paused_at = file.stat().st_mtime if file.exists() else -math.inf
+            self.was_killed = any(queue.stat().st_mtime > paused_at for queue in queues)
+            return self._found(folder, queues)
+        if not file.exists():
             raise ConfigError(
-                f"{self._queue} lacks {_STATE}, which Scrapy writes when it stops cleanly."
+                f"{self._queue} lacks {_STATE}, which Scrapy writes when it stops cleanly. Without"
+                " it only SQLite queues can be read, such as scrapy.squeues.PickleLifoSQLiteQueue,"
+                " and only if SCHEDULER_DISK_QUEUE and SCHEDULER_START_DISK_QUEUE both named one."
                 f" {_PAUSE_CLEANLY}"
             )
-        return json.loads(path.read_text())
+        return json.loads(file.read_text())
+
+    def _found(self, folder: Path, queues: Sequence[Path]) -> Any:
+        """Make the state from the files: priorities, or those of each download slot."""
+        slots: dict[str, str] = {}
+        priorities: defaultdict[str, set[int]] = defaultdict(set)
+        for file in queues:
+            number = _PRIORITY.fullmatch(file.name)
+            request = self._first(file)
+            if number is None or request is None:
+                continue
+            name = file.parent.name
+            if file.parent != folder and name not in slots:
+                slots[name] = _slot(request, name)
+            priorities[name].add(int(number[1]))
+        if not slots:
+            return sorted(priorities[folder.name])
+        return {slots[name]: sorted(found) for name, found in priorities.items()}
+
+    def _first(self, file: Path) -> Request | None:
+        """Return a request of this queue. An empty queue deletes its file."""
+        settings = self._crawler.settings
+        is_of_starts = file.name.endswith("s") and settings["SCHEDULER_START_DISK_QUEUE"]
+        name = "SCHEDULER_START_DISK_QUEUE" if is_of_starts else "SCHEDULER_DISK_QUEUE"
+        queue = build_from_crawler(load_object(settings[name]), self._crawler, str(file))
+        with closing(queue):
+            request: Request | None = queue.peek()
+            return request
 
     def _open(self, folder: Path, state: Any) -> Any:
         settings = self._crawler.settings
@@ -226,8 +277,31 @@ def _files_with_requests(folder: Path) -> set[str]:
     return {
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if path.is_file() and path.name != _STATE and path.stat().st_size > _EMPTY_QUEUE_SIZE
+        if _is_queue(path) and path.stat().st_size > _EMPTY_QUEUE_SIZE
     }
+
+
+def _is_queue(path: Path) -> bool:
+    return path.is_file() and path.name != _STATE and not path.name.endswith(_SQLITE_EXTRA)
+
+
+def _sqlite_queues(folder: Path) -> list[Path] | None:
+    """Return the files of the queues, or None if there is a queue of another kind."""
+    files = list(filter(_is_queue, folder.rglob("*")))
+    for file in files:
+        with file.open("rb") as opened:
+            if opened.read(len(_SQLITE)) not in (_SQLITE, b""):
+                return None
+    return files
+
+
+def _slot(request: Request, folder_name: str) -> str:
+    """Return the download slot whose folder it is; its name is only in part that of the folder."""
+    slot = request.meta.get("download_slot")
+    name = str((urlsplit(request.url).hostname or "") if slot is None else slot)
+    if not folder_name.endswith(hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()):
+        raise LookupError(f"{request} is in the folder {folder_name} of another download slot")
+    return name
 
 
 def _handled(unique_key: str, url: str) -> Entry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 from scrapy import Request, Spider
 from scrapy.core.scheduler import Scheduler
@@ -20,12 +21,17 @@ class NoStart(Spider):
             yield
 
 
+def _slot(request: Request) -> Any:
+    """As Scrapy's downloader."""
+    return request.meta.get("download_slot") or urlsplit(request.url).hostname
+
+
 def spider_of(folder: Path, cls: type[Spider] = NoStart, **settings: Any) -> Spider:
     """A spider whose crawler has all that a scheduler asks for, but does not crawl."""
     crawler = Crawler(cls, {"JOBDIR": str(folder), **settings})
     crawler.stats = load_object(crawler.settings["STATS_CLASS"])(crawler)
     crawler.request_fingerprinter = load_object(crawler.settings["REQUEST_FINGERPRINTER_CLASS"])()
-    slots = SimpleNamespace(slots={}, get_slot_key=lambda request: "slot")
+    slots = SimpleNamespace(slots={}, get_slot_key=_slot)
     crawler.engine = SimpleNamespace(downloader=slots)  # type: ignore[assignment]
     crawler.spider = crawler.spidercls.from_crawler(crawler)
     return crawler.spider

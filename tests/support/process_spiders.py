@@ -167,3 +167,22 @@ class Forks(Links):
                 os._exit(0)
             print("child", child, flush=True)
             yield response.follow("/held")
+
+
+class Shelves(Links):
+    """Links to pages of several slots and priorities, and starts with two more."""
+
+    name = "shelves"
+    starts: ClassVar = ("/", "/late", "/later")
+
+    async def start(self) -> AsyncIterator[Any]:
+        for path in self.starts:
+            priority = 0 if path == "/" else -9
+            yield scrapy.Request(f"{self.site}{path}", dont_filter=True, priority=priority)
+
+    def parse(self, response: Response) -> Iterator[Any]:
+        for number, request in enumerate(super().parse(response)):
+            if isinstance(request, scrapy.Request):
+                meta = {"download_slot": f"shelf {number % 3}"}
+                request = request.replace(priority=number % 2, meta=meta)
+            yield request

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tracemalloc
 from datetime import date
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scrapy import Request, Spider
+from scrapy import Request, Spider, squeues
 
 from scrapy_apify_rq.commands.jobdir import JobDir
 from scrapy_apify_rq.entries.converter import RequestConverter
@@ -106,8 +107,45 @@ def test_a_folder_that_is_not_a_jobdir_is_refused(tmp_path: Path) -> None:
 def test_a_crawl_that_was_killed_is_refused(tmp_path: Path) -> None:
     write(tmp_path, Request("http://x/"))
     (tmp_path / "requests.queue" / "active.json").unlink()
-    with pytest.raises(ConfigError, match=r"lacks active\.json.*Ctrl-C"):
+    with pytest.raises(ConfigError, match=r"lacks active\.json.*SQLite.*Ctrl-C"):
         list(jobdir_of(tmp_path)[0].pending())
+
+
+@pytest.mark.skipif(not hasattr(squeues, "PickleLifoSQLiteQueue"), reason="of Scrapy 2.19")
+@pytest.mark.parametrize("priority_queue", ["DownloaderAwarePriorityQueue", "ScrapyPriorityQueue"])
+@pytest.mark.parametrize("left", ["nothing", "an older state"])
+def test_a_crawl_that_was_killed_is_read_from_sqlite_queues(
+    tmp_path: Path, priority_queue: str, left: str
+) -> None:
+    settings = {
+        "SCHEDULER_PRIORITY_QUEUE": f"scrapy.pqueues.{priority_queue}",
+        "SCHEDULER_DISK_QUEUE": "scrapy.squeues.MarshalLifoSQLiteQueue",
+        "SCHEDULER_START_DISK_QUEUE": "scrapy.squeues.PickleFifoSQLiteQueue",
+    }
+    start = {"is_start_request": True}
+    odd = {"download_slot": "slot 1/ä"}
+    write(
+        tmp_path,
+        *(Request(f"http://x/{n}", meta=meta) for n, meta in enumerate((start, start, odd, {}))),
+        *(Request(f"http://y/{n}", priority=n - 5, meta=odd) for n in (4, 5, 6)),
+        Request("http://[::1]/7", priority=-1, meta=start),
+        **settings,
+    )
+    paused, _ = jobdir_of(tmp_path, **settings)
+    entries = list(paused.pending())
+    assert len(entries) == 8
+    assert not paused.was_killed
+    state = tmp_path / "requests.queue" / "active.json"
+    if left == "nothing":
+        state.unlink()
+    else:
+        state.write_text("{}")
+        os.utime(state, (1, 1))
+    # SQLite leaves a queue that was emptied just before, and the journal of a last change.
+    (tmp_path / "requests.queue" / "9").touch()
+    killed, _ = jobdir_of(tmp_path, **settings)
+    assert list(killed.pending()) == entries
+    assert killed.was_killed
 
 
 def test_a_crawl_that_was_killed_after_it_was_resumed_is_refused(tmp_path: Path) -> None:
