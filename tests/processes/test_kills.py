@@ -28,7 +28,7 @@ from tests.support.website import Site
 
 pytestmark = pytest.mark.usefixtures("short_delay")
 
-KILLS = 6
+KILLS = 4
 STARTING = 60.0
 """Seconds that a process may take to start on a busy machine."""
 CONCURRENCY = 8
@@ -115,11 +115,11 @@ async def test_kills_while_calls_fail(tmp_path: Path, served: ServedQueue, crawl
 
 
 @pytest.mark.parametrize(
-    ("any_queue", "kills"), [("sqlite", KILLS // 2), ("apify", 4)], indirect=["any_queue"]
+    ("any_queue", "kills"), [("sqlite", 2), ("apify", 3)], indirect=["any_queue"]
 )
 async def test_kills_of_workers(tmp_path: Path, site: Site, any_queue: Queue, kills: int) -> None:
     """Two at a time, of which any is killed and replaced."""
-    pages, chance = 300, random.Random(kills)
+    pages, chance = 200, random.Random(kills)
     site.serve(tree(pages, delay=0.05))
     settings = {"APIFY_RQ_ACCESS": "shared", "APIFY_RQ_LOCK_SECS": 2, "CONCURRENT_REQUESTS": 4}
     project = Project(tmp_path / "project", any_queue, Tree, settings)

@@ -26,7 +26,7 @@ OPENING = ["pipeline made", "filter", "pipeline opened", "spider_opened", "engin
 RUNNING = ["start", "request_reached_downloader", "callback"]
 CASES = [("sqlite", stage) for stage in OPENING + RUNNING]
 # What a stop does at each call, from the first to the last: tests/crawls/test_the_end.py.
-CASES += [("apify", stage) for stage in ("filter", "spider_opened", "call 1", "callback")]
+CASES += [("apify", stage) for stage in ("spider_opened", "call 1", "callback")]
 
 
 @pytest.mark.parametrize(("any_queue", "stage"), CASES, indirect=["any_queue"])

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from scrapy_apify_rq import identity
 from scrapy_apify_rq.identity import default_name, may_belong_to
 from scrapy_apify_rq.limits import is_name
 
@@ -37,7 +38,8 @@ def test_without_arguments(bot: str, spider: str, expected: str) -> None:
     assert may_belong_to(name, bot, spider)
 
 
-def test_names_differ() -> None:
+def test_names_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "_ROUNDS", 1)  # a name takes 0.05 s otherwise
     spiders = ["a.b", "a_b", "a-b", "a b", "x" * 80, "x" * 81, "c", "b-c", "b.c"]
     crawls = set(itertools.product(["a", "a-b", "a.b", ""], spiders, ["", "1", "2"]))
     # Spiders that somebody has named after the queue of another.
