@@ -1,7 +1,7 @@
-"""The CPU time of a PUT with httpx, with httpx over aiohttp, and with aiohttp, on loopback.
+"""The CPU time of a PUT with several HTTP clients, on loopback.
 
 The server runs in another process and does as little work as possible. Only the CPU time of the
-client's process counts. The result is why backends/apify/http.py uses aiohttp's client.
+client's process counts. The result is why backends/apify/transport.py puts aiohttp below httpx2.
 """
 
 from __future__ import annotations
@@ -11,16 +11,22 @@ import asyncio
 import gzip
 import hashlib
 import json
+import logging
 import multiprocessing
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from multiprocessing.connection import Connection
 from typing import Any
 
 import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
+import httpx2
+
+from scrapy_apify_rq.backends.apify.http import Client
+from scrapy_apify_rq.backends.apify.pace import Pace
+from scrapy_apify_rq.backends.apify.transport import AiohttpTransport
+from scrapy_apify_rq.limits import CRUD_RATE
 
 _ANSWER = (
     b'{"data":{"requestId":"0123456789abcde","wasAlreadyPresent":true,"wasAlreadyHandled":false}}'
@@ -67,17 +73,20 @@ def _serve(port_to: Connection) -> None:
     asyncio.run(run())
 
 
-KINDS = ("httpx", "httpx-aiohttp", "httpx-aiohttp, no client", "aiohttp")
+KINDS = ("aiohttp", "httpx2 over aiohttp", "httpx2", "httpx", "the backend's client")
 Sender = tuple[AbstractAsyncContextManager[Any], Put]
 
 
-def _sender(kind: str, connections: int) -> Sender:
+def _sender(kind: str, url: str, connections: int) -> Sender:
     """Return what to close in the end, and a function that makes a PUT."""
-    return _aiohttp(connections) if kind == "aiohttp" else _httpx(kind, connections)
+    if kind == "aiohttp":
+        return _aiohttp(connections)
+    if kind == "the backend's client":
+        return _backend(url)
+    return _httpx(kind, url, connections)
 
 
 def _aiohttp(connections: int) -> Sender:
-    """The same way in which the backend does it."""
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=connections), headers=_HEADERS
     )
@@ -89,30 +98,43 @@ def _aiohttp(connections: int) -> Sender:
     return session, put
 
 
-def _httpx(kind: str, connections: int) -> Sender:
-    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-    transport: httpx.AsyncBaseTransport
-    if kind == "httpx":
-        transport = httpx.AsyncHTTPTransport(limits=limits)
+def _httpx(kind: str, url: str, connections: int) -> Sender:
+    library: Any = httpx if kind == "httpx" else httpx2
+    limits = library.Limits(max_connections=connections, max_keepalive_connections=connections)
+    if kind == "httpx2 over aiohttp":
+        client = httpx2.AsyncClient(transport=AiohttpTransport(url, connections), timeout=30)
     else:
-        transport = AiohttpTransport(limits=limits)
-    client = httpx.AsyncClient(transport=transport, timeout=30)
-
-    async def put_by_client(url: str) -> bytes:
-        return (await client.put(url, content=_BODY, headers=_HEADERS)).content
+        client = library.AsyncClient(limits=limits, timeout=30)
 
     async def put(url: str) -> bytes:
-        request = httpx.Request(
-            "PUT", url, content=_BODY, headers=_HEADERS, extensions={"timeout": {"read": 30}}
-        )
-        return await (await transport.handle_async_request(request)).aread()
+        request = library.Request("PUT", url, headers=_HEADERS, content=_BODY)
+        return bytes((await client.send(request)).content)
 
-    return transport, put if kind == KINDS[2] else put_by_client
+    return client, put
+
+
+def _backend(url: str) -> Sender:
+    """With all that it does besides: the pace, the stats, limits of time and length."""
+    base, _, path = url.partition("/v2/")
+    client = Client(base, "token", patience=10, inc_stat=lambda name: None)
+    client._paces[CRUD_RATE] = Pace(1_000_000)  # it must not wait
+    client.open()
+
+    async def put(url: str) -> bytes:
+        await client.call("put", "PUT", path, rate=CRUD_RATE, body=_BODY)
+        return b"0"
+
+    return aclosing(_Closing(client)), put
+
+
+class _Closing:
+    def __init__(self, client: Client) -> None:
+        self.aclose = client.close
 
 
 async def _measure(kind: str, url: str, connections: int, calls: int) -> float:
     """CPU milliseconds for each PUT."""
-    closing, put = _sender(kind, connections)
+    closing, put = _sender(kind, url, connections)
     async with closing:
 
         async def work(calls: int) -> None:
@@ -153,6 +175,8 @@ def _print_compression() -> None:
 
 
 def main() -> None:
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=3000, help="PUTs per measurement")
     parser.add_argument(

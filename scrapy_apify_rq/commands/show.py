@@ -16,7 +16,7 @@ from scrapy_apify_rq.commands.queues import Queue
 from scrapy_apify_rq.entries.crawlee_keys import extended_key, url_key, url_key_of_javascript
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id, start_key
-from scrapy_apify_rq.errors import CodecError, ConfigError, RequestQueueError
+from scrapy_apify_rq.errors import CodecError, RequestQueueError
 
 NAME = "show"
 HELP = "Show everything about an entry: its fields, its lock and the Scrapy request made from it"
@@ -72,8 +72,7 @@ def _likely_ids(queue: Queue, url: str) -> list[str]:
         key = queue.keys.plain(Request(url))
         keys += [key, start_key(key, 1)]
     keys.append(url_key_of_javascript(url, "GET", b""))
-    with suppress(ConfigError):  # the extra that these keys need is not installed
-        keys += [url_key(url, "GET", b"", ()), extended_key(url, "GET", b"", ())]
+    keys += [url_key(url, "GET", b"", ()), extended_key(url, "GET", b"", ())]
     return [request_id(key) for key in dict.fromkeys(keys)]
 
 

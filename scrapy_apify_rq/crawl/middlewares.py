@@ -23,7 +23,6 @@ from scrapy_apify_rq.config import Config
 from scrapy_apify_rq.crawl.inflight import inflight_of, mark_start_requests
 from scrapy_apify_rq.entries.arguments import arguments_of
 from scrapy_apify_rq.entries.converter import RequestConverter
-from scrapy_apify_rq.entries.crawlee_keys import normalize_url
 from scrapy_apify_rq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,8 +57,6 @@ def checked_config(crawler: Crawler) -> Config | None:
             " needs asyncio. Remove the setting, or set it to"
             " 'twisted.internet.asyncioreactor.AsyncioSelectorReactor'."
         )
-    if config.unique_key in ("url", "extended"):
-        normalize_url("")  # raises where yarl is not installed
     backends.check(config)
     if crawler.spider is not None:
         RequestConverter.from_config(crawler.spider, config)  # raises for a missing callback

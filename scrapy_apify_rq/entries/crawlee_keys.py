@@ -16,13 +16,10 @@ import base64
 import re
 from collections.abc import Iterable
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import parse_qsl, quote, quote_plus
 
-from scrapy_apify_rq.errors import ConfigError
-
-if TYPE_CHECKING:
-    from yarl import URL
+from yarl import URL
 
 # Other headers do not enter the extended key.
 _KEY_HEADERS: Final = frozenset(("accept", "accept-language", "authorization", "content-type"))
@@ -74,23 +71,10 @@ def url_key_of_javascript(
 
 def normalize_url(url: str) -> str:
     """Return the URL as Crawlee for Python writes it in a key; unchanged if it cannot be parsed."""
-    url_class = _url_class()
     try:
-        return _normalized(url_class(url.strip()))
+        return _normalized(URL(url.strip()))
     except ValueError:
         return url
-
-
-def _url_class() -> type[URL]:
-    # Imported late: only two values of one setting need yarl.
-    try:
-        from yarl import URL
-    except ImportError as error:
-        raise ConfigError(
-            'APIFY_RQ_UNIQUE_KEY = "url" or "extended" needs the package yarl: '
-            'pip install "scrapy-apify-rq[crawlee]"'
-        ) from error
-    return URL
 
 
 def _normalized(url: URL) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import ssl
 import threading
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
-from itertools import count, pairwise
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ import pytest
 
 from scrapy_apify_rq.backends.apify import http
 from scrapy_apify_rq.errors import BackendError
+from scrapy_apify_rq.limits import CRUD_RATE
 from tests.support.api_calls import Api, Call, error
 from tests.support.backends import Apify, Queues, handled, numbered
+from tests.support.certificates import self_signed
+from tests.support.queues import TOKEN
 from tests.support.waiting import wait_until
 
 
@@ -56,49 +59,6 @@ async def test_calls_are_paced_by_their_class(api: Api, client: Apify) -> None:
         assert most <= rate * 1.2, rate
     # And not much slower than they may.
     assert took < 5
-
-
-async def test_retries_wait_longer_each_time_or_as_told(api: Api, client: Apify) -> None:
-    """All at once, since waiting is what takes the time."""
-    date = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
-    answers: dict[str, list[Any]] = {
-        # Without a lost connection: aiohttp itself repeats such a PUT once, at once.
-        "backoff": [error(500), error(502), error(429)],
-        "seconds": [error(429, **{"Retry-After": "2"})],
-        "date": [error(503, **{"Retry-After": date})],
-        "nonsense": [error(503, **{"Retry-After": "inf"})],
-        "aborted": [error(400, "request-aborted-prematurely")],
-        "timed-out": [error(408, "operation-timed-out")],
-    }
-    times: dict[str, list[float]] = {key: [] for key in answers}
-
-    def before(call: Call) -> Any:
-        key = call.json["uniqueKey"]
-        times[key].append(call.at)
-        return answers[key].pop(0) if answers[key] else None
-
-    api.before = before
-    await client.put(*times)
-    assert client.stats["rate_limited"] == 2
-    assert client.stats["retries"] == 8
-    pauses = {key: [b - a for a, b in pairwise(t)] for key, t in times.items()}
-    for pause, least in zip(pauses["backoff"], (0.5, 1, 2), strict=True):
-        assert least <= pause < 2 * least + 0.5
-    assert 2 <= pauses["seconds"][0] < 2.6
-    assert 1.9 <= pauses["date"][0] < 3.6  # the date has whole seconds
-    for key in ("nonsense", "aborted", "timed-out"):
-        assert 0.5 <= pauses[key][0] < 1.5
-    assert len({round(pauses[key][0], 3) for key in pauses}) > 3  # jitter
-
-
-async def test_a_long_retry_after_does_not_outlast_our_patience(api: Api, server: Queues) -> None:
-    async with server.open(patience=0.5) as client:
-        api.before = lambda call: error(429, **{"Retry-After": "3600"})
-        begun = time.monotonic()
-        with pytest.raises(BackendError, match="429"):
-            await client.take(1)
-        assert 0.5 <= time.monotonic() - begun < 3
-        assert client.stats["calls/head_get"] == 2
 
 
 @pytest.mark.usefixtures("hurried")
@@ -149,7 +109,7 @@ async def test_an_outage_is_reported_once(
 @pytest.mark.usefixtures("hurried")
 async def test_nobody_there_is_an_outage() -> None:
     queues = Queues("server", Path(), "http://127.0.0.1:1")
-    with pytest.raises(BackendError, match="Cannot connect to host") as caught:
+    with pytest.raises(BackendError, match=r"cannot connect to 127\.0\.0\.1") as caught:
         async with queues.open(patience=0.2):
             pass
     assert caught.value.reason == "apify_rq_unavailable"
@@ -167,10 +127,6 @@ QUEUE = b'{"data":{"id":"q","name":null,"totalRequestCount":0}}'
         OK + b'Transfer-Encoding: chunked\r\n\r\n50\r\n{"data":',
         b"",
         b"nonsense\r\n\r\n",
-        OK + b"Content-Length: 6\r\n\r\n<html>",
-        OK + b"Content-Length: 2\r\n\r\n[]",
-        OK + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nwrong",
-        b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>",
     ],
 )
 async def test_an_answer_that_is_none_is_asked_for_again(answer: bytes) -> None:
@@ -189,13 +145,88 @@ async def test_an_answer_that_is_none_is_asked_for_again(answer: bytes) -> None:
             assert answers == []
 
 
-async def test_large_bodies_are_compressed(api: Api, client: Apify) -> None:
-    await client.fill(*numbered(25))
-    await client.fill("one")
-    many, one = api.of("POST", "/requests/batch")
-    assert many.headers["Content-Encoding"] == "gzip"
-    assert int(many.headers["Content-Length"]) < len(many.body) / 2
-    assert "Content-Encoding" not in one.headers
+# The network
+
+
+@asynccontextmanager
+async def answering(answer: Callable[[int, bytes], bytes]) -> AsyncIterator[str]:
+    """The address of a server that gets the number of a connection and each of its requests.
+
+    Without an answer it closes the connection.
+    """
+    numbers = count()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = next(numbers)
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while given := answer(number, await reader.readuntil(b"\r\n\r\n")):
+                writer.write(given)
+                await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1") as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+GOOD = OK + b"Content-Length: %d\r\n\r\n%s" % (len(QUEUE), QUEUE)
+
+
+@asynccontextmanager
+async def client_of(url: str) -> AsyncIterator[http.Client]:
+    client = http.Client(url, TOKEN, patience=30, inc_stat=lambda name: None)
+    client.open()
+    yield client
+    await client.close()
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_nothing_is_sent_again_without_our_knowledge() -> None:
+    """A server may close a connection that it had kept, when the next call is on its way."""
+    sent: list[bytes] = []
+
+    def answer(connection: int, request: bytes) -> bytes:
+        sent.append(request.split()[0])
+        return b"" if sent.count(b"PUT") == 1 else GOOD
+
+    async with answering(answer) as address, client_of(f"http://{address}") as client:
+        await client.call("get", "GET", "x", rate=CRUD_RATE)
+        repeated = await client.call("put", "PUT", "x", rate=CRUD_RATE, body=b"{}")
+    assert repeated.maybe_repeated
+    assert sent == [b"GET", b"PUT", b"PUT"]
+
+
+async def test_proxies_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never for this machine itself."""
+    seen: list[bytes] = []
+
+    def answer(connection: int, request: bytes) -> bytes:
+        seen.append(request.split()[1])
+        return GOOD
+
+    async with answering(answer) as address:
+        monkeypatch.setenv("HTTP_PROXY", f"http://{address}")
+        monkeypatch.setenv("NO_PROXY", "direct.invalid")
+        for host in ("elsewhere.invalid", address):
+            async with client_of(f"http://{host}") as client:
+                await client.call("get", "GET", "x", rate=CRUD_RATE)
+        monkeypatch.setattr(http, "_HOPELESS_PATIENCE", 0.1)
+        async with client_of("http://direct.invalid") as client:
+            with pytest.raises(BackendError, match=r"cannot connect to direct\.invalid"):
+                await client.call("get", "GET", "x", rate=CRUD_RATE)
+    assert seen == [b"http://elsewhere.invalid/v2/x", b"/v2/x"]
+
+
+async def test_a_wrong_certificate_is_reported_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "_HOPELESS_PATIENCE", 0.1)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*self_signed(tmp_path))
+    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with client_of(f"https://127.0.0.1:{port}") as client:
+            with pytest.raises(BackendError, match=r"CERTIFICATE_VERIFY_FAILED.*SSL_CERT_FILE"):
+                await client.call("get", "GET", "x", rate=CRUD_RATE)
 
 
 # The end

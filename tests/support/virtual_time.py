@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from scrapy_apify_rq import frontier
+from scrapy_apify_rq.backends import apify
 from scrapy_apify_rq.frontier.leases import Leases
 
 # Seconds that a turn of the loop takes, and a look at the clock: code which asks again and again at
@@ -70,7 +71,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run_in_virtual_time(work: Coroutine[Any, Any, None]) -> None:
-    """Run it with the frontier's time and the event loop's made virtual."""
+    """Run it with the time of the event loop, the frontier and the API's client made virtual."""
     clock = Clock()
 
     def run() -> None:
@@ -89,11 +90,12 @@ def in_thread(work: Callable[[], None]) -> None:
 
 @contextmanager
 def ruling(clock: Clock) -> Iterator[None]:
-    """Give this time to the frontier."""
+    """Give this time to the frontier and to the API's client."""
     with pytest.MonkeyPatch.context() as patch:
-        for found in pkgutil.iter_modules(frontier.__path__):
-            module = importlib.import_module(f"{frontier.__name__}.{found.name}")
-            if hasattr(module, "time"):
-                patch.setattr(module, "time", clock)
+        for package in (frontier, apify):
+            for found in pkgutil.iter_modules(package.__path__):
+                module = importlib.import_module(f"{package.__name__}.{found.name}")
+                if hasattr(module, "time"):
+                    patch.setattr(module, "time", clock)
         patch.setitem(Leases.__init__.__kwdefaults__, "now", clock.time)
         yield

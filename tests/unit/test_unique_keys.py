@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from scrapy_apify_rq.entries.crawlee_keys import (
     url_key_of_javascript,
 )
 from scrapy_apify_rq.entries.unique_keys import Keys, request_id
-from scrapy_apify_rq.errors import ConfigError
 
 VECTORS_FILE = Path(__file__).parents[3] / "shared" / "api" / "uniquekey-vectors.json"
 
@@ -174,9 +172,3 @@ def test_a_child_has_the_same_key_if_its_parent_is_repeated() -> None:
     made = {crawl.of_child("plain", content, first) for content in ("a", "b", "a")}
     assert made == {crawl.of_child("plain", content, repeated) for content in ("b", "a", "a")}
     assert len({*made, *(crawl.of_child("plain", "a", retried) for _ in "12")}) == 5
-
-
-def test_without_yarl(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "yarl", None)
-    with pytest.raises(ConfigError, match="needs the package yarl"):
-        extended_key("https://example.com/a", "GET", b"", [])

@@ -1,12 +1,10 @@
 """The HTTP client of the Apify API: the token, the rates, retries, and errors.
 
 This is the only HTTP client in the package; ``actor`` has a websocket besides. The platform's rates
-apply to a queue. Each process keeps to them on its own, so when several processes share a queue,
-the API slows them down with 429.
+apply to a queue; ``pace`` keeps to them.
 
-The client is aiohttp because a PUT costs 0.07 ms of CPU with it. httpx takes 0.13 ms with aiohttp
-as its transport, and 0.6, 1.4 and 3.1 ms with its own at 4, 16 and 64 connections
-(benchmarks/http_transport.py).
+The client is httpx2, the maintained line of httpx, over the connections of ``transport``. Nothing
+of an answer is trusted: not its form, not its length, and not how far it unpacks.
 """
 
 from __future__ import annotations
@@ -18,16 +16,20 @@ import logging
 import random
 import re
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from importlib.metadata import version
+from socket import gaierror
+from ssl import SSLError
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlencode
 
-import aiohttp
+import httpx2
 
+from scrapy_apify_rq.backends.apify.pace import Pace
+from scrapy_apify_rq.backends.apify.transport import AiohttpTransport
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.limits import BATCH_RATE, CRUD_RATE, OTHER_RATE
 
@@ -36,13 +38,28 @@ logger = logging.getLogger(__name__)
 # https://docs.apify.com/api/v2#rate-limiting recommends 500 ms, doubling, with jitter.
 _FIRST_BACKOFF: Final = 0.5
 _LONGEST_BACKOFF: Final = 30.0
-# aiohttp has no timeout for writing; the total covers a server that stops reading.
-_TIMEOUT: Final = aiohttp.ClientTimeout(total=360, sock_connect=10, sock_read=30)
+# Seconds for a whole call, against a server that sends or reads one byte at a time.
+_LONGEST_CALL: Final = 360
+# Of these it is known that the call was not sent.
+_UNSENT: Final = (
+    httpx2.ConnectError,
+    httpx2.ConnectTimeout,
+    httpx2.PoolTimeout,
+    httpx2.ProxyError,
+    httpx2.UnsupportedProtocol,
+)
+# These are final, though they do not come from the API itself, but from a proxy before it. It may
+# answer with others for a while, as with 502.
+_ABOUT_THE_CALL: Final = frozenset((400, 413, 414, 422, 431))
+# Seconds to try again while no call has succeeded, if the address or the certificate is wrong.
+_HOPELESS_PATIENCE: Final = 3.0
 # Enough for CRUD_RATE at 0.3 seconds a call.
 CONNECTIONS: Final = 120
-# A batch of 25 links shrinks from 5.8 KB to 1.0 KB in 0.012 ms of CPU; the call itself costs
-# 0.07 ms (benchmarks/http_transport.py). A smaller body fits into one packet anyway.
+# A batch of 25 links shrinks from 5.8 KB to 1.0 KB in 0.012 ms of CPU
+# (benchmarks/http_transport.py). A smaller body fits into one packet anyway, and a larger one would
+# hold up the crawl: 8 MB take 170 ms.
 _COMPRESS_FROM: Final = 1024
+_COMPRESS_TO: Final = 64 * 1024
 # The rest of a larger answer is read only when few others of that size are being read: an answer
 # can have 9 MB, and there is a connection for each of 120 calls.
 _SMALL_ANSWER: Final = 64 * 1024
@@ -51,53 +68,6 @@ _LARGE_ANSWERS: Final = 2
 _LONGEST_ANSWER: Final = 32 * 1024 * 1024
 # Seconds that closing the connections may take.
 _CLOSE_PATIENCE: Final = 5
-
-
-class _Pace:
-    """Lets at most ``rate`` calls start per second, in the order in which they came."""
-
-    def __init__(self, rate: float) -> None:
-        # Together these are 99 % of the rate. The burst makes up for late timers.
-        self._interval = 1 / (0.95 * rate)
-        self._burst = 0.04
-        self._next = 0.0
-        self._queue: deque[asyncio.Future[None]] = deque()
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether calls wait for their turn."""
-        return bool(self._queue)
-
-    async def wait(self) -> None:
-        if not self._queue and self._may_start(time.monotonic()):
-            return
-        turn = asyncio.get_running_loop().create_future()
-        self._queue.append(turn)
-        if len(self._queue) == 1:
-            self._set_timer()
-        await turn
-
-    def _may_start(self, now: float) -> bool:
-        if self._next > now:
-            return False
-        # Counted from now, not from when it was due: after the loop was blocked for a while, the
-        # calls that waited must not start all at once.
-        self._next = max(self._next, now - self._burst) + self._interval
-        return True
-
-    def _set_timer(self) -> None:
-        delay = self._next - time.monotonic()
-        asyncio.get_running_loop().call_later(delay, self._start_due)
-
-    def _start_due(self) -> None:
-        """Start all calls that are due, since a busy loop runs this late."""
-        now = time.monotonic()
-        while self._queue and (self._queue[0].done() or self._may_start(now)):
-            turn = self._queue.popleft()
-            if not turn.done():  # done: the call was cancelled
-                turn.set_result(None)
-        if self._queue:
-            self._set_timer()
 
 
 class Refused(Exception):
@@ -121,12 +91,24 @@ class AnswerTooLong(Refused):
 class TransientError(Exception):
     """The call failed, and a retry may succeed."""
 
-    def __init__(self, message: str, *, maybe_done: bool, delay: float = 0) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        maybe_done: bool,
+        delay: float = 0,
+        is_limit: bool = False,
+        is_hopeless: bool = False,
+    ) -> None:
         super().__init__(message)
         self.maybe_done = maybe_done
         """The call may have taken effect."""
         self.delay = delay
         """How many seconds the server asks us to wait."""
+        self.is_limit = is_limit
+        """The API wants fewer calls."""
+        self.is_hopeless = is_hopeless
+        """Waiting rarely helps: the host is unknown, or its certificate is not valid."""
 
 
 class Answer(NamedTuple):
@@ -136,7 +118,10 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """Calls one API with one token. Keeps to the rates, retries, and maps the errors."""
+    """Calls one API with one token. Keeps to the rates, retries, and maps the errors.
+
+    ``transport`` takes the place of the network.
+    """
 
     def __init__(
         self,
@@ -145,38 +130,42 @@ class Client:
         *,
         patience: float,
         inc_stat: Callable[[str], None],
+        transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self._base_url = f"{base_url}/v2/"
         self._headers = {
             "User-Agent": f"scrapy-apify-rq/{version('scrapy-apify-rq')}",
             "Accept": "application/json",
+            "Accept-Encoding": "gzip",
         }
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
         self._token = token
-        self._session: aiohttp.ClientSession | None = None
+        self._transport = transport
+        self._client: httpx2.AsyncClient | None = None
+        self._has_worked = False
         self.patience = patience
         self._inc_stat = inc_stat
-        self._paces = {rate: _Pace(rate) for rate in (CRUD_RATE, BATCH_RATE, OTHER_RATE)}
+        self._paces = {rate: Pace(rate) for rate in (CRUD_RATE, BATCH_RATE, OTHER_RATE)}
         self._large_answers = asyncio.Semaphore(_LARGE_ANSWERS)
         self._warned: set[str] = set()
 
     def open(self) -> None:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=30),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers=self._headers,
-                timeout=_TIMEOUT,
+        if self._client is None:
+            _quiet_loggers()
+            # Without timeouts of the client's own, which the transport would not look at.
+            self._client = httpx2.AsyncClient(
+                transport=self._transport or AiohttpTransport(self._base_url, CONNECTIONS),
+                timeout=None,
             )
 
     async def close(self) -> None:
-        session, self._session = self._session, None
-        if session is None:
+        client, self._client = self._client, None
+        if client is None:
             return
         try:
             async with asyncio.timeout(_CLOSE_PATIENCE):
-                await session.close()
+                await client.aclose()
         except TimeoutError:
             logger.warning(
                 "The connections to the Apify API did not close within %s seconds", _CLOSE_PATIENCE
@@ -201,84 +190,102 @@ class Client:
         Raises Refused if the API refuses this call, and BackendError if it stays unavailable.
         """
         headers, content = _encoded(body)
-        url = self._base_url + path
+        url = f"{self._base_url}{path}?{urlencode(query)}" if query else self._base_url + path
+        request = httpx2.Request(method, url, headers={**self._headers, **headers}, content=content)
         attempt = 0
         since = 0.0
         maybe_done = False
         while True:
             await self._paces[rate].wait()
-            if self._session is None:
+            if self._client is None:
                 raise BackendError(f"{name}: the connection to the Apify API is closed.")
             self._inc_stat(f"apify_rq/api/calls/{name}")
             since = since or time.monotonic()
             try:
-                call = self._session.request(
-                    method, url, params=query, headers=headers, data=content, allow_redirects=False
-                )
-                data = self._read(*await self._send(call))
+                data = self._read(*await self._send(self._client, request))
             except TransientError as failure:
                 maybe_done = maybe_done or failure.maybe_done
                 self._inc_stat("apify_rq/api/retries")
+                if failure.is_limit:
+                    self._inc_stat("apify_rq/api/rate_limited")
+                    self._paces[rate].slow_down(min(failure.delay, self.patience))
                 await self.back_off(name, failure, attempt, since)
                 attempt += 1
             else:
+                self._has_worked = True
                 if name in self._warned:
                     self._warned.discard(name)
                     logger.info("The Apify API works again (%s)", name)
                 return Answer(data, maybe_done)
 
     async def _send(
-        self, call: AbstractAsyncContextManager[aiohttp.ClientResponse]
-    ) -> tuple[aiohttp.ClientResponse, bytearray]:
+        self, client: httpx2.AsyncClient, request: httpx2.Request
+    ) -> tuple[httpx2.Response, bytearray]:
         try:
-            async with call as answer:
-                return answer, await self._body(answer.content)
-        # aiohttp does not wrap all errors of the system.
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            connected = not isinstance(error, aiohttp.ClientConnectorError)
-            problem = self._redacted(f"{type(error).__name__}: {error}")
-            raise TransientError(problem, maybe_done=connected) from None
+            async with asyncio.timeout(_LONGEST_CALL):
+                answer = await client.send(request, stream=True)
+                try:
+                    return answer, await self._body(answer)
+                finally:
+                    await answer.aclose()
+        # A client that is closed during the call says so with a RuntimeError.
+        except (httpx2.HTTPError, OSError, RuntimeError) as error:
+            what = f"{type(error).__name__}: {error}"
+            if isinstance(error, _UNSENT):
+                what = f"cannot connect to {request.url.host}: {error}"
+            raise TransientError(
+                self._redacted(what),
+                maybe_done=not isinstance(error, _UNSENT),
+                is_hopeless=any(isinstance(one, SSLError | gaierror) for one in _causes(error)),
+            ) from None
 
-    async def _body(self, content: aiohttp.StreamReader) -> bytearray:
+    async def _body(self, answer: httpx2.Response) -> bytearray:
         """Read an answer. Bounds how many bytes of large answers are in memory at a time."""
         body = bytearray()
-        await _read_up_to(_SMALL_ANSWER, content, body)
-        if len(body) >= _SMALL_ANSWER:
-            async with self._large_answers:
-                await _read_up_to(_LONGEST_ANSWER, content, body)
-        if len(body) >= _LONGEST_ANSWER:
-            raise AnswerTooLong
+        async with AsyncExitStack() as stack:
+            is_large = False
+            async for piece in answer.aiter_bytes():  # of a packed answer at most 1 MB at a time
+                body += piece
+                if len(body) > _LONGEST_ANSWER:
+                    raise AnswerTooLong
+                if len(body) > _SMALL_ANSWER and not is_large:
+                    is_large = True
+                    await stack.enter_async_context(self._large_answers)
         return body
 
-    def _read(self, answer: aiohttp.ClientResponse, body: bytearray) -> Any:
+    def _read(self, answer: httpx2.Response, body: bytearray) -> Any:
         """Return the ``data`` of an answer, or raise its error."""
-        if 200 <= answer.status < 300:
+        status = answer.status_code
+        if status == HTTPStatus.NO_CONTENT:
+            return None
+        if 200 <= status < 300:
             try:
-                return json.loads(body)["data"] if body else None
+                return json.loads(body)["data"]
             except (ValueError, LookupError, TypeError):
                 raise TransientError("the answer is not the API's", maybe_done=True) from None
         problem, kind = self._problem(answer, body)
-        limited = answer.status == HTTPStatus.TOO_MANY_REQUESTS
-        if limited:
-            self._inc_stat("apify_rq/api/rate_limited")
+        is_limit = status == HTTPStatus.TOO_MANY_REQUESTS
         is_transient = (
-            limited
-            or answer.status >= 500
-            or answer.status == HTTPStatus.REQUEST_TIMEOUT
+            is_limit
+            or status >= 500
+            or status == HTTPStatus.REQUEST_TIMEOUT
             or kind == "request-aborted-prematurely"  # this one is a 400
+            or (not kind and status not in _ABOUT_THE_CALL)
         )
         if not is_transient:
-            raise Refused(answer.status, problem)
-        raise TransientError(problem, maybe_done=not limited, delay=_retry_after(answer))
+            raise Refused(status, problem)
+        raise TransientError(
+            problem, maybe_done=not is_limit, delay=_retry_after(answer), is_limit=is_limit
+        )
 
-    def _problem(self, answer: aiohttp.ClientResponse, body: bytearray) -> tuple[str, str]:
-        """Describe an error for people, and name its type in the API."""
+    def _problem(self, answer: httpx2.Response, body: bytearray) -> tuple[str, str]:
+        """Describe an error for people, and name its type in the API; none if it is not its."""
         try:
             error = json.loads(body)["error"]
             kind, message = str(error["type"]), str(error["message"])
-        except (ValueError, LookupError, TypeError):
-            return f"{answer.status} {answer.reason}", ""
-        return self._redacted(f"{answer.status} {kind}: {message}"), kind
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return self._redacted(f"{answer.status_code} {answer.reason_phrase}"), ""
+        return self._redacted(f"{answer.status_code} {kind}: {message}"), kind
 
     def _redacted(self, text: str) -> str:
         """Remove the token, which a proxy may quote."""
@@ -292,7 +299,15 @@ class Client:
         Raises BackendError when it has failed for longer than our patience.
         """
         failing_for = time.monotonic() - since
-        if failing_for >= self.patience:
+        patience = self.patience
+        if problem.is_hopeless and not self._has_worked:
+            patience = min(patience, _HOPELESS_PATIENCE)
+            if failing_for >= patience:
+                raise BackendError(
+                    f"{name}: {problem}. Check APIFY_API_BASE_URL, the network and the certificates"
+                    " of this machine (SSL_CERT_FILE)."
+                )
+        if failing_for >= patience:
             raise BackendError(
                 f"The Apify API has failed for {failing_for:.0f} seconds"
                 f" (APIFY_RQ_UNAVAILABLE_TIMEOUT is {self.patience:g}). The last error was"
@@ -302,7 +317,7 @@ class Client:
         backoff = min(_FIRST_BACKOFF * 2 ** min(attempt, 10), _LONGEST_BACKOFF)
         delay = max(backoff * random.uniform(1, 2), problem.delay)
         # The last attempt is made when our patience ends, not long after.
-        delay = min(delay, self.patience - failing_for)
+        delay = min(delay, patience - failing_for)
         logger.debug("%s failed (%s), retrying in %.1f s", name, problem, delay)
         if attempt >= 2 and name not in self._warned:
             self._warned.add(name)
@@ -316,22 +331,30 @@ class Client:
         await asyncio.sleep(delay)
 
 
-async def _read_up_to(length: int, content: aiohttp.StreamReader, body: bytearray) -> None:
-    """Append to ``body`` until it has this length, or until the end of the content."""
-    while len(body) < length and (chunk := await content.read(length - len(body))):
-        body += chunk
+def _quiet_loggers() -> None:
+    """Let httpx2 not log each call, as Scrapy does with httpx, unless the project wants it."""
+    for name in ("httpx2", "httpcore2"):
+        if (log := logging.getLogger(name)).level == logging.NOTSET:
+            log.setLevel(logging.WARNING)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and what it was raised from, or while handling."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _encoded(body: bytes | None) -> tuple[dict[str, str], bytes | None]:
     if body is None:
         return {}, None
     headers = {"Content-Type": "application/json"}
-    if len(body) < _COMPRESS_FROM:
+    if not _COMPRESS_FROM <= len(body) <= _COMPRESS_TO:
         return headers, body
     return {**headers, "Content-Encoding": "gzip"}, gzip.compress(body, 1)
 
 
-def _retry_after(answer: aiohttp.ClientResponse) -> float:
+def _retry_after(answer: httpx2.Response) -> float:
     """The seconds that the header names, or those until the date that it names."""
     text = answer.headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", text):
