@@ -88,6 +88,8 @@ class Config:
     trusted_modules: Annotated[
         tuple[str, ...], Setting("APIFY_RQ_TRUSTED_MODULES", [], read.modules)
     ]
+    project_packages: Annotated[tuple[str, ...], Derived(read.project_packages)]
+    """The project's own, whose modules may be imported, too."""
     schemes: Annotated[
         tuple[str, ...], Setting("APIFY_RQ_SCHEMES", ["http", "https"], read.schemes)
     ]

@@ -410,6 +410,12 @@ def modules(source: Source, name: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def project_packages(source: Source) -> tuple[str, ...]:
+    """The packages of SPIDER_MODULES: the project's own code."""
+    modules = source.settings.getlist("SPIDER_MODULES")
+    return tuple(dict.fromkeys(str(module).partition(".")[0] for module in modules))
+
+
 # What only the environment of an Actor run has
 
 

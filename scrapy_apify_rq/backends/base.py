@@ -48,6 +48,8 @@ class Claim(NamedTuple):
     """Some pending entries are leased, to others or to us."""
     others: bool = False
     """Another client has started to use the queue since we opened it."""
+    left: int = 0
+    """How many pending entries are left to others, in shared access."""
     alone: bool = False
     """No other client has ever used the queue, as far as the backend can tell."""
 
@@ -164,6 +166,13 @@ class Backend(Protocol):
         out. There a known entry can be returned if it has no lease: because ours has ended, or
         because its add is not answered yet. With an empty ``known`` we hold no leases, so the
         backend may end those that an earlier run left in our name.
+        """
+
+    def leave(self, id: str) -> None:
+        """Leave a claimed entry pending, for others: this process does not want it again.
+
+        ``claim`` returns it no more. Our lease on it ends at the next claim with an empty
+        ``known``, at ``unlock``, or by itself.
         """
 
     async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:

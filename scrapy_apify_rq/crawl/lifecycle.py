@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final, cast
 
 from scrapy import Request, Spider, signals
+from scrapy.exceptions import CloseSpider
 
 from scrapy_apify_rq import scrapy_private
 from scrapy_apify_rq.actor.events import RunEvents
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 # Seconds between two looks for finished requests while the engine, busy downloading, asks for none.
 _SETTLE_INTERVAL: Final = 0.02
+# The closing reason of a crawl that could not read all that is pending.
+_MISSING: Final = "apify_rq_missing"
 # CPython 3.12 freezes some objects by itself.
 _FROZEN_AT_START: Final = gc.get_freeze_count() if hasattr(gc, "freeze") else 0
 
@@ -102,6 +105,7 @@ class Lifecycle:
         await remember_foreign_starts(self._backend, self._config, self.frontier)
         self.frontier.open(has_pending=beginning.has_pending, is_new=beginning.is_new)
         self._settler = asyncio.create_task(self._settle_regularly())
+        self._crawler.signals.connect(self._on_idle, signals.spider_idle)
         self._progress.start()
         self._run_events.open()
 
@@ -110,6 +114,8 @@ class Lifecycle:
             return
         opened, self._opened = self._opened, None
         self._close_reason = reason
+        if reason == _MISSING:
+            scrapy_private.fail_command()
         async with opened:
             self.settle()
             if self._settler is not None:
@@ -129,6 +135,11 @@ class Lifecycle:
         if self.frontier.error is not None:
             return self.report.unsaved(self.frontier.unsaved_adds, self.frontier.unsaved_updates)
         return await self.report.summary()
+
+    def _on_idle(self) -> None:
+        """All is crawled, unless this version of the project cannot read all that is pending."""
+        if self.frontier.left:
+            raise CloseSpider(_MISSING)
 
     # When Scrapy has finished with a request.
 

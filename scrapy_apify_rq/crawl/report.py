@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from scrapy_apify_rq.backends.base import Backend, Info
     from scrapy_apify_rq.crawl.inflight import GivenUp
     from scrapy_apify_rq.entries.models import Entry
-    from scrapy_apify_rq.errors import CodecError
+    from scrapy_apify_rq.errors import CodecError, MissingError
     from scrapy_apify_rq.identity import Arguments
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,8 @@ class Report:
         self._backend = backend
         self._problems: Counter[str] = Counter()
         """How many requests failed, by their last error message."""
+        self._missing: Counter[str] = Counter()
+        """How many entries stay pending, by what the project lacks."""
         self._has_logged_unserializable = False
 
     def log(self, level: int, text: str) -> None:
@@ -145,6 +147,19 @@ class Report:
             f"Entry {entry.id} ({entry.url or 'no URL'}) is not a request: {error}. It is marked"
             " handled, with this message",
         )
+
+    def missing(self, entry: Entry, error: MissingError) -> None:
+        """An entry stays pending, because it needs what the project does not have today."""
+        self._stats.inc_value("apify_rq/missing")
+        if error.name in self._missing or len(self._missing) < _REASONS_LIMIT:
+            self._missing[error.name] += 1
+        if self._missing[error.name] == 1:
+            self.log(
+                logging.ERROR,
+                f"Entry {entry.id} ({entry.url}) cannot be read by this version of the project:"
+                f" {error}. It stays pending. No more of these are logged; see the stat"
+                " apify_rq/missing",
+            )
 
     def notice(self, notice: Notice) -> None:
         match notice:
@@ -243,7 +258,17 @@ class Report:
             return f"Request queue in {location}: {run}; its counts are unknown: {error}"
         return (
             f"{self._title(info)}: {run}; the queue holds {info.handled} handled,"
-            f" {info.pending} pending{self._reasons(failed)}"
+            f" {info.pending} pending{self._reasons(failed)}{self._left()}"
+        )
+
+    def _left(self) -> str:
+        """What another version of the project has to crawl, and why."""
+        if not (count := self.count("missing")):
+            return ""
+        most = [f"{number} x {name}" for name, number in self._missing.most_common(_REASONS)]
+        return (
+            f"; this version of the project cannot read {count} entries, which stay pending:"
+            f" {', '.join(most)}"
         )
 
     def count(self, stat: str) -> int:

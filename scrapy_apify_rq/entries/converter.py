@@ -44,7 +44,7 @@ from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.entries.value_reader import decode
 from scrapy_apify_rq.entries.values import encode
 from scrapy_apify_rq.entries.wire_fields import read_body, read_headers, write_body, write_headers
-from scrapy_apify_rq.errors import CodecError, ConfigError
+from scrapy_apify_rq.errors import CodecError, ConfigError, MissingError
 from scrapy_apify_rq.limits import METHODS
 
 if TYPE_CHECKING:
@@ -104,7 +104,9 @@ class RequestConverter:
     def from_config(cls, spider: Spider, config: Config) -> Self:
         # The embedded file is the user's own; a queue of the API may be written by others.
         schemes = config.schemes if config.backend == "apify" else None
-        return cls(spider, config.callbacks, config.trusted_modules, schemes)
+        # The code of the project runs anyway.
+        own = {*config.project_packages, type(spider).__module__.partition(".")[0]} - {"scrapy"}
+        return cls(spider, config.callbacks, {*config.trusted_modules, *own}, schemes)
 
     # Writing
 
@@ -251,7 +253,9 @@ class RequestConverter:
     # Reading
 
     def decode(self, entry: Entry) -> Request:
-        """Read an entry. Raises CodecError with the reason if it is not a request."""
+        """Read an entry. Raises CodecError with the reason if it is not a request, and MissingError
+        if another version of the project may know better.
+        """
         blob = entry.user_data.get("scrapy")
         try:
             if entry.broken is not None:
@@ -262,6 +266,8 @@ class RequestConverter:
                 request = read_apify(entry, self._methods, self._trusted)
             else:
                 request = read_plain(entry, self._methods, self._callbacks)
+        except MissingError:
+            raise
         except CodecError as error:
             raise CodecError(str(error)[:_REASON_LIMIT]) from error
         except Exception as error:  # a constructor may reject what a stranger wrote in any way

@@ -22,7 +22,7 @@ from itemadapter import ItemAdapter
 from pydantic import AliasChoices, BaseModel
 from scrapy import Item
 
-from scrapy_apify_rq.errors import CodecError
+from scrapy_apify_rq.errors import CodecError, MissingError
 
 # The type flag of classes that are not static C types (CPython's Py_TPFLAGS_HEAPTYPE).
 _HEAP_TYPE: Final = 1 << 9
@@ -52,20 +52,26 @@ def class_path(cls: type) -> str:
 
 
 def find_class(path: str, trusted: Collection[str] = ()) -> type:
-    """Return the class at "module:Qual.Name". No code runs, unless a trusted module is imported."""
+    """Return the class at "module:Qual.Name". No code runs, unless a trusted module is imported.
+
+    Raises MissingError if there is nothing of this name, and CodecError if it is no class.
+    """
     module_name, _, qualname = path.partition(":")
+    if not all(part.isidentifier() for part in f"{module_name}.{qualname}".split(".")):
+        raise CodecError(f"{short(path)} is not the name of a class")
     module = sys.modules.get(module_name)
-    if module is None and _may_import(module_name, trusted):
-        module = run(importlib.import_module, module_name)
+    if module is None:
+        module = _import(module_name, path, trusted)
     if not issubclass(type(module), ModuleType):
-        raise CodecError(
-            f"the class {short(path)} is not in a loaded module: if data from the queue may import "
-            "its module, add it to the trusted modules"
-        )
+        raise CodecError(f"{short(module_name)} is not a module")
     found: Any = module
     namespace: Any = _MODULE_DICT.__get__(module)
     for name in qualname.split("."):
-        found = namespace.get(name)
+        if name not in namespace:
+            raise MissingError(
+                f"there is no class {short(path)}", "give the new class the old name, too"
+            )
+        found = namespace[name]
         # Not isinstance(found, type): it would ask the object for its __class__.
         if not issubclass(type(found), type):
             raise CodecError(f"there is no class {short(path)}")
@@ -73,11 +79,19 @@ def find_class(path: str, trusted: Collection[str] = ()) -> type:
     return found  # type: ignore[no-any-return]
 
 
-def _may_import(name: str, trusted: Collection[str]) -> bool:
-    if name in trusted:
-        return True
-    below = any(name.startswith(f"{above}.") for above in trusted)
-    return below and all(part.isidentifier() for part in name.split("."))
+def _import(name: str, path: str, trusted: Collection[str]) -> ModuleType:
+    if not any(f"{name}.".startswith(f"{above}.") for above in trusted):
+        raise MissingError(
+            f"the class {short(path)} is not in a loaded module",
+            "if data from the queue may import its module, add it to APIFY_RQ_TRUSTED_MODULES",
+        )
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise MissingError(
+            f"the class {short(path)} is in a module that cannot be imported",
+            short(f"{type(error).__name__}: {error}"),
+        ) from error
 
 
 def type_name(value: object) -> str:

@@ -31,6 +31,7 @@ What grows with the crawl, with bytes per entry:
 
     ids seen               82   ``Local.seen``
     start counters        110   for each kind of start request that is repeatable (``Keys``)
+    ids left               82   entries that only another version of the project can read (backend)
     requests in memory    700   and more, with the request's own data: those that cannot be written
                                 as JSON, while they wait (``Window``)
 """

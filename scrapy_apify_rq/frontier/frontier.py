@@ -58,6 +58,8 @@ class Frontier:
         retries_first: bool = True,
     ) -> None:
         self.error: BackendError | None = None
+        self.left = 0
+        """How many entries were left pending, for another version of the project."""
         self._backend = backend
         self._listener = listener
         self._stats = stats
@@ -174,6 +176,14 @@ class Frontier:
             self._supply.lost(visit, "waiting")
         self._supply.starve()
         return None
+
+    def leave(self, visit: Visit) -> None:
+        """Leave a visit that ``next`` has returned: its entry stays pending, and this process does
+        not want it again.
+        """
+        self._idle.disturb()
+        self.left += 1
+        self._backend.leave(entry_of(visit).id)
 
     def _note_rate(self) -> None:
         if not self._has_noted_rate and (rate := self._backend.rate_reached) is not None:

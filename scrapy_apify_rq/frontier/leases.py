@@ -60,6 +60,8 @@ class Leases:
         self._asked_at = -math.inf
         self._is_rich = True
         """The last claim brought something, and there was more."""
+        self._left = 0
+        """How many entries are pending for another version of the project, by the last claim."""
         self._counts: tuple[int, int] | None = None
         """How many entries the queue had in all, and how many handled, at the last question."""
 
@@ -138,6 +140,7 @@ class Leases:
         new = [claimed for claimed in claim.entries if self._is_new(claimed)]
         for claimed in new:
             self._take(claimed)
+        self._left = claim.left
         self._is_rich = bool(new) and claim.more
         if new:
             self._appetite.feed(is_rich=self._is_rich)
@@ -178,13 +181,14 @@ class Leases:
                 return True
             self._offers.forget(id)
         info = await self._backend.info()
+        pending = info.pending - self._left
         counts, self._counts = self._counts, (info.total, info.handled)
-        if info.pending and counts is not None and counts != self._counts:
+        if pending > 0 and counts is not None and counts != self._counts:
             self._idle.wait_for_others(question)
             return True
         # The counts may lag, too, or be wrong for ever: if they stand still, they are not believed
         # for ever.
-        return info.pending > 0 and self._idle.quiet_for(question) < self._backend.lag
+        return pending > 0 and self._idle.quiet_for(question) < self._backend.lag
 
     async def release_window(self) -> None:
         if ids := self._window.drop_leased():

@@ -212,3 +212,23 @@ async def test_an_update_ends_the_lease(queues: Queues, forefront: bool) -> None
         assert await one.prolong(ids("a", "b")) == {}
         assert await one.listed("locked") == set()
         assert await two.keys() == ["a"]
+
+
+@pytest.mark.parametrize("access", ["single", "shared"])
+async def test_what_is_left_to_others_is_not_claimed_again(queues: Queues, access: str) -> None:
+    """Nor is it in the way of what comes after it. Others get it when nothing else is there."""
+    options: dict[str, Any] = {"lock_secs": 60} if access == "shared" else {}
+    async with queues.open(**options) as backend, queues.open(**options) as other:
+        await backend.fill(*"abcde")
+        for one in (await backend.take(4)).entries:
+            backend.leave(one.entry.id)
+        await backend.fill(*"fgh")
+        found = ["not there"]
+        for _ in range(4):
+            found += await backend.keys(2, found)
+        assert found[1:] == [*"efgh"]
+        await backend.ack(*"efgh")
+        claim = await backend.take(2)
+        assert (claim.entries, claim.more, claim.leased) == ([], False, False)
+        assert claim.left == (4 if access == "shared" else 0)
+        assert set(await other.keys()) == set("abcd")

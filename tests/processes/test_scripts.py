@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.processes.scripts.lone_spider import Lone
 from tests.processes.scripts.two_spiders import First
 from tests.support.comparing import STOCK
@@ -85,3 +87,14 @@ async def test_exit_status_when_the_queue_fails(
     done = await project.run(way, name, "-a", f"site={site.url}")
     assert done.stats["finish_reason"] == "apify_rq_unauthorized"
     assert done.status == 1
+
+
+async def test_exit_status_when_entries_are_left_pending(
+    site: Site, queue: Queue, tmp_path: Path
+) -> None:
+    site.serve(PAGES)
+    user_data = {"scrapy": {"v": 1, "callback": "of_last_week"}}
+    await queue.add(Entry(id=request_id("a"), unique_key="a", url=site.url, user_data=user_data))
+    project = Project(tmp_path / "project", queue, First)
+    done = await project.run("crawl", First.name, "-a", f"site={site.url}")
+    assert (done.stats["finish_reason"], done.status) == ("apify_rq_missing", 1)

@@ -16,7 +16,7 @@ import pytest
 from scrapy_apify_rq.entries.item_classes import class_path, find_class
 from scrapy_apify_rq.entries.value_reader import decode
 from scrapy_apify_rq.entries.values import encode
-from scrapy_apify_rq.errors import CodecError
+from scrapy_apify_rq.errors import CodecError, MissingError
 from tests.support import codec_classes as cc
 from tests.support.exact_values import HERE, ODD, describe, is_refused
 
@@ -93,12 +93,21 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_trusted_module_is_imported(package: str, below: str) -> None:
     data: Any = {"$item": [f"{package}.items:Thing", [["a", 5]]]}
     for trusted in ([], [f"{package}.item", f"{package}.items.more", "x"]):
-        with pytest.raises(CodecError, match="trusted"):
+        with pytest.raises(MissingError, match="APIFY_RQ_TRUSTED_MODULES"):
             decode(data, trusted)
     assert package not in sys.modules
     thing = decode(data, [package + below])
     assert (thing.a, type(thing).__module__) == (5, f"{package}.items")
     assert describe(decode(encode(cc.Point(thing)))) == describe(cc.Point(thing))
+
+
+MISSING = [".missing:Thing", ".broken:Thing", ".items:Renamed", ".items:Thing.Inner"]
+
+
+@pytest.mark.parametrize("path", MISSING)
+def test_what_another_version_of_the_project_may_have(package: str, path: str) -> None:
+    with pytest.raises(MissingError):
+        decode({"a": [{"$item": [f"{package}{path}", []]}]}, [package])  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("module", ["x", ".missing", ".broken", ".", "..items", "./items", ".\0"])

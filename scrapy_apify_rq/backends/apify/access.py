@@ -12,9 +12,12 @@ class Access(Protocol):
     """Claims entries. The backend reports to it every write that the API confirmed."""
 
     async def claim(
-        self, limit: int, known: Collection[str], refused: Collection[str], size: int
+        self, limit: int, known: Collection[str], left: Collection[str], size: int
     ) -> Claim:
-        """As ``Backend.claim``, but never entries whose id is in ``refused``."""
+        """As ``Backend.claim``. ``left`` are the ids of entries that are left to others."""
+
+    def leave(self, id: str) -> None:
+        """Note that a claimed entry is left to others."""
 
     async def prolong(self, ids: Collection[str]) -> dict[str, float]:
         """As ``Backend.prolong``."""

@@ -81,6 +81,8 @@ class ApifyBackend:
 
     def _begin(self) -> None:
         """Begin without knowledge of single entries."""
+        self._left: set[str] = set()
+        """Ids of entries that this process does not want again."""
         if self.lock_secs is None:
             self._reader = Reader(self._api, self._memory)
             self._access: Access = SingleAccess(
@@ -130,9 +132,14 @@ class ApifyBackend:
             self._access.wrote(id, text)
         return answers
 
+    def leave(self, id: str) -> None:
+        self._left.add(id)
+        self._access.leave(id)
+
     async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
         self._is_fresh = False
-        return await self._access.claim(limit, known, self._updates.refused, size)
+        left = self._left | self._updates.refused
+        return await self._access.claim(limit, known, left, size)
 
     async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
         self._is_fresh = False

@@ -49,6 +49,8 @@ class SingleAccess:
         self._alone: bool | None = None
         """Whether the API knows of no other client; None before the first answer."""
 
+    def leave(self, id: str) -> None: ...
+
     async def prolong(self, ids: Collection[str]) -> dict[str, float]:
         return {}  # we take no leases
 
@@ -71,10 +73,10 @@ class SingleAccess:
             self._complete.pop(id)
 
     async def claim(
-        self, limit: int, known: Collection[str], refused: Collection[str], size: int
+        self, limit: int, known: Collection[str], left: Collection[str], size: int
     ) -> Claim:
         self._forget_acked()
-        unwanted = {*known, *refused} - self._acked.keys()
+        unwanted = {*known, *left} - self._acked.keys()
         # One more than wanted, to know whether there are more.
         asked = min(limit + len(unwanted) + 2 * self._stale + 1, HEAD_LIMIT)
         head = await self._api.get_head(asked)
@@ -82,6 +84,9 @@ class SingleAccess:
         ids = [item["id"] for item in head["items"]]
         self._stale = sum(id in self._acked for id in ids)
         wanted = [id for id in ids if id not in unwanted and id not in self._acked]
+        if left and not wanted and len(ids) == HEAD_LIMIT:
+            wanted = await self._beyond_the_head(limit + 1, unwanted)
+            asked = HEAD_LIMIT + 1  # the list says how many there are
         first = self._first(wanted[:limit])
         more = len(ids) >= asked or len(first) < len(wanted)
         if first:
@@ -99,6 +104,19 @@ class SingleAccess:
             others=others,
             alone=self._alone is True,
         )
+
+    async def _beyond_the_head(self, most: int, unwanted: Collection[str]) -> list[str]:
+        """Find pending entries behind so many unwanted ones that the head shows nothing else."""
+        found: list[str] = []
+        async with aclosing(self._reader.list("pending")) as stored:
+            async for id, text in stored:
+                if id not in unwanted and id not in self._acked:
+                    found.append(id)
+                    if id not in self._complete:
+                        self._complete.keep(id, text)
+                    if len(found) == most:
+                        break
+        return found
 
     def _forget_acked(self) -> None:
         """Drop ids whose ack is older than the lag."""

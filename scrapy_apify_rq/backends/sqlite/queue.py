@@ -122,6 +122,10 @@ class SqliteBackend:
         self._catalog = Catalog(self._database, now)
         self._table = Table(self._database, now)
         client_key = client_key or secrets.token_hex(16)
+        self._left: set[str] = set()
+        """Ids of entries that this process does not want again."""
+        self._left_leased: list[str] = []
+        """Those among them on which we may still have a lease."""
         self._leases = Leases(self._database, self._table, client_key, now)
 
     @property
@@ -186,7 +190,12 @@ class SqliteBackend:
 
         return await self._write(work)
 
+    def leave(self, id: str) -> None:
+        self._left.add(id)
+        self._left_leased.append(id)
+
     async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
+        known = {*known, *self._left} if self._left else known
         if self.lock_secs is None:
             return await self._claim_free(limit, known, size)
         return await self._claim_leased(limit, known, size, self.lock_secs)
@@ -213,12 +222,20 @@ class SqliteBackend:
         limit = min(limit, _MOST_LEASED)
 
         def work(counters: Counters) -> Taken:
+            for id in self._left_leased:
+                self._leases.end(id, counters)
             return self._leases.claim(limit, known, size, lock_secs, counters)
 
         taken = await self._write(work)
+        self._left_leased.clear()
         leased = bool(taken.texts) or await self._database.patiently(self._leases.any)
         entries = [Entry.from_json(id, text) for id, text in taken.texts]
-        return Claim([Claimed(entry, taken.until) for entry in entries], taken.more, leased)
+        return Claim(
+            [Claimed(entry, taken.until) for entry in entries],
+            taken.more,
+            leased,
+            left=len(self._left),
+        )
 
     async def prolong(self, ids: Collection[str]) -> dict[str, float]:
         secs = self.lock_secs or 0
