@@ -90,6 +90,8 @@ class Config:
     ]
     project_packages: Annotated[tuple[str, ...], Derived(read.project_packages)]
     """The project's own, whose modules may be imported, too."""
+    plugin_packages: Annotated[tuple[str, ...], Derived(read.plugin_packages)]
+    """Those of the components that the project's settings name."""
     schemes: Annotated[
         tuple[str, ...], Setting("APIFY_RQ_SCHEMES", ["http", "https"], read.schemes)
     ]

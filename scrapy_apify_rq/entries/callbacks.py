@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from scrapy import Spider
 
-from scrapy_apify_rq.entries.item_classes import short
+from scrapy_apify_rq.entries.names import short
 from scrapy_apify_rq.errors import CodecError, MissingError
 
 _DESCRIPTORS: Final = (property, classmethod, staticmethod)

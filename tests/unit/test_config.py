@@ -55,7 +55,7 @@ def refusal(settings: Values | None = None, environ: Values | None = None) -> st
 def test_defaults() -> None:
     """They are as declared, which is what the README's table shows, except for these."""
     resolved = {"backend": "sqlite", "memory": 64 * 2**20, "trusted_modules": ()}
-    resolved |= {"schemes": ("http", "https"), "project_packages": ()}
+    resolved |= {"schemes": ("http", "https"), "project_packages": (), "plugin_packages": ()}
     resolved |= {"queue_name": "shop-quotes", "queue_is_default": True}
     resolved |= {"spider_name": "quotes", "queue_is_of_spider": True, "arguments": NO_ARGUMENTS}
     resolved |= {"storage_dir": Path.cwd() / "storage", "events_url": None, "timeout_at": None}
