@@ -17,6 +17,7 @@ from scrapy_apify_rq.frontier.leases import Leases
 from scrapy_apify_rq.frontier.notices import Bug, RateReached
 from scrapy_apify_rq.frontier.outbox import Outbox
 from scrapy_apify_rq.frontier.single import Single
+from scrapy_apify_rq.frontier.slots import Slots
 from scrapy_apify_rq.frontier.supply import Listener, Local, Reader, Supply
 from scrapy_apify_rq.frontier.tasks import Tasks
 from scrapy_apify_rq.frontier.visit import Visit, entry_of
@@ -41,8 +42,9 @@ class Frontier:
     """Owns the backend between ``open`` and ``close``.
 
     ``window`` and ``outbox`` are limits on numbers of visits; ``memory`` is the limit in bytes, of
-    which the outbox gets a half and the window a quarter. The rest is for the backend. ``error`` is
-    why the backend gave up, and None while it works.
+    which the outbox gets a half and the window a quarter. The rest is for the backend. Without
+    ``slots``, requests wait in one line. ``error`` is why the backend gave up, and None while it
+    works.
     """
 
     def __init__(
@@ -56,13 +58,16 @@ class Frontier:
         memory: int = 64 * 2**20,
         idle_before_close: float = 0,
         retries_first: bool = True,
+        slots: Slots | None = None,
     ) -> None:
         self.error: BackendError | None = None
         self._backend = backend
         self._listener = listener
         self._stats = stats
         self._outbox = Outbox(backend, limit=outbox, memory=memory // 2)
-        self._window = Window(limit=window, memory=memory // 4, retries_first=retries_first)
+        self._window = Window(
+            limit=window, memory=memory // 4, slots=slots, retries_first=retries_first
+        )
         self._local = Local(self._outbox, self._window, listener)
         self._idle = Idle(backend.consistency_delay, idle_before_close)
         self._supply = _supply(backend, self._local, self._idle, stats)

@@ -74,8 +74,8 @@ class Single:
     # What became of our writes.
 
     def stored(self, visit: Visit) -> None:
-        """The backlog is older, so it comes first, unless the new entry is more urgent."""
-        if visit.forefront or not self._has_backlog or self._window.outranks_last(visit):
+        """The backlog is older, so it comes first, unless the window needs the new entry now."""
+        if visit.forefront or not self._has_backlog or self._window.is_wanted(visit):
             self._push(visit)
         else:
             self._grow_backlog(entry_of(visit).id)

@@ -36,6 +36,8 @@ class Visit:
     """Unix time at which the lease ends, 0 once it is lost; None where no lease is needed."""
     size: int = 0
     """Bytes that it holds in memory, about. Not to be changed while it waits in the frontier."""
+    slot: str | None = None
+    """The download slot in whose line it waits; None until it has been in the window."""
     key: str = ""
     """The unique key of a request that lives in memory only."""
 
