@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 from scrapy_apify_rq.backends.base import Added, Backend, Updated
 from scrapy_apify_rq.errors import BackendError
+from scrapy_apify_rq.frontier.alarm import Alarm
 from scrapy_apify_rq.frontier.idle import Idle
 from scrapy_apify_rq.frontier.leases import Leases
 from scrapy_apify_rq.frontier.notices import Bug, RateReached
-from scrapy_apify_rq.frontier.outbox import Outbox
+from scrapy_apify_rq.frontier.outbox import Outbox, is_void
 from scrapy_apify_rq.frontier.single import Single
 from scrapy_apify_rq.frontier.slots import Slots
 from scrapy_apify_rq.frontier.supply import Listener, Local, Reader, Supply
@@ -73,6 +74,7 @@ class Frontier:
         self._supply = _supply(backend, self._local, self._idle, stats)
         self._reader = Reader(backend, self._supply, self._local, self._idle, stats)
         self._tasks = Tasks(self._fail)
+        self._due = Alarm(listener.wake)
         self._on_hold = False
         self._has_noted_rate = False
 
@@ -92,6 +94,7 @@ class Frontier:
         if not self._tasks:
             return
         self._reader.stop()
+        self._due.turn_off()
         try:
             await self._tasks.guard(self._flush())
             self._supply.stop()
@@ -113,6 +116,7 @@ class Frontier:
         """Hand nothing out from now on; what was handed out before is still acked."""
         self._on_hold = True
         self._reader.stop()
+        self._outbox.send_retries()
         await self._tasks.guard(self._supply.release_window())
         if self._local.claiming.locked():
             async with self._local.claiming:  # it ends, and what it brings is released, too
@@ -178,6 +182,8 @@ class Frontier:
                 return visit
             self._supply.lost(visit, "waiting")
         self._supply.starve()
+        if (due_at := self._window.next_due_at) is not None:
+            self._due.set(due_at)
         return None
 
     def _note_rate(self) -> None:
@@ -187,11 +193,8 @@ class Frontier:
 
     def update(self, visit: Visit) -> None:
         """Put what became of a handed-out entry into the outbox: an ack, or a requeue."""
-        has_lapsed = visit.lease is not None and visit.lease <= time.time()
-        if has_lapsed and not entry_of(visit).is_handled:
-            # Other workers may have it by now, and what they make of it must stand.
-            self._idle.disturb()
-            self._supply.lost(visit, "retried")
+        if is_void(visit):
+            self.lapsed(visit)
             return
         self._outbox.update(visit)
         self._note_put()
@@ -251,11 +254,15 @@ class Frontier:
             if entry.failed:
                 self._stats.inc_value("apify_rq/failed")
 
+    def lapsed(self, visit: Visit) -> None:
+        self._idle.disturb()
+        self._supply.lost(visit, "retried")
+
     def confirmed(self) -> None:
         self._listener.wake()
 
     def is_starving(self) -> bool:
-        return len(self._window) < _ENOUGH
+        return self._window.ready < _ENOUGH
 
     # Failure.
 

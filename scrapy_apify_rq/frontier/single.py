@@ -114,7 +114,7 @@ class Single:
         window = self._window
         return (
             self._has_backlog
-            and len(window.stored) <= window.limit // _LOW_SHARE
+            and window.in_line <= window.limit // _LOW_SHARE
             and window.size <= window.memory // _LOW_SHARE
         )
 
@@ -124,10 +124,8 @@ class Single:
     def begin_claim(self, asked_at: float) -> Amount:
         self._asked_at = asked_at
         self._is_asking = True
-        window = self._window
-        return Amount(
-            max(window.limit - len(window.stored), 1), max(window.memory - window.size, 1)
-        )
+        entries, size = self._window.room()
+        return Amount(max(entries, 1), max(size, 1))
 
     def receive(self, claim: Claim) -> int:
         self._is_asking = False

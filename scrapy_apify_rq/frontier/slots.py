@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right, insort
+from collections.abc import Callable
 from typing import Protocol
 
 from scrapy_apify_rq.frontier.visit import Visit
@@ -44,13 +45,15 @@ class Turns:
     def leave(self, key: str) -> None:
         del self._keys[bisect_right(self._keys, key) - 1]
 
-    def next(self) -> str | None:
-        """None if nobody waits."""
+    def next(self, is_held: Callable[[str], bool] | None = None) -> str | None:
+        """None if nobody waits who is not held back."""
         keys = self._keys
         best, fewest = None, 0
         after_last = bisect_right(keys, self._last)
         for n in range(len(keys)):
             key = keys[(after_last + n) % len(keys)]
+            if is_held is not None and is_held(key):
+                continue
             active = self._slots.active(key)
             if best is None or active < fewest:
                 best, fewest = key, active

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from scrapy_apify_rq.backends.base import Backend, Claim
 from scrapy_apify_rq.errors import BackendError
+from scrapy_apify_rq.frontier.alarm import Alarm
 from scrapy_apify_rq.frontier.idle import Idle, Question
 from scrapy_apify_rq.frontier.notices import Notice
 from scrapy_apify_rq.frontier.outbox import Outbox
@@ -178,34 +179,23 @@ class Reader:
         self._idle = idle
         self._stats = stats
         self._is_due = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._is_due.set)
         self._is_stopped = False
 
     def ask_at(self, when: float) -> None:
         """Claim at this time, unless a claim is due by then anyway."""
-        loop = asyncio.get_running_loop()
-        seconds = when - time.monotonic()
         if self._is_stopped:
             return
-        if seconds <= 0:
+        if when <= time.monotonic():
             self._is_due.set()
-            return
-        if self._timer is not None:
-            if self._timer.when() <= loop.time() + seconds:
-                return
-            self._timer.cancel()
-        self._timer = loop.call_later(seconds, self._ring)
-
-    def _ring(self) -> None:
-        self._timer = None
-        self._is_due.set()
+        else:
+            self._alarm.set(when)
 
     def stop(self) -> None:
         """Begin no more claims."""
         self._is_stopped = True
         self._is_due.set()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.turn_off()
 
     async def run(self) -> None:
         """Ends by itself after ``stop``."""

@@ -30,6 +30,8 @@ class Visit:
     """Among its equals it is handed out last in, first out (APIFY_RQ_ORDER = "lifo")."""
     is_start: bool = False
     """It comes from ``start()``; with ``newest_first`` its equals that do not go before it."""
+    not_before: float = 0.0
+    """The time of the monotonic clock before which it must not be handed out."""
     spider_errors: int = 0
     """How many times it was requeued because its callback raised."""
     lease: float | None = None

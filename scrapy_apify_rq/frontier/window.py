@@ -5,15 +5,20 @@ whatever the priorities of others (``slots``). Within a line, retries come first
 APIFY_RQ_RETRY_FOREFRONT is off), then the greatest priority, then first in, first out; visits that
 are ``newest_first`` come last in, first out, and before their equals that are not. As in Scrapy,
 start requests that are ``newest_first`` come behind all their equals.
+
+A retry joins its line when its back-off is over (``waiting``).
 """
 
 from __future__ import annotations
 
+import time
 from bisect import insort
+from collections.abc import Callable
 from typing import Final
 
 from scrapy_apify_rq.frontier.slots import OneLine, Slots, Turns
 from scrapy_apify_rq.frontier.visit import Visit
+from scrapy_apify_rq.frontier.waiting import Waiting
 
 # More than there are visits.
 _BEHIND: Final = 2**48
@@ -34,17 +39,19 @@ class _Line:
         self.size = 0
         """Bytes of the stored ones."""
 
-    def pop(self) -> Visit:
+    def next(self) -> list[_Place]:
+        """The list whose last one is next."""
         line, other = self.stored, self.memory
-        if other and (not line or other[-1] > line[-1]):
-            line = other
-        return line.pop()[3]
+        return other if other and (not line or other[-1] > line[-1]) else line
 
 
 class Window:
     """Holds what the backend has stored, within limits, and what exists in memory only, without.
 
-    ``limit`` counts visits and ``memory`` bytes. The owner evicts with ``evict``.
+    ``limit`` counts visits and ``memory`` bytes. The owner evicts with ``evict``. Retries that wait
+    are never evicted: their entries are pending, and would be claimed before their time. They take
+    up to half of the limits from the others. When they fill a half, their slots get nothing new,
+    and when they fill the limits, nobody does.
     """
 
     def __init__(
@@ -54,8 +61,11 @@ class Window:
         self.memory = memory
         self.stored: dict[str, Visit] = {}
         """By id, the visits whose entries the backend has, too."""
+        self.in_line = 0
+        """How many of these can be handed out now."""
         self.size = 0
         """Their bytes."""
+        self._waiting = Waiting()
         self._slots = slots or OneLine()
         self._turns = Turns(self._slots)
         self._retries_first = retries_first
@@ -67,7 +77,36 @@ class Window:
     def __len__(self) -> int:
         return len(self.stored) + self._in_memory
 
+    @property
+    def ready(self) -> int:
+        """How many can be handed out now."""
+        return len(self) - len(self._waiting)
+
+    @property
+    def next_due_at(self) -> float | None:
+        """When a retry that waits can be handed out."""
+        return self._waiting.next_at
+
+    def room(self) -> tuple[int, int]:
+        """How many more stored visits, and bytes of them, fit in the lines."""
+        waiting = self._waiting
+        return (
+            self.limit - min(len(waiting), self.limit // 2) - self.in_line,
+            self.memory - min(waiting.size, self.memory // 2) - self.size,
+        )
+
     def push(self, visit: Visit) -> None:
+        if visit.entry is None:
+            self._in_memory += 1
+        else:
+            self.stored[visit.entry.id] = visit
+        if visit.not_before and visit.not_before > time.monotonic():
+            self._key(visit)
+            self._waiting.add(visit)
+        else:
+            self._line_up(visit)
+
+    def _line_up(self, visit: Visit) -> None:
         self._pushed += 1
         order = self._pushed if visit.newest_first else -self._pushed
         if visit.is_start and visit.newest_first:
@@ -80,11 +119,10 @@ class Window:
             self._turns.join(key)
         if visit.entry is None:
             insort(line.memory, place)
-            self._in_memory += 1
         else:
             insort(line.stored, place)
             line.size += visit.size
-            self.stored[visit.entry.id] = visit
+            self.in_line += 1
             self.size += visit.size
 
     def _rank(self, visit: Visit) -> tuple[bool, int]:
@@ -97,13 +135,29 @@ class Window:
 
     def pop(self) -> Visit | None:
         """The visit to hand out next, which leaves the window."""
-        key = self._turns.next()
+        if self._waiting:
+            for visit in self._waiting.due(time.monotonic()):
+                self._line_up(visit)
+        key = self._turns.next(self._who_is_held())
         if key is None:
             return None
-        visit = self._lines[key].pop()
+        visit = self._lines[key].next().pop()[3]
         self._forget(visit)
         self._leave_if_empty(key)
         return visit
+
+    def _who_is_held(self) -> Callable[[str], bool] | None:
+        """Which slots get no turn because too many retries wait; None if that holds for none."""
+        waiting = self._waiting
+        share = max(len(waiting) / self.limit, waiting.size / self.memory)
+        if share <= 1 / 2:
+            return None
+
+        def is_held(key: str) -> bool:
+            is_retry = self._lines[key].next()[-1][3].is_retry
+            return not is_retry and (share > 1 or key in waiting.slots)
+
+        return is_held
 
     def evict(self, *, last_size: int = 0) -> list[str]:
         """Drop the least urgent stored visits of the longest lines until the limits are kept;
@@ -112,15 +166,14 @@ class Window:
         One entry always fits: the last one pushed, of ``last_size``, may exceed ``memory``.
         """
         evicted: list[str] = []
-        most = self.memory + last_size
-        while (too_many := len(self.stored) > self.limit) or (
-            self.size > most and len(self.stored) > 1
-        ):
-            key = self._longest(by_size=not too_many)
+        while True:
+            entries, size = self.room()
+            if entries >= 0 and (size + last_size >= 0 or self.in_line <= 1):
+                return evicted
+            key = self._longest(by_size=entries >= 0)
             visit = self._lines[key].stored.pop(0)[3]
             evicted.append(self._forget(visit))
             self._leave_if_empty(key)
-        return evicted
 
     def _longest(self, *, by_size: bool) -> str:
         """The slot with the most stored visits, or with the most bytes of them."""
@@ -136,13 +189,14 @@ class Window:
         line = self._lines.get(self._key(visit))
         if line is not None and line.stored:
             return self._rank(visit) > line.stored[0][:2]
-        if len(self.stored) < self.limit:
-            return len(self.stored) > 0
+        if self.room()[0] > 0:
+            return self.in_line > 0
         # Of as many slots as visits fit here, those that came first stay.
         return len(self._lines[self._longest(by_size=False)].stored) > 1
 
     def drop_leased(self) -> list[str]:
         """Drop all visits that we hold leases on; return their ids."""
+        # A retry with a lease waits in the outbox, see there.
         leased = [visit for visit in self.stored.values() if visit.lease]
         for line in self._lines.values():
             line.stored = [place for place in line.stored if not place[3].lease]
@@ -158,6 +212,7 @@ class Window:
             return ""
         del self.stored[visit.entry.id]
         self._lines[self._key(visit)].size -= visit.size
+        self.in_line -= 1
         self.size -= visit.size
         return visit.entry.id
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -130,6 +131,25 @@ def test_a_full_slot_does_not_stop_others_of_less_priority() -> None:
     push(window, "d1", priority=1)
     push(window, "l1")
     assert drain(window) == ["l1", "d1"]
+
+
+def test_retries_that_wait_leave_half_of_the_limits_to_others() -> None:
+    window = a_window(slots=Hosts(), limit=4)
+    later = time.monotonic() + 1000
+    for n in range(3):
+        push(window, f"a-late{n}", not_before=later, is_retry=True)
+    for path in ("a1", "b1", "b2"):
+        push(window, path)
+    assert [*window.evict()] == [make_entry("b2").id]
+    assert (len(window), window.ready, window.next_due_at) == (5, 2, later)
+    # More than half of the window waits, so slot a gets nothing new, except for retries.
+    assert drain(window) == ["b1"]
+    push(window, "a-retry", is_retry=True)
+    assert drain(window) == ["a-retry"]
+    for n in range(2):
+        push(window, f"b-late{n}", not_before=later, is_retry=True)
+    push(window, "c1")
+    assert drain(window) == []  # nobody gets anything new
 
 
 @pytest.mark.parametrize("limits", [{"limit": 4}, {"memory": 40}])
