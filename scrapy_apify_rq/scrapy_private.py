@@ -140,6 +140,12 @@ def slot_active(engine: ExecutionEngine, key: str) -> int:
     return 0 if slot is None else len(slot.active)
 
 
+def slot_is_full(engine: ExecutionEngine, key: str) -> bool:
+    """Whether a download slot has as many requests as it downloads at a time."""
+    slot = engine.downloader.slots.get(key)
+    return slot is not None and len(slot.active) >= slot.concurrency > 0
+
+
 def fail_command() -> None:
     """Let the ``scrapy`` command that this crawl is part of end with exit status 1.
 

@@ -61,6 +61,8 @@ def slots_of(crawler: Crawler) -> Slots:
 class DownloadSlots:
     """The slots of Scrapy's downloader."""
 
+    are_hosts = True
+
     def __init__(self, crawler: Crawler) -> None:
         self._crawler = crawler
 
@@ -70,6 +72,9 @@ class DownloadSlots:
 
     def active(self, key: str) -> int:
         return scrapy_private.slot_active(self._crawler.engine, key)
+
+    def is_full(self, key: str) -> bool:
+        return scrapy_private.slot_is_full(self._crawler.engine, key)
 
 
 class _Outline:

@@ -17,11 +17,17 @@ _SLOT: Final = "download_slot"
 
 def host_of(entry: Entry) -> str:
     """The download slot that the entry names, or the host of its URL; "" if it has none."""
-    return named_slot(entry.user_data) or _host_of_url(entry.url)
+    return host(entry.url, entry.user_data)
 
 
-def named_slot(user_data: dict[str, Any]) -> str | None:
+def host(url: str, user_data: object) -> str:
+    return named_slot(user_data) or _host_of_url(url)
+
+
+def named_slot(user_data: object) -> str | None:
     """What ``meta["download_slot"]`` of the stored request names."""
+    if not isinstance(user_data, dict):
+        return None
     stored: Any = user_data.get("scrapy")
     if stored is None and _SLOT in (text := str(user_data.get("scrapy_request", ""))):
         try:

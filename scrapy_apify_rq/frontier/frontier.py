@@ -177,7 +177,7 @@ class Frontier:
         if self._outbox.has_too_many_updates():
             self._note_rate()
             return None
-        while (visit := self._window.pop()) is not None:
+        while (visit := self._window.pop(is_all=self._supply.has_all)) is not None:
             if visit.lease is None or visit.lease > time.time():
                 return visit
             self._supply.lost(visit, "waiting")

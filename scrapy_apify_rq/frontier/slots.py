@@ -12,21 +12,32 @@ from scrapy_apify_rq.frontier.visit import Visit
 class Slots(Protocol):
     """What the window needs to know of the downloader."""
 
+    are_hosts: bool
+    """Hosts take turns, so that entries of many hosts should wait."""
+
     def key(self, visit: Visit) -> str:
         """The name of the download slot that the visit will get."""
 
     def active(self, key: str) -> int:
         """How many requests this slot has."""
 
+    def is_full(self, key: str) -> bool:
+        """What this slot gets now has to wait in it."""
+
 
 class OneLine:
     """All requests wait in one line, whatever their slots."""
+
+    are_hosts = False
 
     def key(self, visit: Visit) -> str:
         return ""
 
     def active(self, key: str) -> int:
         return 0
+
+    def is_full(self, key: str) -> bool:
+        return False
 
 
 class Turns:

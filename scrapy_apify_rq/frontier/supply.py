@@ -95,6 +95,8 @@ class Amount(NamedTuple):
     entries: int
     size: int
     """Bytes."""
+    share: int | None = None
+    """The most entries of one host, those that are here included; None: hosts do not matter."""
 
 
 class Supply(Protocol):
@@ -136,6 +138,10 @@ class Supply(Protocol):
 
     def is_low(self) -> bool:
         """The window has room, and the queue may have entries for it."""
+
+    @property
+    def has_all(self) -> bool:
+        """No entries are pending but those that are here."""
 
     def starve(self) -> None:
         """There was nothing to hand out."""
@@ -211,7 +217,9 @@ class Reader:
     async def _claim(self) -> None:
         question = self._idle.ask(time.monotonic(), at_rest=self._local.is_at_rest())
         wanted = self._supply.begin_claim(question.asked_at)
-        claim = await self._backend.claim(wanted.entries, self._local.ids(), wanted.size)
+        claim = await self._backend.claim(
+            wanted.entries, self._local.ids(), wanted.size, wanted.share
+        )
         if claim.others:
             self._supply.note_others()
         if self._supply.receive(claim):

@@ -22,6 +22,7 @@ from scrapy_apify_rq.frontier.waiting import Waiting
 
 # More than there are visits.
 _BEHIND: Final = 2**48
+_ANY_NUMBER: Final = 2**31
 # The rank and the visit; no two have the same third number, so visits are never compared.
 _Place = tuple[bool, int, int, Visit]
 
@@ -65,6 +66,11 @@ class Window:
         """How many of these can be handed out now."""
         self.size = 0
         """Their bytes."""
+        self.ran_dry = False
+        """Since the owner last set this to False, a line has become empty and others have not."""
+        self.is_stuck = False
+        """All slots that have something here were held back when the last one was asked for."""
+        self.by_host = slots is not None and slots.are_hosts
         self._waiting = Waiting()
         self._slots = slots or OneLine()
         self._turns = Turns(self._slots)
@@ -133,12 +139,17 @@ class Window:
             visit.slot = self._slots.key(visit)
         return visit.slot
 
-    def pop(self) -> Visit | None:
-        """The visit to hand out next, which leaves the window."""
+    def pop(self, *, is_all: bool = True) -> Visit | None:
+        """The visit to hand out next, which leaves the window.
+
+        If the window does not have ``all`` that is pending, no slot gets more than it can download:
+        that would take the place of requests for other slots, which may come soon.
+        """
         if self._waiting:
             for visit in self._waiting.due(time.monotonic()):
                 self._line_up(visit)
-        key = self._turns.next(self._who_is_held())
+        key = self._turns.next(self._who_is_held(is_all=is_all))
+        self.is_stuck = key is None and bool(self._lines)
         if key is None:
             return None
         visit = self._lines[key].next().pop()[3]
@@ -146,14 +157,16 @@ class Window:
         self._leave_if_empty(key)
         return visit
 
-    def _who_is_held(self) -> Callable[[str], bool] | None:
-        """Which slots get no turn because too many retries wait; None if that holds for none."""
+    def _who_is_held(self, *, is_all: bool) -> Callable[[str], bool] | None:
+        """Which slots get no turn; None if that holds for none."""
         waiting = self._waiting
         share = max(len(waiting) / self.limit, waiting.size / self.memory)
         if share <= 1 / 2:
-            return None
+            return None if is_all else self._slots.is_full
 
         def is_held(key: str) -> bool:
+            if not is_all and self._slots.is_full(key):
+                return True
             is_retry = self._lines[key].next()[-1][3].is_retry
             return not is_retry and (share > 1 or key in waiting.slots)
 
@@ -175,6 +188,20 @@ class Window:
             evicted.append(self._forget(visit))
             self._leave_if_empty(key)
 
+    def longest(self) -> int:
+        """How many stored visits the longest line has."""
+        return max((len(line.stored) for line in self._lines.values()), default=0)
+
+    def share(self) -> int | None:
+        """How many entries of a host to claim at most; None if hosts do not take turns.
+
+        A slot that has nothing left should get some, at the cost of the longest line.
+        """
+        if not self.by_host:
+            return None
+        needs_others = self.ran_dry or self.is_stuck
+        return max(self.longest() // 2, 1) if needs_others else _ANY_NUMBER
+
     def _longest(self, *, by_size: bool) -> str:
         """The slot with the most stored visits, or with the most bytes of them."""
         lines = self._lines
@@ -192,7 +219,7 @@ class Window:
         if self.room()[0] > 0:
             return self.in_line > 0
         # Of as many slots as visits fit here, those that came first stay.
-        return len(self._lines[self._longest(by_size=False)].stored) > 1
+        return self.longest() > 1
 
     def drop_leased(self) -> list[str]:
         """Drop all visits that we hold leases on; return their ids."""
@@ -221,3 +248,4 @@ class Window:
         if not (line.stored or line.memory):
             del self._lines[key]
             self._turns.leave(key)
+            self.ran_dry = bool(self._lines)

@@ -15,6 +15,7 @@ from scrapy import signals
 from scrapy.crawler import Crawler
 from scrapy.http import Response
 
+from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from tests.support.comparing import stock_and_ours
 from tests.support.crawling import Crawl, Crawls
 from tests.support.queues import Queue
@@ -28,8 +29,8 @@ A_WHILE = 0.02
 
 
 class Hosts(SiteSpider):
-    """Follows all links, of which none is handed out before all can be; and notes how many hosts
-    are busy when another request comes to one.
+    """Follows all links, of which none is handed out before all are saved; and notes how many
+    hosts are busy when another request comes to one.
     """
 
     @classmethod
@@ -59,7 +60,8 @@ class Hosts(SiteSpider):
                 priority=1 if "detail" in href else 0,
             )
         scheduler: Any = engine._slot.scheduler
-        await wait_until(lambda: len(scheduler) >= len(hrefs), "all requests ready")
+        if hasattr(scheduler, "frontier"):
+            await wait_until(lambda: not scheduler.frontier.unsaved_adds, "all adds")
         engine.unpause()
 
 
@@ -112,6 +114,35 @@ async def test_a_slow_host_at_the_head_starves_no_other(
         assert places(run.crawl, "fast")[-1] < places(run.crawl, "slow")[11]
 
 
+@pytest.mark.parametrize("access", ["single", "shared"])
+async def test_a_window_smaller_than_the_pages_of_a_host(
+    site: Site, any_queue: Queue, crawls: Crawls, access: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that does not answer holds up no other, even if its pages alone fill the window."""
+    if access == "shared" and any_queue.settings["APIFY_RQ_BACKEND"] == "apify":
+        pytest.skip("the API gives a worker the head of the queue")
+    monkeypatch.setattr(ApifyBackend, "lag", 0.2)
+    slow = pages("slow", 100)
+    fast = [path for host in "abc" for path in pages(host, 20)]
+    fast_are_done = threading.Event()
+
+    def fast_page(hit: Hit) -> Page:
+        if set(fast) <= set(site.paths):
+            fast_are_done.set()
+        return Page()
+
+    def slow_page(hit: Hit) -> Page:
+        return Page(status=200 if fast_are_done.wait(5) else 404)
+
+    site.serve({"/": links(*slow, *fast), **dict.fromkeys(fast, fast_page)})
+    site.serve(dict.fromkeys(slow, slow_page))
+    settings = {"CONCURRENT_REQUESTS": 8, "CONCURRENT_REQUESTS_PER_DOMAIN": 4}
+    settings |= {"APIFY_RQ_WINDOW": 40, "APIFY_RQ_ACCESS": access}
+    crawl = await crawls.run(Hosts, settings, queue=any_queue, site=site.url)
+    assert sorted(crawl.paths) == sorted(["/", *slow, *fast])
+    assert "downloader/response_status_count/404" not in crawl.stats
+
+
 async def test_hosts_with_a_delay_wait_at_the_same_time(
     site: Site, any_queue: Queue, crawls: Crawls
 ) -> None:
@@ -140,7 +171,7 @@ async def test_urgent_pages_of_a_full_slot_do_not_stop_others(
         assert places(run.crawl, "list")[-1] < places(run.crawl, "shop")[-2]
 
 
-class OneLine:
+class Mine:
     """Some class of a project."""
 
 
@@ -149,7 +180,11 @@ class OneLine:
     ("settings", "in_turn", "warning"),
     [
         ({"SCHEDULER_PRIORITY_QUEUE": "scrapy.pqueues.ScrapyPriorityQueue"}, False, ""),
-        ({"SCHEDULER_PRIORITY_QUEUE": f"{__name__}.OneLine"}, True, "SCHEDULER_PRIORITY_QUEUE is"),
+        (
+            {"SCHEDULER_PRIORITY_QUEUE": f"{__name__}.Mine"},
+            True,
+            "SCHEDULER_PRIORITY_QUEUE is",
+        ),
         ({"CONCURRENT_REQUESTS_PER_IP": 2}, False, "CONCURRENT_REQUESTS_PER_IP is set"),
     ],
 )

@@ -101,6 +101,8 @@ def test_one_entry_always_fits() -> None:
 class Hosts:
     """Each path begins with its slot; ``busy`` are the requests that slots have."""
 
+    are_hosts = True
+
     def __init__(self, **busy: int) -> None:
         self.busy = busy
 
@@ -109,6 +111,9 @@ class Hosts:
 
     def active(self, key: str) -> int:
         return self.busy.get(key, 0)
+
+    def is_full(self, key: str) -> bool:
+        return self.active(key) >= 8
 
 
 @pytest.mark.parametrize(
@@ -130,7 +135,11 @@ def test_a_full_slot_does_not_stop_others_of_less_priority() -> None:
     window = a_window(slots=Hosts(d=8))
     push(window, "d1", priority=1)
     push(window, "l1")
-    assert drain(window) == ["l1", "d1"]
+    visits = [window.pop(is_all=False) for _ in range(2)]
+    assert [visit and visit.slot for visit in visits] == ["l", None]
+    assert window.is_stuck
+    assert drain(window) == ["d1"]
+    assert not window.is_stuck
 
 
 def test_retries_that_wait_leave_half_of_the_limits_to_others() -> None:

@@ -126,13 +126,15 @@ class ApifyBackend:
         self._is_fresh = False
         adding = Adding(self._api, entries, forefront=forefront, inc_stat=self._inc_stat)
         answers = await adding.run()
-        for id, text in adding.new():
-            self._access.wrote(id, text)
+        for entry, text in adding.new():
+            self._access.wrote(entry, text)
         return answers
 
-    async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
+    async def claim(
+        self, limit: int, known: Collection[str], size: int, share: int | None = None
+    ) -> Claim:
         self._is_fresh = False
-        return await self._access.claim(limit, known, self._updates.refused, size)
+        return await self._access.claim(limit, known, self._updates.refused, size, share)
 
     async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
         self._is_fresh = False
@@ -182,7 +184,7 @@ class ApifyBackend:
     async def list(self, state: State | None = None) -> AsyncIterator[Entry]:
         # The platform's "pending" leaves out locked entries, ours does not.
         states = {"pending": "pending,locked", "locked": "locked"}.get(state or "")
-        async for id, text in self._reader.list(states):
+        async for id, text, _ in self._reader.list(states):
             entry = Entry.from_json(id, text)
             if _is_in(entry, state):
                 yield entry
