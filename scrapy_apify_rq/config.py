@@ -76,6 +76,7 @@ class Config:
         Literal["fifo", "lifo"], Setting("APIFY_RQ_ORDER", "fifo", read.choice("fifo", "lifo"))
     ]
     retry_forefront: Annotated[bool, Setting("APIFY_RQ_RETRY_FOREFRONT", True, read.boolean)]
+    retry_delay: Annotated[float, Setting("APIFY_RQ_RETRY_DELAY", 1, read.seconds(zero=True))]
     retry_spider_errors: Annotated[
         int, Setting("APIFY_RQ_RETRY_SPIDER_ERRORS", 0, read.whole(minimum=0))
     ]

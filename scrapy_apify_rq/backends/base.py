@@ -155,9 +155,14 @@ class Backend(Protocol):
         the same order. Once ``add`` has returned, a crash of this process loses none of them.
         """
 
-    async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
+    async def claim(
+        self, limit: int, known: Collection[str], size: int, share: int | None = None
+    ) -> Claim:
         """Return up to ``limit`` complete pending entries in the queue's order, except those whose
         ids are in ``known``.
+
+        With a ``share`` they are chosen so that all hosts (``entries.hosts``) get equally many, up
+        to ``share`` of each, as far as the backend knows its entries; known ones count.
 
         Together they have about ``size`` bytes of JSON at most. If there is an entry, the answer
         holds at least one, whatever its size.

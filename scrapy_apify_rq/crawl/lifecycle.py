@@ -20,6 +20,7 @@ from scrapy_apify_rq.crawl.inflight import InFlight
 from scrapy_apify_rq.crawl.progress import Progress
 from scrapy_apify_rq.crawl.report import Report
 from scrapy_apify_rq.crawl.resume import begin, remember_foreign_starts
+from scrapy_apify_rq.crawl.slots import slots_of
 from scrapy_apify_rq.entries.converter import RequestConverter
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.frontier.frontier import Frontier
@@ -60,6 +61,7 @@ class Lifecycle:
             memory=config.memory,
             idle_before_close=config.idle_before_close,
             retries_first=config.retry_forefront,
+            slots=slots_of(crawler),
         )
         self.duplicates = Duplicates(crawler, config, self.frontier)
         self.inflight = InFlight(crawler, config, self.frontier, self.converter, self.report)

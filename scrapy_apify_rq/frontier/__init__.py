@@ -2,6 +2,8 @@
 
     outbox      adds and updates that the backend has not confirmed
     window      what can be handed out, in its order
+    waiting     retries whose back-off is not over
+    slots       whose turn it is among the hosts
     supply      how entries come from the backend: ``single`` or ``leases``
     idle        whether the crawl is over
     frontier    what connects them, and what the scheduler calls

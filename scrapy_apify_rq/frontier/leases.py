@@ -68,7 +68,7 @@ class Leases:
     @property
     def again_at(self) -> float:
         # An entry offered after the question was asked may be missing from its answer.
-        if self._is_rich or self._offers.last_at >= self._asked_at:
+        if (self._is_rich and not self._window.is_stuck) or self._offers.last_at >= self._asked_at:
             return 0.0
         return self._asked_at + self._idle.pause
 
@@ -116,7 +116,11 @@ class Leases:
     def is_low(self) -> bool:
         waiting = self._waiting()
         has_memory = waiting.size <= self._window.memory // 2
-        return has_memory and self._appetite.is_low(waiting.entries)
+        return has_memory and self._appetite.is_low(waiting.entries, is_stuck=self._window.is_stuck)
+
+    @property
+    def has_all(self) -> bool:
+        return not self._window.by_host  # nobody knows what others add
 
     def _waiting(self) -> Amount:
         """What is in the window, or will be once its add or update is confirmed."""
@@ -131,9 +135,11 @@ class Leases:
 
     def begin_claim(self, asked_at: float) -> Amount:
         self._asked_at = asked_at
-        waiting = self._waiting()
+        window, waiting = self._window, self._waiting()
         return Amount(
-            self._appetite.claim(waiting.entries), max(self._window.memory - waiting.size, 1)
+            self._appetite.claim(waiting.entries, is_stuck=window.is_stuck),
+            max(window.memory - waiting.size, 1),
+            window.share(),
         )
 
     def receive(self, claim: Claim) -> int:

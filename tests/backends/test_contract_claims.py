@@ -56,6 +56,30 @@ async def test_a_claim_tells_exactly_whether_there_is_more(
             await backend.unlock()
 
 
+@pytest.mark.parametrize("lock_secs", [None, 60])
+@pytest.mark.parametrize(
+    ("limit", "known", "share", "found"),
+    [
+        (6, [], 9, "c8 a0 a1 b0 b1 c0"),
+        (4, ["a0", "a1", "b0"], 2, "c8 b1 c0"),  # known ones take places of their host
+        (99, [], 3, "c8 a0 a1 a2 b0 b1 b2 c0 c1"),
+    ],
+)
+async def test_a_claim_brings_something_of_each_host(
+    queues: Queues, lock_secs: int | None, limit: int, known: list[str], share: int, found: str
+) -> None:
+    if lock_secs and queues.kind != "sqlite":
+        pytest.skip("the API leases its head, whatever its hosts")
+    keys = [f"{name}{n}" for name in "abc" for n in range(9)]
+    entries = {key: entry(key, url=f"https://{key[0]}.com/") for key in keys}
+    async with queues.open(lock_secs=lock_secs) as backend:
+        await backend.fill(*entries.values())
+        await backend.put(entries["c8"], forefront=True)
+        claim = await backend.take(limit, known, share=share)
+        assert " ".join(keys_of(one.entry for one in claim.entries)) == found
+        assert claim.more
+
+
 async def test_single_access_knows_no_leases(backend: Handy) -> None:
     assert await backend.take() == Claim([], False, alone=True)
     await backend.fill("a")

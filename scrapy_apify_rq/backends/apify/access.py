@@ -6,13 +6,19 @@ from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from scrapy_apify_rq.backends.base import Claim
+from scrapy_apify_rq.entries.models import Entry
 
 
 class Access(Protocol):
     """Claims entries. The backend reports to it every write that the API confirmed."""
 
     async def claim(
-        self, limit: int, known: Collection[str], left: Collection[str], size: int
+        self,
+        limit: int,
+        known: Collection[str],
+        left: Collection[str],
+        size: int,
+        share: int | None,
     ) -> Claim:
         """As ``Backend.claim``. ``left`` are the ids of entries that are left to others."""
 
@@ -25,7 +31,7 @@ class Access(Protocol):
     async def unlock(self, ids: Collection[str] | None = None) -> None:
         """As ``Backend.unlock``."""
 
-    def wrote(self, id: str, text: bytes) -> None:
+    def wrote(self, entry: Entry, text: bytes) -> None:
         """Note that the entry is pending, stored with this JSON."""
 
     def acked(self, id: str) -> None:

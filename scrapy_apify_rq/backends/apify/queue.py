@@ -128,18 +128,20 @@ class ApifyBackend:
         self._is_fresh = False
         adding = Adding(self._api, entries, forefront=forefront, inc_stat=self._inc_stat)
         answers = await adding.run()
-        for id, text in adding.new():
-            self._access.wrote(id, text)
+        for entry, text in adding.new():
+            self._access.wrote(entry, text)
         return answers
 
     def leave(self, id: str) -> None:
         self._left.add(id)
         self._access.leave(id)
 
-    async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
+    async def claim(
+        self, limit: int, known: Collection[str], size: int, share: int | None = None
+    ) -> Claim:
         self._is_fresh = False
         left = self._left | self._updates.refused
-        return await self._access.claim(limit, known, left, size)
+        return await self._access.claim(limit, known, left, size, share)
 
     async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
         self._is_fresh = False
@@ -189,7 +191,7 @@ class ApifyBackend:
     async def list(self, state: State | None = None) -> AsyncIterator[Entry]:
         # The platform's "pending" leaves out locked entries, ours does not.
         states = {"pending": "pending,locked", "locked": "locked"}.get(state or "")
-        async for id, text in self._reader.list(states):
+        async for id, text, _ in self._reader.list(states):
             entry = Entry.from_json(id, text)
             if _is_in(entry, state):
                 yield entry

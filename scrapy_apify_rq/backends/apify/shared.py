@@ -13,6 +13,7 @@ from scrapy_apify_rq.backends.apify.endpoints import Endpoints
 from scrapy_apify_rq.backends.apify.parallel import run_all
 from scrapy_apify_rq.backends.apify.reader import Reader
 from scrapy_apify_rq.backends.base import Claim, Claimed
+from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.limits import MAX_BATCH
 
 
@@ -31,8 +32,14 @@ class SharedAccess:
         """Whether an answer was lost, so that we may hold leases that we do not know about."""
 
     async def claim(
-        self, limit: int, known: Collection[str], left: Collection[str], size: int
+        self,
+        limit: int,
+        known: Collection[str],
+        left: Collection[str],
+        size: int,
+        share: int | None,
     ) -> Claim:
+        # The API locks the head of the queue: there is no choice among hosts.
         if self._has_strays and not known:
             await self.unlock()
             self._has_strays = False
@@ -102,7 +109,7 @@ class SharedAccess:
 
     # The API itself ends the lease of an entry that is written or deleted.
 
-    def wrote(self, id: str, text: bytes) -> None: ...
+    def wrote(self, entry: Entry, text: bytes) -> None: ...
 
     def acked(self, id: str) -> None: ...
 

@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
+from scrapy_apify_rq.entries.hosts import host_of
+from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import BackendError, ConfigError
 
 FILE_NAME: Final = "request_queues.sqlite"
@@ -53,7 +55,8 @@ CREATE TABLE requests (
     failed INTEGER NOT NULL,
     lock_by TEXT,
     lock_expires_at REAL,
-    json TEXT NOT NULL                 -- the entry as the API would send it
+    json TEXT NOT NULL,                -- the entry as the API would send it
+    host TEXT                          -- see entries.hosts; NULL = stored without it
 );
 CREATE UNIQUE INDEX requests_by_id ON requests (queue, id);
 CREATE INDEX requests_pending ON requests (queue, position, id) WHERE position IS NOT NULL;
@@ -68,6 +71,14 @@ CREATE TABLE IF NOT EXISTS occupants (
     since REAL NOT NULL
 )
 """
+# The first edition knew no hosts. It can still use the file: what it adds has none, and neither
+# have those of its entries that come after so many others.
+_NEW_COLUMN: Final = "ALTER TABLE requests ADD COLUMN host TEXT"
+_MOST_NOTED: Final = 10_000
+_HOST_INDEX: Final = (
+    "CREATE INDEX IF NOT EXISTS requests_by_host ON requests (queue, host, position, id)"
+    " WHERE position IS NOT NULL"
+)
 # Seconds for which SQLite may wait for another process's write. It blocks the loop meanwhile.
 _BLOCKING_WAIT: Final = 0.005
 # The same while the file is opened. Nothing else runs yet that could be held up.
@@ -134,7 +145,21 @@ def _prepare(db: sqlite3.Connection, file: Path) -> None:
             db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
         db.execute(_OCCUPANTS)
+        if "host" not in [name for _, name, *_ in db.execute("PRAGMA table_info(requests)")]:
+            db.execute(_NEW_COLUMN)
+            _note_hosts(db)
+        db.execute(_HOST_INDEX)
     db.execute(f"PRAGMA busy_timeout = {round(_BLOCKING_WAIT * 1000)}")
+
+
+def _note_hosts(db: sqlite3.Connection) -> None:
+    rows = db.execute(
+        "SELECT CAST(json AS BLOB), rowid FROM requests WHERE position IS NOT NULL"
+        " ORDER BY queue, position LIMIT ?",
+        (_MOST_NOTED,),
+    ).fetchall()
+    hosts = [(host_of(Entry.from_json("", json)), rowid) for json, rowid in rows]
+    db.executemany("UPDATE requests SET host = ? WHERE rowid = ?", hosts)
 
 
 def _is_empty(db: sqlite3.Connection, file: Path) -> bool:

@@ -43,11 +43,17 @@ class Leases:
         self._now = now
 
     def claim(
-        self, limit: int, known: Collection[str], size: int, secs: float, counters: Counters
+        self,
+        limit: int,
+        known: Collection[str],
+        size: int,
+        share: int | None,
+        secs: float,
+        counters: Counters,
     ) -> Taken:
         """Lease the first free entries, up to ``size`` bytes but at least one."""
         until = self._now() + secs
-        places, more = self._free(limit, known)
+        places, more = self._free(limit, known, share)
         texts, is_cut = self._table.read(places, size, even_if_large=True)
         self._take(places[: len(texts)], until, counters)
         return Taken(texts, more or is_cut, until)
@@ -60,8 +66,12 @@ class Leases:
         rows = [row for _, id in places if (row := self._table.row(id))]
         return Locked(rows, until, bool(rows) or self.any())
 
-    def _free(self, limit: int, known: Collection[str]) -> tuple[list[Place], bool]:
+    def _free(
+        self, limit: int, known: Collection[str], share: int | None = None
+    ) -> tuple[list[Place], bool]:
         is_free = f"AND (lock_expires_at IS NULL OR lock_expires_at <= {self._now()!r})"
+        if share is not None:
+            return self._table.head_by_host(limit, known, share, is_free)
         return self._table.head(limit, known, is_free)
 
     def _take(self, places: Sequence[Place], until: float, counters: Counters) -> None:

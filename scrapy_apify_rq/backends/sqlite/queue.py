@@ -194,15 +194,22 @@ class SqliteBackend:
         self._left.add(id)
         self._left_leased.append(id)
 
-    async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
+    async def claim(
+        self, limit: int, known: Collection[str], size: int, share: int | None = None
+    ) -> Claim:
         known = {*known, *self._left} if self._left else known
         if self.lock_secs is None:
-            return await self._claim_free(limit, known, size)
-        return await self._claim_leased(limit, known, size, self.lock_secs)
+            return await self._claim_free(limit, known, size, share)
+        return await self._claim_leased(limit, known, size, share, self.lock_secs)
 
-    async def _claim_free(self, limit: int, known: Collection[str], size: int) -> Claim:
+    async def _claim_free(
+        self, limit: int, known: Collection[str], size: int, share: int | None
+    ) -> Claim:
         table, database = self._table, self._database
-        places, more = await database.patiently(lambda: table.head(limit, known))
+        if share is None:
+            places, more = await database.patiently(lambda: table.head(limit, known))
+        else:
+            places, more = await database.patiently(lambda: table.head_by_host(limit, known, share))
         entries: list[Entry] = []
         for start in range(0, len(places), _CHUNK):
             chunk = places[start : start + _CHUNK]
@@ -217,14 +224,14 @@ class SqliteBackend:
         return Claim([Claimed(entry, None) for entry in entries], more, alone=True)
 
     async def _claim_leased(
-        self, limit: int, known: Collection[str], size: int, lock_secs: int
+        self, limit: int, known: Collection[str], size: int, share: int | None, lock_secs: int
     ) -> Claim:
         limit = min(limit, _MOST_LEASED)
 
         def work(counters: Counters) -> Taken:
             for id in self._left_leased:
                 self._leases.end(id, counters)
-            return self._leases.claim(limit, known, size, lock_secs, counters)
+            return self._leases.claim(limit, known, size, share, lock_secs, counters)
 
         taken = await self._write(work)
         self._left_leased.clear()
