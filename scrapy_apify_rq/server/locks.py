@@ -14,50 +14,40 @@ from scrapy_apify_rq.backends.sqlite.store import Store
 from scrapy_apify_rq.limits import MAX_BATCH
 from scrapy_apify_rq.server.answers import answer, date, head_item
 from scrapy_apify_rq.server.calls import Call
-from scrapy_apify_rq.server.faults import Misbehaviour, in_states
 from scrapy_apify_rq.server.parameters import ApiError, not_found
 
 
 class Locks:
-    def __init__(self, store: Store, misbehaviour: Misbehaviour) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._misbehaviour = misbehaviour
 
     async def head(self, call: Call) -> web.Response:
         # Choice: 100 by default, as in the emulators. The platform's default is unknown.
         limit = call.query.limit(100, 1000)
         # Choice: sources conflict about whether locked entries are listed. Here they are.
-        locked = not self._misbehaviour.faults.hide_locked
-        hidden = self._misbehaviour.hidden(call.key)
-        rows = call.queue.head(limit, locked=locked, without=hidden)
-        states = ("pending", "locked") if locked else ("pending",)
-        if hidden:
-            rows += in_states(hidden.values(), states, call.now)
-            rows.sort(key=lambda row: row.position or 0)
-            rows = rows[:limit]
-        self._store.count(call.key, head_items_read=len(rows))
+        items = [head_item(*text) async for text in call.queue.head(limit)]
+        self._store.count(call.key, head_items_read=len(items))
         return answer(
             {
                 "limit": limit,
                 "queueModifiedAt": date(call.record.modified_at),
                 "hadMultipleClients": call.several_clients,
-                "items": [head_item(row) for row in rows],
+                "items": items,
             }
         )
 
     async def lock_head(self, call: Call) -> web.Response:
         secs, limit = call.query.lock_secs(), call.query.limit(MAX_BATCH, MAX_BATCH)
-        # An entry whose last change is not visible yet cannot be locked.
-        hidden = self._misbehaviour.hidden(call.key)
-        locked = await call.queue.lock(limit, secs, without=hidden)
+        locked = await call.queue.lock(limit, secs)
         expires_at = date(locked.expires_at)
+        items = [head_item(*text) async for text in call.queue.texts(locked.ids)]
         data = {
             "limit": limit,
-            "queueModifiedAt": date(call.now if locked.rows else call.record.modified_at),
+            "queueModifiedAt": date(call.now if items else call.record.modified_at),
             "queueHasLockedRequests": locked.any_locked,
             "hadMultipleClients": call.several_clients,
             "lockSecs": math.ceil(secs),  # the description allows whole seconds only
-            "items": [{**head_item(row), "lockExpiresAt": expires_at} for row in locked.rows],
+            "items": [{**item, "lockExpiresAt": expires_at} for item in items],
         }
         if client_key := call.query.client_key():
             data["clientKey"] = client_key

@@ -5,20 +5,30 @@ As in ``application``, "Choice:" marks what Apify's reference leaves open.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import math
+import re
 import zlib
 from collections.abc import Collection
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Final
 
 from aiohttp import hdrs, web
-from pydantic import BeforeValidator, ConfigDict, Strict, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    field_validator,
+)
 from pydantic_core import from_json
 
 from scrapy_apify_rq.entries.mending import header_texts, well_formed_json
-from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.models import Entry, in_utc
 from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.limits import (
     CLIENT_KEY_LENGTH,
@@ -35,6 +45,16 @@ except ImportError:  # callers cannot use it then
     brotli = None
 
 _MAX_LOCK_SECS: Final = 365 * 24 * 3600
+# What reading a body costs grows with the values in it: 9 MB of "[]," would block the event loop
+# for seconds.
+_MAX_VALUES: Final = 1_000_000
+_JSON_TEXT: Final = re.compile(rb'"[^"]*"')
+_MAX_HEADERS: Final = 10_000
+# Seconds in which a body has to arrive.
+_BODY_PATIENCE: Final = 120
+# Members of a gzip body, and the bytes that are unpacked at a time.
+_MAX_MEMBERS: Final = 10_000
+_SLICE: Final = 64 * 1024
 _UNPACKING_ERRORS: Final[tuple[type[Exception], ...]] = (
     (zlib.error, EOFError, brotli.error) if brotli else (zlib.error, EOFError)
 )
@@ -58,6 +78,19 @@ def not_found(what: str) -> ApiError:
     return ApiError(404, "record-not-found", f"{what} was not found")
 
 
+def _texts(values: object) -> object:
+    """One problem for all of them: pydantic would list millions."""
+    if isinstance(values, list) and not all(isinstance(value, str) for value in values):
+        raise ValueError("must be texts")
+    return values
+
+
+def _headers(headers: object) -> object:
+    if isinstance(headers, dict) and len(headers) > _MAX_HEADERS:
+        raise ValueError(f"has more than {_MAX_HEADERS} headers")
+    return header_texts(headers)
+
+
 class _Incoming(Entry):
     """A request in a body. Unlike a stored entry, it must follow the schema exactly, but for the
     values of headers, about which the schema says nothing.
@@ -67,8 +100,9 @@ class _Incoming(Entry):
 
     model_config = ConfigDict(strict=True, populate_by_name=False)
 
-    headers: Annotated[dict[str, str] | None, BeforeValidator(header_texts)] = None
-    handled_at: Annotated[datetime | None, Strict(False)] = None
+    headers: Annotated[dict[str, str] | None, BeforeValidator(_headers)] = None
+    error_messages: Annotated[list[str], BeforeValidator(_texts)] = Field(default_factory=list)
+    handled_at: Annotated[datetime, Strict(False), AfterValidator(in_utc)] | None = None
 
     @field_validator("method")
     @classmethod
@@ -83,11 +117,6 @@ class _Incoming(Entry):
         if not isinstance(date, str):
             raise ValueError("must be a date in ISO 8601")
         return date
-
-    @field_validator("handled_at")
-    @classmethod
-    def _utc(cls, date: datetime) -> datetime:
-        return date.replace(tzinfo=date.tzinfo or UTC).astimezone(UTC)
 
 
 def read_entry(raw: object, where: str = "") -> Entry:
@@ -122,6 +151,10 @@ async def read_json(request: web.Request, kind: type) -> Any:
     body = await _body(request)
     name = "object" if kind is dict else "array"
     error = ApiError(400, "invalid-request", f"{request.method} data must be a JSON {name}")
+    if _count_values(body) > _MAX_VALUES:
+        raise ApiError(
+            413, "request-too-large", f"The POST payload has more than {_MAX_VALUES:,} JSON values."
+        )
     try:
         value = _parsed(body)
     except (ValueError, RecursionError):
@@ -129,6 +162,21 @@ async def read_json(request: web.Request, kind: type) -> Any:
     if not isinstance(value, kind):
         raise error
     return value
+
+
+def _count_values(body: bytes) -> int:
+    """Guess how many values this JSON has; few enough are never guessed to be too many."""
+
+    def count(json: bytes) -> int:
+        return sum(json.count(sign) for sign in (b",", b"[", b"{"))
+
+    values = count(body)
+    if values <= _MAX_VALUES:
+        return values
+    # Texts may be full of commas. Without escapes, each quote begins or ends one.
+    bare = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    texts = bare.count(b'"') // 2
+    return texts if texts > _MAX_VALUES else count(_JSON_TEXT.sub(b"", bare))
 
 
 def _parsed(body: bytes) -> Any:
@@ -149,9 +197,14 @@ async def read_batch(request: web.Request) -> list[Any]:
 
 async def _body(request: web.Request) -> bytes:
     try:
-        body = await request.read()
+        async with asyncio.timeout(_BODY_PATIENCE):
+            body = await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(request.content_length or MAX_BODY + 1) from None
+    except TimeoutError:
+        raise ApiError(408, "request-timeout", "The body did not arrive in time") from None
+    except (ConnectionError, web.RequestPayloadError):
+        raise ApiError(400, "invalid-request", "The body is not complete") from None
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
     try:
         body = _decoded(body, encoding)
@@ -178,9 +231,8 @@ def _decoded(body: bytes, encoding: str) -> bytes:
     if encoding == "identity":
         return body
     if encoding in ("gzip", "deflate"):
-        unzip = zlib.decompressobj(wbits=47)  # gzip or deflate, as the first bytes say
-        decoded, complete = unzip.decompress(body, MAX_BODY + 1), unzip.eof
-    elif encoding == "br" and brotli:
+        return _unzipped(body)
+    if encoding == "br" and brotli:
         unbrotli = brotli.Decompressor()
         decoded = unbrotli.process(body, output_buffer_limit=MAX_BODY + 1)
         complete = unbrotli.is_finished()
@@ -191,6 +243,25 @@ def _decoded(body: bytes, encoding: str) -> bytes:
     if not complete and len(decoded) <= MAX_BODY:
         raise EOFError
     return bytes(decoded)
+
+
+def _unzipped(body: bytes) -> bytes:
+    """Unpack gzip, of which several may follow each other, or deflate."""
+    decoded = bytearray()
+    at = 0
+    for _ in range(_MAX_MEMBERS):
+        unzip = zlib.decompressobj(wbits=47)  # gzip or deflate, as the first bytes say
+        while not unzip.eof:
+            if at >= len(body):
+                raise EOFError
+            packed = unzip.unconsumed_tail or body[at : at + _SLICE]
+            decoded += unzip.decompress(packed, MAX_BODY + 1 - len(decoded))
+            if len(decoded) > MAX_BODY:
+                return bytes(decoded)
+            at += len(packed) - len(unzip.unconsumed_tail) - len(unzip.unused_data)
+        if at == len(body):
+            return bytes(decoded)
+    raise EOFError
 
 
 class Query:
@@ -293,7 +364,7 @@ def write_cursor(id: str) -> str:
 
 def _read_cursor(cursor: str) -> str:
     try:
-        id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))["requestId"]
+        id = from_json(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))["requestId"]
     except (ValueError, TypeError, KeyError):
         id = None
     if not isinstance(id, str):

@@ -10,7 +10,6 @@ from scrapy_apify_rq.backends.sqlite.catalog import QueueRecord
 from scrapy_apify_rq.backends.sqlite.store import Store
 from scrapy_apify_rq.server.answers import answer, date
 from scrapy_apify_rq.server.calls import Call
-from scrapy_apify_rq.server.faults import Counts, Misbehaviour
 from scrapy_apify_rq.server.parameters import ApiError, Query, check_name, invalid, read_json
 
 _ACCESSES: Final = (
@@ -24,9 +23,8 @@ _USERNAME: Final = "local"
 
 
 class Queues:
-    def __init__(self, store: Store, misbehaviour: Misbehaviour) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._misbehaviour = misbehaviour
 
     async def page(self, request: web.Request) -> web.Response:
         query = Query(request)
@@ -94,7 +92,6 @@ class Queues:
         return {**self._record(record), "consoleUrl": url}
 
     def _record(self, record: QueueRecord) -> dict[str, Any]:
-        counts = self._misbehaviour.counts(record.key, Counts(record.total, record.handled))
         data = {
             "id": record.id,
             "name": record.name,
@@ -103,9 +100,9 @@ class Queues:
             "createdAt": date(record.created_at),
             "modifiedAt": date(record.modified_at),
             "accessedAt": date(record.accessed_at),
-            "totalRequestCount": counts.total,
-            "handledRequestCount": counts.handled,
-            "pendingRequestCount": counts.total - counts.handled,
+            "totalRequestCount": record.total,
+            "handledRequestCount": record.handled,
+            "pendingRequestCount": record.total - record.handled,
             "hadMultipleClients": bool(record.had_multiple_clients),
             "generalAccess": record.general_access,
             # Choice: no storageBytes, since each change would have to read the old entry first.
