@@ -13,7 +13,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from scrapy_apify_rq.server.parameters import ApiError
+from scrapy_apify_rq.server.errors import ApiError
 from scrapy_apify_rq.setting_readers import is_loopback
 
 _HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:@/?#\[\]]+))(?::\d{1,5})?", re.IGNORECASE)

@@ -16,7 +16,7 @@ from pydantic.alias_generators import to_camel
 from scrapy_apify_rq.backends.base import Added
 from scrapy_apify_rq.backends.sqlite.table import Row
 from scrapy_apify_rq.entries.models import Entry, wire_date
-from scrapy_apify_rq.server.parameters import ApiError
+from scrapy_apify_rq.server.errors import ApiError
 
 _CUT: Final = "...[truncated]"
 _CUT_LENGTH: Final = 128

@@ -22,8 +22,8 @@ from scrapy_apify_rq.limits import BATCH_RATE, CRUD_RATE, MAX_BODY
 from scrapy_apify_rq.server.access import Access
 from scrapy_apify_rq.server.answers import error_answer
 from scrapy_apify_rq.server.calls import Calls, Operation
+from scrapy_apify_rq.server.errors import ApiError
 from scrapy_apify_rq.server.locks import Locks
-from scrapy_apify_rq.server.parameters import ApiError
 from scrapy_apify_rq.server.queues import Queues
 from scrapy_apify_rq.server.requests import Requests
 

@@ -21,7 +21,8 @@ from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.limits import OTHER_RATE
 from scrapy_apify_rq.server.access import Access
 from scrapy_apify_rq.server.answers import error_answer
-from scrapy_apify_rq.server.parameters import ApiError, Query, not_found
+from scrapy_apify_rq.server.errors import ApiError, not_found
+from scrapy_apify_rq.server.parameters import ClientParameters
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +35,10 @@ class Call:
     """One call to one queue."""
 
     request: web.Request
-    query: Query
     record: QueueRecord
     queue: StoredQueue
     several_clients: bool
+    client_key: str | None
     now: float = field(default_factory=time.time)
 
     @property
@@ -116,8 +117,7 @@ class Calls:
 
     async def _perform(self, operation: Operation, request: web.Request) -> web.StreamResponse:
         self._access.check(request)
-        query = Query(request)
-        client_key = query.client_key() if operation.client else None
+        client_key = ClientParameters.read(request).client_key if operation.client else None
         record = self._find(request)
         if record is None:
             return await operation.answer(request)
@@ -128,7 +128,7 @@ class Calls:
             several = await self._store.note_client(record, client_key)
         # Choice: callers without a key hold locks together.
         queue = self._store.queue(record.key, client_key or "")
-        return await operation.answer(Call(request, query, record, queue, several))
+        return await operation.answer(Call(request, record, queue, several, client_key))
 
     def _find(self, request: web.Request) -> QueueRecord | None:
         """The queue of the path. None if the path has none."""

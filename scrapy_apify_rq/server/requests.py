@@ -6,21 +6,28 @@ As in ``application``, "Choice:" marks what Apify's reference leaves open.
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from aiohttp import web
+from pydantic import BeforeValidator, Field
 
 from scrapy_apify_rq.backends.sqlite.store import Store
 from scrapy_apify_rq.server.answers import answer, full, raw_answer, registration
-from scrapy_apify_rq.server.calls import Call
-from scrapy_apify_rq.server.parameters import (
-    ApiError,
+from scrapy_apify_rq.server.bodies import (
     named_id,
-    not_found,
     read_batch,
     read_entry,
     read_json,
     read_new_entry,
+)
+from scrapy_apify_rq.server.calls import Call
+from scrapy_apify_rq.server.errors import ApiError, not_found
+from scrapy_apify_rq.server.parameters import (
+    Count,
+    Cursor,
+    Forefront,
+    Parameters,
+    up_to,
     write_cursor,
 )
 
@@ -29,19 +36,35 @@ from scrapy_apify_rq.server.parameters import (
 _PAGE_BYTES: Final = 8 * 1024 * 1024
 
 
+class PageParameters(Parameters):
+    # Choice: the default is the maximum. The platform's default is unknown.
+    limit: Annotated[Count, up_to(10_000)] = 10_000
+    states: Annotated[
+        frozenset[Literal["locked", "pending"]],
+        BeforeValidator(lambda text: frozenset(filter(None, text.split(",")))),
+    ] = Field(default=frozenset(), alias="filter")
+    cursor: Cursor | None = None
+    exclusive_start_id: str | None = None
+
+
 class Requests:
     def __init__(self, store: Store) -> None:
         self._store = store
 
     async def page(self, call: Call) -> web.Response:
-        query, states = call.query, call.query.states()
-        # Choice: the default is the maximum. The platform's default is unknown.
-        limit, after = query.limit(10_000, 10_000), query.start()
-        page, more = call.queue.page(limit, after=after, states=states, size=_PAGE_BYTES)
+        asked = PageParameters.read(call.request)
+        if asked.states and asked.exclusive_start_id is not None:
+            raise ApiError(
+                400, "invalid-parameter", '"exclusiveStartId" cannot be used with "filter"'
+            )
+        after = asked.cursor or asked.exclusive_start_id or ""
+        page, more = call.queue.page(
+            asked.limit, after=after, states=asked.states, size=_PAGE_BYTES
+        )
         self._store.count(call.key, reads=len(page))
-        rest: dict[str, Any] = {"limit": limit}
+        rest: dict[str, Any] = {"limit": asked.limit}
         for name in ("cursor", "exclusiveStartId"):
-            if value := query.text(name):
+            if value := call.request.query.get(name):
                 rest[name] = value
         if more:
             rest["nextCursor"] = write_cursor(page[-1].id)
@@ -50,13 +73,13 @@ class Requests:
 
     async def add(self, call: Call) -> web.Response:
         """Choice: with forefront the last one ends up first. An existing entry keeps its place."""
-        forefront = call.query.flag("forefront")
+        forefront = Forefront.read(call.request).forefront
         entry = read_new_entry(await read_json(call.request, dict))
         (added,) = await call.queue.add([entry], forefront=forefront)
         return answer(registration(added), 201)
 
     async def add_batch(self, call: Call) -> web.Response:
-        forefront = call.query.flag("forefront")
+        forefront = Forefront.read(call.request).forefront
         raw = await read_batch(call.request)
         entries = [read_new_entry(item, f"requests.{n}") for n, item in enumerate(raw)]
         if len({entry.id for entry in entries}) < len(entries):
@@ -97,7 +120,7 @@ class Requests:
 
     async def update(self, call: Call) -> web.Response:
         """Choice: any client may update, whoever holds the lock. The lock ends."""
-        forefront = call.query.flag("forefront")
+        forefront = Forefront.read(call.request).forefront
         entry = read_entry(await read_json(call.request, dict))
         if entry.id != call.id:
             raise ApiError(400, "request-id-invalid", "Request ID does not correspond to uniqueKey")

@@ -17,7 +17,7 @@ from aiohttp import web
 from scrapy_apify_rq.backends.sqlite.store import Store
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
-from scrapy_apify_rq.server import parameters
+from scrapy_apify_rq.server import bodies
 from scrapy_apify_rq.server.application import application
 from scrapy_apify_rq.server.connections import Connections
 from tests.support.queues import NAME, Queue
@@ -91,7 +91,7 @@ async def test_calls_may_take_longer(tmp_path: Path) -> None:
 
 
 async def test_body_has_to_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parameters, "_BODY_PATIENCE", 0.1)
+    monkeypatch.setattr(bodies, "_BODY_PATIENCE", 0.1)
     async with running(tmp_path) as url, asyncio.timeout(20):
         reader, writer = await connect(url)
         writer.write(HEAD + JSON % 100)
