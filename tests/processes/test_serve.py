@@ -55,10 +55,18 @@ async def test_serves_several_clients_until_a_signal(
                 assert (await http.request(verb, base + path)).status_code == 404
         async with httpx.AsyncClient() as http:
             assert (await http.get(url)).status_code == 401
+        # Words that are not HTTP cost a line.
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        writer.write(b"nonsense\r\n\r\n")
+        assert b" 400 " in await reader.readline()
+        writer.close()
         process.send(number)
         ended = await process.end()
     assert (ended.status, ended.output.count("\n")) == (0, 1)
-    assert re.fullmatch(r".*INFO: New client of the queue .* without a key\n", ended.log)
+    lines = (
+        r".*INFO: New client of the queue .* without a key\n.*INFO: Error handling .*nonsense.*\n"
+    )
+    assert re.fullmatch(lines, ended.log)
 
 
 async def test_serves_our_client_over_tls_with_the_token_of_a_file(tmp_path: Path) -> None:
