@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
+from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME, SqliteBackend
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
-from tests.support.queues import NAME, serving
+from tests.support.queues import NAME, ServedQueue, serving
 from tests.support.raw_calls import DATE, NOT_FOUND, Caller, called, handled, one, request
 from tests.support.waiting import wait_until
 
@@ -108,6 +111,17 @@ def test_statistics_count_what_is_billed(remote: Caller) -> None:
     assert_stats(4, 8, 0, 2)
     remote("DELETE", one("c"))
     assert_stats(4, 8, 1, 2)
+
+
+def test_reading_waits_for_nobody(served: ServedQueue, remote: Caller) -> None:
+    remote.add("a")
+    remote.head()
+    with closing(sqlite3.connect(served.folder / FILE_NAME, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor() as threads:
+            answers = list(threads.map(lambda _: remote("GET"), range(3)))
+        other.execute("ROLLBACK")
+    assert [answer.data["stats"]["headItemReadCount"] for answer in answers] == [1] * 3
 
 
 async def test_changes_are_dated(remote: Caller) -> None:

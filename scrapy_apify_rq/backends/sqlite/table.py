@@ -283,23 +283,23 @@ class Table:
     # Reads for the server
 
     def row(self, id: str) -> Row | None:
-        return next(iter(self._rows("AND id = :id", id=id)), None)
+        return next(self._rows("AND id = :id", id=id), None)
 
-    def first_rows(self, limit: int, *, locked: bool) -> list[Row]:
-        """Return the first pending entries in the queue's order, locked ones only if ``locked``."""
-        free = "" if locked else f"AND {_FREE}"
-        return self._rows(
-            f"AND position IS NOT NULL {free} ORDER BY position LIMIT :limit", limit=limit
-        )
+    def page_by_id(
+        self, limit: int, *, after: str, states: frozenset[str], size: int
+    ) -> tuple[list[Row], bool]:
+        """Read entries in these states, or all entries, in the order of their ids, and whether
+        there are more. After about ``size`` bytes it stops, but not before the first entry.
+        """
+        more = f"AND id > :after AND {_FILTERS[states]} ORDER BY id LIMIT :limit"
+        rows: list[Row] = []
+        for row in self._rows(more, after=after, limit=limit + 1):
+            size -= len(row.json)
+            if len(rows) == limit or (rows and size < 0):
+                return rows, True
+            rows.append(row)
+        return rows, False
 
-    def rows_by_id(self, limit: int, *, after: str, states: frozenset[str]) -> list[Row]:
-        """Return entries in these states, or all entries, in the order of their ids."""
-        return self._rows(
-            f"AND id > :after AND {_FILTERS[states]} ORDER BY id LIMIT :limit",
-            after=after,
-            limit=limit,
-        )
-
-    def _rows(self, more: str, **values: Any) -> list[Row]:
+    def _rows(self, more: str, **values: Any) -> Iterator[Row]:
         values |= {"queue": self.key, "now": self._now()}
-        return [Row(*row) for row in self._database.connection.execute(f"{_ROW} {more}", values)]
+        return map(Row._make, self._database.connection.execute(f"{_ROW} {more}", values))
