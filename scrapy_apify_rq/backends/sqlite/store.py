@@ -35,11 +35,18 @@ class Store:
     async def open(self) -> None:
         self._database.open()
 
+    def _refresh(self) -> None:
+        """Begin a new file if somebody has deleted ours: its queues do not exist any more."""
+        if not self._database.is_there():
+            self._uses.clear()
+            self._database.open()
+
     async def close(self) -> None:
         await self._store_uses()
         self._database.close()
 
     def find(self, *, id: str | None = None, name: str | None = None) -> QueueRecord | None:
+        self._refresh()
         return self._catalog.find(id=id, name=name)
 
     async def get(self, key: int) -> QueueRecord:
@@ -63,6 +70,7 @@ class Store:
             found = self._catalog.find(name=name)
             return (found.key, False) if found else (self._catalog.create(name), True)
 
+        self._refresh()
         key, created = await self._database.transaction(work)
         return await self.get(key), created
 
@@ -87,6 +95,7 @@ class Store:
         self._accessed_at[key] = self._now()
 
     async def _store_uses(self) -> None:
+        self._refresh()
         uses, self._uses = self._uses, defaultdict(Counter)
 
         def work() -> None:
