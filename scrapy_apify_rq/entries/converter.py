@@ -28,6 +28,7 @@ from collections.abc import Collection, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic import JsonValue
 from scrapy import Request, Spider
 
 from scrapy_apify_rq.entries.callbacks import SpiderMethods
@@ -105,6 +106,16 @@ class RequestConverter:
         # The embedded file is the user's own; a queue of the API may be written by others.
         schemes = config.schemes if config.backend == "apify" else None
         return cls(spider, config.callbacks, config.trusted_modules, schemes)
+
+    # Values that a crawl keeps beside its requests
+
+    def write_value(self, value: object, where: str) -> JsonValue:
+        """Raises CodecError, which says ``where``, for what would not come back the same."""
+        return encode(value, where)
+
+    def read_value(self, data: JsonValue) -> Any:
+        """Raises CodecError for what ``write_value`` would not have written."""
+        return decode(data, self._trusted)
 
     # Writing
 

@@ -211,6 +211,7 @@ class Database:
 
     def __init__(self, folder: Path, patience: float) -> None:
         self.file = folder / FILE_NAME
+        self._path = str(self.file)
         self.patience = patience
         self._connection: sqlite3.Connection | None = None
         self._opened: os.stat_result | None = None
@@ -242,15 +243,17 @@ class Database:
         if self._opened is None:
             return True
         try:
-            return os.path.samestat(self._opened, self.file.stat())
+            # Path.stat() takes several times as long, and this is done in each call.
+            now = os.stat(self._path)  # noqa: PTH116
+            return os.path.samestat(self._opened, now)
         except (FileNotFoundError, NotADirectoryError):
             return False
 
     def _check(self) -> None:
         if not self.is_there():
             raise BackendError(
-                f"The embedded queue {self.file} was deleted or replaced while it was in use. What"
-                " was in it is lost: run the spider again to start from the beginning.",
+                f"The embedded queue {self.file} was deleted, moved or replaced while it was in"
+                " use. Put it back, or run the spider again to start from the beginning.",
                 "apify_rq_gone",
             )
 
