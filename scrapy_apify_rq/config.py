@@ -85,6 +85,7 @@ class Config:
         Setting("APIFY_RQ_UNIQUE_KEY", "fingerprint", read.key_kind),
     ]
     repeat_start: Annotated[bool, Setting("APIFY_RQ_REPEAT_START", False, read.boolean)]
+    cookies: Annotated[bool, Setting("APIFY_RQ_COOKIES", True, read.boolean)]
     callbacks: Annotated[Mapping[str, str], Setting("APIFY_RQ_CALLBACKS", {}, read.callbacks)]
     trusted_modules: Annotated[
         tuple[str, ...], Setting("APIFY_RQ_TRUSTED_MODULES", [], read.modules)

@@ -6,6 +6,8 @@ makes the engine ask the scheduler again. Hence ``engine._slot`` with its ``inpr
 scraper.py, the same from 2.16 to 2.19). Nor can a spider be closed without waiting for its
 downloads, hence ``closing`` of both slots. ``verify`` refuses a Scrapy that lacks one of them.
 
+The jars of ``CookiesMiddleware`` have a public name, which nothing documents.
+
 Nothing keeps the arguments of ``Crawler.crawl()``, hence a look at its local variables. A crawl
 that needs them and does not find them is refused, too. The module names of Scrapy's commands are
 undocumented rather than private, as is that a command finds its exit status in itself. The
@@ -19,17 +21,20 @@ Scrapy's scheduler wrote, and the command shows its queues an idle ``engine.down
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Set as AbstractSet
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from scrapy import Request, __version__
 from scrapy.commands import ScrapyCommand
+from scrapy.downloadermiddlewares.cookies import CookiesMiddleware
 from twisted.internet.defer import Deferred
 
 if TYPE_CHECKING:
     from scrapy.core.engine import ExecutionEngine
     from scrapy.crawler import Crawler
+    from scrapy.http.cookies import CookieJar
 
 _NOTHING: AbstractSet[Request] = frozenset()
 
@@ -180,6 +185,20 @@ def arguments(crawler: Crawler) -> tuple[tuple[Any, ...], dict[str, Any]] | None
                 return args, kwargs
         frame = frame.f_back
     return None
+
+
+def cookie_jars(crawler: Crawler) -> defaultdict[Any, CookieJar] | None:
+    """The jars that Scrapy fills, by ``meta["cookiejar"]``; None if it keeps no cookies.
+
+    Raises LookupError if it keeps them in another way.
+    """
+    middleware = crawler.get_downloader_middleware(CookiesMiddleware)
+    if middleware is None:
+        return None
+    jars = getattr(middleware, "jars", None)
+    if not isinstance(jars, defaultdict):
+        raise LookupError(f"{type(middleware).__name__} has no jars like those of Scrapy's own")
+    return jars
 
 
 def is_crawl(crawler: Crawler) -> bool:

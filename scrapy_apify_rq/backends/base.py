@@ -6,7 +6,7 @@ flight, what is unsent) belongs to the frontier.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple, Protocol
 
@@ -115,6 +115,8 @@ class Backend(Protocol):
     """Seconds between two answers "nothing pending" before they are believed."""
     counts_reads: bool
     """The platform bills each entry that ``list`` and ``count`` look at."""
+    keeps_records: bool
+    """``save_records`` stores something."""
     lock_secs: int | None
     """Seconds that a lease lasts. None in single access."""
 
@@ -140,6 +142,11 @@ class Backend(Protocol):
         """Keep other crawls out until ``close``, or those that want the queue alone.
 
         Raises ConfigError if one is there already, where the backend can tell.
+        """
+
+    async def check(self) -> None:
+        """Raise BackendError if the queue was deleted or, while we occupy it, emptied by somebody
+        else, where that can be found out without a call over the network.
         """
 
     async def close(self) -> None:
@@ -193,6 +200,17 @@ class Backend(Protocol):
     async def unlock(self, ids: Collection[str] | None = None) -> None:
         """End our leases on these entries, or all leases of our client key."""
 
+    # What a crawl keeps beside its entries.
+
+    async def load_records(self, prefix: str) -> dict[str, bytes]:
+        """Return what ``save_records`` has stored under names that begin so."""
+
+    async def save_records(self, texts: Mapping[str, bytes | None]) -> None:
+        """Store each text under its name, all of them or none; None deletes what was there.
+
+        Nothing is stored by a backend that does not keep records.
+        """
+
     # For the tools.
 
     async def find(self) -> bool:
@@ -202,7 +220,7 @@ class Backend(Protocol):
         """Return up to 1000 queues that have names, the newest first. Call ``find`` before."""
 
     async def purge(self) -> None:
-        """Delete all entries of the queue, including handled ones."""
+        """Delete all entries of the queue, including handled ones, and all records."""
 
     async def get(self, id: str) -> Entry | None: ...
 

@@ -112,6 +112,16 @@ class RequestConverter:
         trusted = {*config.trusted_modules, *own}
         return cls(spider, config.callbacks, trusted, config.plugin_packages, schemes)
 
+    # Values that a crawl keeps beside its requests
+
+    def write_value(self, value: object, where: str) -> JsonValue:
+        """Raises CodecError, which says ``where``, for what would not come back the same."""
+        return encode(value, where, self._names)
+
+    def read_value(self, data: JsonValue) -> Any:
+        """Raises CodecError for what ``write_value`` would not have written."""
+        return decode(data, self._names)
+
     # Writing
 
     def encode(

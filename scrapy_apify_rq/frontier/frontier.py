@@ -8,7 +8,8 @@ docstring.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
 
 from scrapy_apify_rq.backends.base import Added, Backend, Updated
 from scrapy_apify_rq.errors import BackendError
@@ -104,6 +105,10 @@ class Frontier:
                 await self._tasks.guard(self._supply.release())
         finally:
             await self._tasks.end()
+
+    async def guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what the crawl itself asks of the backend. An error is a failure as any other."""
+        await self._tasks.guard(work)
 
     async def _flush(self) -> None:
         patience = self._backend.patience + _FLUSH_PATIENCE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -156,3 +157,15 @@ async def test_queues_outlive_the_server_and_are_those_of_crawls(tmp_path: Path)
     with serving(tmp_path) as served, called(served, f"/~{NAME}") as remote:
         assert remote.head() == ["c", "a", "b"]
         assert remote("GET").data["stats"].items() >= {("writeCount", 3), ("readCount", 1)}
+
+
+def test_a_file_that_is_deleted_takes_its_queues_along(
+    served: ServedQueue, api: Caller, remote: Caller
+) -> None:
+    """The server goes on with a new one, and does not answer from what only it can still see."""
+    remote.add("a")
+    shutil.rmtree(served.folder)
+    assert remote("GET").error == NOT_FOUND
+    assert api("GET", unnamed="true").data["total"] == 0
+    shutil.rmtree(served.folder)
+    assert (api("POST", name="new").status, api("GET").data["total"]) == (201, 1)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
+import os
+import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ import pytest
 
 from scrapy_apify_rq.backends.sqlite import database
 from scrapy_apify_rq.backends.sqlite.database import FILE_NAME, connect
+from scrapy_apify_rq.backends.sqlite.store import Store
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import BackendError, ConfigError
 from tests.support.backends import HANDLED_AT, PLENTY, Sqlite, entry, handled, ids, numbered, opened
@@ -93,8 +98,8 @@ def test_a_place_where_no_file_can_be_made(tmp_path: Path) -> None:
         (b"\0" * 4096, "not a database"),
         ("CREATE TABLE theirs (x)", "another program"),
         (
-            "PRAGMA user_version = 2",
-            "newer version of scrapy-apify-rq (format 2, this one reads 1). Upgrade",
+            "PRAGMA user_version = 3",
+            "newer version of scrapy-apify-rq (format 3, this one reads 2). Upgrade",
         ),
     ],
 )
@@ -129,6 +134,148 @@ async def test_a_file_that_is_damaged_later(tmp_path: Path) -> None:
             await backend.take(1000)
         with pytest.raises(BackendError, match=FILE_NAME):
             await backend.listed()
+
+
+# The schema of the first edition, from its version 1.
+VERSION_1 = """
+CREATE TABLE queues (key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, name TEXT UNIQUE, title TEXT,
+    general_access TEXT, created_at REAL NOT NULL, modified_at REAL NOT NULL,
+    accessed_at REAL NOT NULL, total INTEGER NOT NULL DEFAULT 0, handled INTEGER NOT NULL DEFAULT 0,
+    first INTEGER NOT NULL DEFAULT 0, last INTEGER NOT NULL DEFAULT 0,
+    reads INTEGER NOT NULL DEFAULT 0, head_items_read INTEGER NOT NULL DEFAULT 0,
+    writes INTEGER NOT NULL DEFAULT 0, deletes INTEGER NOT NULL DEFAULT 0,
+    client_key TEXT, had_multiple_clients INTEGER NOT NULL DEFAULT FALSE);
+CREATE TABLE requests (queue INTEGER NOT NULL REFERENCES queues (key), id TEXT NOT NULL,
+    position INTEGER, failed INTEGER NOT NULL, lock_by TEXT, lock_expires_at REAL,
+    json TEXT NOT NULL);
+CREATE UNIQUE INDEX requests_by_id ON requests (queue, id);
+CREATE INDEX requests_pending ON requests (queue, position, id) WHERE position IS NOT NULL;
+CREATE INDEX requests_failed ON requests (queue) WHERE failed;
+PRAGMA application_id = 0x53525131;
+PRAGMA user_version = 1;
+"""
+OCCUPANTS = """
+CREATE TABLE occupants (queue INTEGER PRIMARY KEY REFERENCES queues (key), pid INTEGER NOT NULL,
+    host TEXT NOT NULL, since REAL NOT NULL);
+"""
+
+
+@pytest.mark.parametrize("more", ["", OCCUPANTS])
+async def test_a_file_of_the_first_edition(tmp_path: Path, more: str) -> None:
+    file = tmp_path / FILE_NAME
+    with closing(sqlite3.connect(file, isolation_level=None)) as old:
+        old.executescript(f"PRAGMA journal_mode = WAL; {VERSION_1}{more}")
+        for key, name in ((3, NAME), (7, "other")):
+            old.execute(
+                "INSERT INTO queues (key, id, name, created_at, modified_at, accessed_at, total,"
+                " last, writes) VALUES (?, ?, ?, 5, 6, 7, 1, 1, 9)",
+                (key, f"{name:x<17}", name),
+            )
+            values = (key, *ids("a"), entry("a").to_json())
+            old.execute("INSERT INTO requests VALUES (?, ?, 1, FALSE, NULL, NULL, ?)", values)
+        file.chmod(0o644)
+        async with opened_in(tmp_path) as backend:  # while the old version has the file open, too
+            assert (await backend.info())[:5] == (f"{NAME:x<17}", NAME, 1, 0, 1)
+            await backend.occupy(alone=True)
+            await backend.fill("b")
+            await backend.save_records({"x": b"y"})
+            assert await backend.keys() == ["a", "b"]
+        assert old.execute("SELECT host FROM requests WHERE queue = 7").fetchall() == [
+            ("example.com",)
+        ]
+        assert old.execute("SELECT total, writes FROM queues ORDER BY key").fetchall() == [
+            (2, 10),
+            (1, 9),
+        ]
+    assert file.stat().st_mode & 0o777 == 0o600
+    # No key of an older queue is used again.
+    store = Store(tmp_path, 0, time.time)
+    await store.open()
+    first, _ = await store.get_or_create("newest")
+    await store.drop(first.key)
+    second, _ = await store.get_or_create("newest")
+    assert (first.key, second.key) == (8, 9)
+    await store.close()
+
+
+def test_nobody_else_may_read_the_file(tmp_path: Path) -> None:
+    """From its first byte on, whatever the umask; later it is the owner's decision."""
+    umask = os.umask(0)
+    try:
+        with closing(connect(tmp_path)) as db:
+            db.execute("INSERT INTO occupants VALUES (1, 1, '', 1)")
+            modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    finally:
+        os.umask(umask)
+    assert modes == {f"{FILE_NAME}{end}": 0o600 for end in ("", "-wal", "-shm")}
+    (tmp_path / FILE_NAME).chmod(0o660)
+    connect(tmp_path).close()
+    assert (tmp_path / FILE_NAME).stat().st_mode & 0o777 == 0o660
+
+
+# What others do to a queue in use
+
+
+GONE: dict[str, Callable[[Path], Any]] = {
+    "the file is deleted": lambda folder: shutil.rmtree(folder),
+    "the file is replaced": lambda folder: (shutil.rmtree(folder), connect(folder).close()),
+    "the queue is deleted": lambda folder: drop_and_create(folder),
+    "the queue is emptied": lambda folder: purge(folder),
+}
+
+
+async def drop_and_create(folder: Path) -> None:
+    """The new queue must not be taken for the old one."""
+    store = Store(folder, 0, time.time)
+    await store.open()
+    record = store.find(name=NAME)
+    assert record is not None
+    await store.drop(record.key)
+    again, is_new = await store.get_or_create(NAME)
+    assert is_new
+    assert again.key > record.key
+    await store.close()
+
+
+async def purge(folder: Path) -> None:
+    async with opened_in(folder) as other:
+        await other.purge()
+
+
+@pytest.mark.parametrize("lock_secs", [None, 60])
+@pytest.mark.parametrize("happens", GONE.values(), ids=GONE)
+async def test_a_queue_that_is_gone(
+    tmp_path: Path, lock_secs: int | None, happens: Callable[[Path], Any]
+) -> None:
+    folder = tmp_path / "storage"
+    async with opened_in(folder, lock_secs=lock_secs) as backend:
+        await backend.occupy(alone=lock_secs is None)
+        await backend.fill("a")
+        await backend.purge()  # our own is none of these
+        await backend.fill("b", "c")
+        await backend.check()
+        if inspect.isawaitable(done := happens(folder)):
+            await done
+        for call in (
+            backend.check(),
+            backend.info(),
+            backend.take(),
+            backend.fill("d"),
+            backend.ack("b"),
+            backend.save_records({"x": b"y"}),
+        ):
+            with pytest.raises(BackendError, match=str(folder)) as error:
+                await call
+            assert error.value.reason == "apify_rq_gone"
+    if (folder / FILE_NAME).exists():
+        async with opened_in(folder) as new:
+            assert await new.look() == ("", 0, 0, 0)
+
+
+async def test_who_only_looks_may_see_a_queue_emptied(backend: Sqlite, tmp_path: Path) -> None:
+    await backend.fill("a")
+    await purge(tmp_path)
+    assert await backend.look() == ("", 0, 0, 0)
 
 
 # Which queue
@@ -238,6 +385,8 @@ async def test_no_statement_scans_or_sorts_the_entries(backend: Sqlite, tmp_path
             await shared.listed(state)
         await shared.unlock()
         await shared.delete(ids("a", "b"))
+        await shared.save_records({"x": b"", "y": None})
+        await shared.load_records("x")
         await shared.purge()
     plans = {
         text: [row[3] for row in sql(tmp_path, f"EXPLAIN QUERY PLAN {text}")]
@@ -261,15 +410,11 @@ async def test_no_statement_scans_or_sorts_the_entries(backend: Sqlite, tmp_path
 # Hosts
 
 
-async def test_a_file_of_the_first_edition(tmp_path: Path) -> None:
+async def test_entries_without_a_host_have_a_turn(tmp_path: Path) -> None:
     grouped = [entry(f"{name}{n}", url=f"https://{name}.com/") for name in "ab" for n in range(9)]
     async with opened_in(tmp_path) as backend:
         await backend.fill(*grouped)
-    sql(tmp_path, "DROP INDEX requests_by_host")
-    sql(tmp_path, "ALTER TABLE requests DROP COLUMN host")
-    async with opened_in(tmp_path) as backend:
         assert await backend.keys(4, share=9) == ["a0", "a1", "b0", "b1"]
-        # The first edition adds another one meanwhile.
         sql(tmp_path, "UPDATE requests SET host = NULL WHERE id = ?", *ids("b8"))
         assert await backend.keys(3, share=9) == ["a0", "b0", "b8"]
         assert len(await backend.keys(99, share=99)) == 18

@@ -8,7 +8,7 @@ and deletes entries, and ``updates`` replaces them.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -53,6 +53,7 @@ class ApifyBackend:
     consistency_delay = 3.0
     linger = 0.1
     counts_reads = True
+    keeps_records = False
 
     def __init__(
         self,
@@ -115,6 +116,9 @@ class ApifyBackend:
     async def occupy(self, *, alone: bool) -> None:
         pass  # the API has no such lock; the frontier notes other clients
 
+    async def check(self) -> None:
+        pass  # every call finds out
+
     async def close(self) -> None:
         await self._client.close()
 
@@ -154,6 +158,14 @@ class ApifyBackend:
 
     async def unlock(self, ids: Collection[str] | None = None) -> None:
         await self._access.unlock(ids)
+
+    # These belong in a key-value store, which is not written yet.
+
+    async def load_records(self, prefix: str) -> dict[str, bytes]:
+        return {}
+
+    async def save_records(self, texts: Mapping[str, bytes | None]) -> None:
+        pass
 
     # For the tools.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -100,6 +100,7 @@ class SqliteBackend:
     lag = 0.0
     consistency_delay = 0.0
     counts_reads = False
+    keeps_records = True
 
     def __init__(
         self,
@@ -117,6 +118,8 @@ class SqliteBackend:
         self._id = id
         self._about = about
         self._occupancy: Occupancy | None = None
+        self._purges: int | None = None
+        """How many times the queue was emptied before we occupied it, and by us."""
         self.lock_secs = lock_secs
         self._database = Database(folder, patience)
         self._catalog = Catalog(self._database, now)
@@ -162,7 +165,21 @@ class SqliteBackend:
             occupant = self._catalog.occupant(record.key)
             raise _occupied(record, self._database, occupant, alone=alone)
         self._occupancy = occupancy
+        self._purges = record.purges
         await self._database.transaction(lambda: self._catalog.note_occupant(record.key))
+
+    async def check(self) -> None:
+        await self._record()
+
+    async def _record(self) -> QueueRecord:
+        record = await self._database.patiently(lambda: self._catalog.get(self._table.key))
+        self._check_purges(record.purges)
+        return record
+
+    def _check_purges(self, purges: int) -> None:
+        """Who only looks at the queue need not mind that it was emptied."""
+        if self._purges not in (None, purges):
+            raise self._catalog.gone("emptied")
 
     async def close(self) -> None:
         if self._occupancy is not None:
@@ -170,7 +187,7 @@ class SqliteBackend:
         self._database.close()
 
     async def info(self) -> Info:
-        record = await self._database.patiently(lambda: self._catalog.get(self._table.key))
+        record = await self._record()
         return Info(
             record.id,
             record.name,
@@ -205,6 +222,7 @@ class SqliteBackend:
     async def _claim_free(
         self, limit: int, known: Collection[str], size: int, share: int | None
     ) -> Claim:
+        await self.check()  # a queue that is gone must not look like a finished one
         table, database = self._table, self._database
         if share is None:
             places, more = await database.patiently(lambda: table.head(limit, known))
@@ -244,6 +262,12 @@ class SqliteBackend:
             left=len(self._left),
         )
 
+    async def load_records(self, prefix: str) -> dict[str, bytes]:
+        return await self._database.patiently(lambda: self._table.load_records(prefix))
+
+    async def save_records(self, texts: Mapping[str, bytes | None]) -> None:
+        await self._write(lambda counters: self._table.save_records(texts))
+
     async def prolong(self, ids: Collection[str]) -> dict[str, float]:
         secs = self.lock_secs or 0
 
@@ -277,6 +301,8 @@ class SqliteBackend:
 
     async def purge(self) -> None:
         await self._write(self._table.clear)
+        if self._purges is not None:
+            self._purges += 1
 
     async def get(self, id: str) -> Entry | None:
         found = await self._database.patiently(lambda: self._table.get(id))
@@ -305,6 +331,11 @@ class SqliteBackend:
 
     async def _write(self, work: Callable[[Counters], _T]) -> _T:
         """Run ``work`` in a transaction, and store the counters that it changed."""
+
+        def checked(counters: Counters) -> _T:
+            self._check_purges(counters.purges)
+            return work(counters)
+
         return await self._database.transaction(
-            lambda: self._catalog.counted(self._table.key, work)
+            lambda: self._catalog.counted(self._table.key, checked)
         )

@@ -41,6 +41,13 @@ class Store:
     async def open(self) -> None:
         self._database.open()
 
+    def _refresh(self) -> None:
+        """Begin a new file if somebody has deleted ours: its queues do not exist any more."""
+        if not self._database.is_there():
+            self._uses.clear()
+            self._accessed_at.clear()
+            self._database.open()
+
     async def close(self) -> None:
         try:
             if self._accessed_at:
@@ -49,16 +56,19 @@ class Store:
             self._database.close()
 
     def find(self, *, id: str | None = None, name: str | None = None) -> QueueRecord | None:
+        self._refresh()
         return self._catalog.find(id=id, name=name)
 
     async def get(self, key: int) -> QueueRecord:
         """Return a record with up-to-date statistics. Raises BackendError if it was deleted."""
+        self._refresh()
         return self._with_uses(self._catalog.get(key))
 
     async def page(
         self, *, offset: int, limit: int, newest_first: bool, unnamed: bool
     ) -> tuple[list[QueueRecord], int]:
         """Return a page of queues in order of their creation, and how many queues there are."""
+        self._refresh()
         records, total = self._catalog.page(
             offset=offset, limit=limit, newest_first=newest_first, unnamed=unnamed
         )
@@ -71,6 +81,7 @@ class Store:
             found = self._catalog.find(name=name)
             return (found.key, False) if found else (self._catalog.create(name), True)
 
+        self._refresh()
         key, created = await self._database.transaction(work)
         return await self.get(key), created
 

@@ -6,7 +6,7 @@ that stores them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from scrapy_apify_rq.backends.base import Added, State
@@ -160,8 +160,30 @@ class Table:
                 counters.deletes += 1
 
     def clear(self, counters: Counters) -> None:
-        self._database.connection.execute("DELETE FROM requests WHERE queue = ?", (self.key,))
+        db = self._database.connection
+        db.execute("DELETE FROM requests WHERE queue = ?", (self.key,))
+        db.execute("DELETE FROM records WHERE queue = ?", (self.key,))
         counters.total = counters.handled = 0
+        counters.purges += 1
+
+    # Records
+
+    def load_records(self, prefix: str) -> dict[str, bytes]:
+        rows = self._database.connection.execute(
+            "SELECT name, CAST(text AS BLOB) FROM records"
+            " WHERE queue = ? AND substr(name, 1, length(?)) = ?",
+            (self.key, prefix, prefix),
+        )
+        return dict(rows.fetchall())
+
+    def save_records(self, texts: Mapping[str, bytes | None]) -> None:
+        db = self._database.connection
+        for name, text in texts.items():
+            if text is None:
+                db.execute("DELETE FROM records WHERE queue = ? AND name = ?", (self.key, name))
+            else:
+                values = (self.key, name, text)
+                db.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", values)
 
     # Reads for a claim
 
