@@ -101,9 +101,10 @@ async def test_what_cannot_be_written_is_reported_without_its_value(one: Jars) -
     one.jars["a"].set_cookie(cookie("bad", value=secret, rest={"x": secret}))
     one.jars["a"].set_cookie(cookie("good", value="secret"))
     (text,) = (await one.changes()).values()
+    why = "a value of type _thread.lock cannot be written as JSON without loss"
     assert [about.partition(":")[2] for about in one.reports] == [
-        " the key of a jar of cookies: a value of type _thread.lock cannot be written as JSON without loss",
-        " the cookie bad['value']: a value of type _thread.lock cannot be written as JSON without loss",
+        f" the key of a jar of cookies: {why}",
+        f" the cookie bad['value']: {why}",
     ]
     other = Jars()
     assert other.cookies.restore({"cookies/x": text or b""}) == 1
