@@ -53,7 +53,7 @@ def registration(added: Added) -> dict[str, Any]:
 class _HeadItem(BaseModel):
     """What the head shows. The rest of an entry is skipped, which is faster than reading it."""
 
-    model_config = ConfigDict(alias_generator=to_camel)
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, from_attributes=True)
 
     unique_key: str
     url: str
@@ -66,7 +66,7 @@ def head_item(id: str, text: bytes) -> dict[str, Any]:
     try:
         shown = _HeadItem.model_validate_json(text)
     except ValidationError:  # another program wrote it
-        shown = _HeadItem.model_validate(Entry.from_json(id, text), from_attributes=True)
+        shown = _HeadItem.model_validate(Entry.from_json(id, text))
     item = shown.model_dump(by_alias=True)
     for name in ("uniqueKey", "url"):
         if len(item[name]) > _CUT_LENGTH:

@@ -23,6 +23,7 @@ from scrapy_apify_rq.backends.sqlite.store import Store
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import BackendError, ConfigError
 from tests.support.backends import HANDLED_AT, PLENTY, Sqlite, entry, handled, ids, numbered, opened
+from tests.support.first_edition import VERSION_1
 from tests.support.queues import NAME
 from tests.support.waiting import run_async
 
@@ -136,24 +137,6 @@ async def test_a_file_that_is_damaged_later(tmp_path: Path) -> None:
             await backend.listed()
 
 
-# The schema of the first edition, from its version 1.
-VERSION_1 = """
-CREATE TABLE queues (key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, name TEXT UNIQUE, title TEXT,
-    general_access TEXT, created_at REAL NOT NULL, modified_at REAL NOT NULL,
-    accessed_at REAL NOT NULL, total INTEGER NOT NULL DEFAULT 0, handled INTEGER NOT NULL DEFAULT 0,
-    first INTEGER NOT NULL DEFAULT 0, last INTEGER NOT NULL DEFAULT 0,
-    reads INTEGER NOT NULL DEFAULT 0, head_items_read INTEGER NOT NULL DEFAULT 0,
-    writes INTEGER NOT NULL DEFAULT 0, deletes INTEGER NOT NULL DEFAULT 0,
-    client_key TEXT, had_multiple_clients INTEGER NOT NULL DEFAULT FALSE);
-CREATE TABLE requests (queue INTEGER NOT NULL REFERENCES queues (key), id TEXT NOT NULL,
-    position INTEGER, failed INTEGER NOT NULL, lock_by TEXT, lock_expires_at REAL,
-    json TEXT NOT NULL);
-CREATE UNIQUE INDEX requests_by_id ON requests (queue, id);
-CREATE INDEX requests_pending ON requests (queue, position, id) WHERE position IS NOT NULL;
-CREATE INDEX requests_failed ON requests (queue) WHERE failed;
-PRAGMA application_id = 0x53525131;
-PRAGMA user_version = 1;
-"""
 OCCUPANTS = """
 CREATE TABLE occupants (queue INTEGER PRIMARY KEY REFERENCES queues (key), pid INTEGER NOT NULL,
     host TEXT NOT NULL, since REAL NOT NULL);
