@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -192,7 +193,7 @@ async def test_state_of_the_spiders_own(site: Site, queue: Queue, crawls: Crawls
 
 class Keeps(SiteSpider):
     def parse(self, response: Response) -> None:
-        self.state |= {"lambda": lambda: "secret", "good": 1, object(): 2}
+        self.state |= {"lock": threading.Lock(), "good": 1, object(): 2}
 
 
 @pytest.mark.usefixtures("haste")
@@ -215,7 +216,7 @@ async def test_values_that_cannot_be_saved(site: Site, queue: Queue, crawls: Cra
     held.go.set()
     await crawl.end()
     warnings = [one.getMessage() for one in crawl.log if one.levelname == "WARNING"]
-    assert [text for text in warnings if "spider.state['lambda']: a value of type" in text]
+    assert [text for text in warnings if "spider.state['lock']: a value of type" in text]
     assert [text for text in warnings if "spider.state[<object>]: a value of type object" in text]
     assert len(warnings) == crawl.stats["apify_rq/not_kept"] == 2
     again = await crawls.run(Counts, site=site.url)
