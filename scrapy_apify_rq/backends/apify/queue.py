@@ -8,7 +8,7 @@ and deletes entries, and ``updates`` replaces them.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,6 +25,7 @@ from scrapy_apify_rq.backends.apify.updates import Updates
 from scrapy_apify_rq.backends.base import (
     Added,
     Claim,
+    EntryItems,
     Info,
     Known,
     Lock,
@@ -53,6 +54,7 @@ class ApifyBackend:
     consistency_delay = 3.0
     linger = 0.1
     counts_reads = True
+    items = None
 
     def __init__(
         self,
@@ -134,7 +136,14 @@ class ApifyBackend:
         self._is_fresh = False
         return await self._access.claim(limit, known, self._updates.refused, size)
 
-    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
+    async def update(
+        self,
+        entries: Sequence[Entry],
+        *,
+        forefront: bool,
+        items: Mapping[str, EntryItems] | None = None,
+    ) -> list[Updated]:
+        assert not items, "self.items is None"
         self._is_fresh = False
         if len(entries) == 1:  # as the frontier calls it; a task would cost more than the rest
             return [await self._updates.put(entries[0], forefront)]
