@@ -14,12 +14,16 @@ from scrapy_apify_rq import scrapy_private
 from scrapy_apify_rq.actor.events import RunEvents
 from scrapy_apify_rq.backends import backend_for
 from scrapy_apify_rq.crawl.duplicates import Duplicates
+from scrapy_apify_rq.crawl.exporter import adopt
+from scrapy_apify_rq.crawl.feeds import Feeds, History
 from scrapy_apify_rq.crawl.flight import describe
 from scrapy_apify_rq.crawl.inflight import InFlight
+from scrapy_apify_rq.crawl.items import Items
 from scrapy_apify_rq.crawl.progress import Progress
 from scrapy_apify_rq.crawl.report import Report
-from scrapy_apify_rq.crawl.resume import begin, remember_foreign_starts
+from scrapy_apify_rq.crawl.resume import Beginning, begin, remember_foreign_starts
 from scrapy_apify_rq.entries.converter import RequestConverter
+from scrapy_apify_rq.entries.saved_items import ItemCodec, project_modules
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.frontier.frontier import Frontier
 from scrapy_apify_rq.frontier.notices import Bug, Notice
@@ -60,6 +64,9 @@ class Lifecycle:
         )
         self.duplicates = Duplicates(crawler, config, self.frontier)
         self.inflight = InFlight(crawler, config, self.frontier, self.converter, self.report)
+        self._exporter = adopt(crawler)
+        self.feeds: Feeds | None = None  # once open, where the backend saves items
+        self.start_has_ended = False
         self._progress = Progress(crawler, self._backend, self.report, bar=config.progress)
         self._run_events = RunEvents(crawler, config, self.frontier.hold)
         self._opened: AsyncExitStack | None = None  # closes what is open
@@ -76,7 +83,7 @@ class Lifecycle:
         async with AsyncExitStack() as opened:
             await self.duplicates.open()
             opened.push_async_callback(lambda: self.duplicates.close(self._close_reason))
-            opened.push_async_callback(self._backend.close)
+            opened.push_async_callback(self._close_backend)
             opened.push_async_callback(self._progress.stop)
             try:
                 await self._open_queue()
@@ -96,14 +103,52 @@ class Lifecycle:
         if folder := self._crawler.settings["JOBDIR"]:
             self.report.job_directory(folder)
         self.report.vague_arguments()
-        beginning = await begin(self._backend, self._config, self.report)
+        history = await History.read(self._backend.items)
+        beginning = await begin(self._backend, self._config, self.report, history)
         if not beginning.is_new:
             await self.duplicates.resume(self._backend, self.converter)
         await remember_foreign_starts(self._backend, self._config, self.frontier)
         self.frontier.open(has_pending=beginning.has_pending, is_new=beginning.is_new)
+        await self._open_items(beginning, history)
         self._settler = asyncio.create_task(self._settle_regularly())
         self._progress.start()
         self._run_events.open()
+
+    async def _open_items(self, beginning: Beginning, history: History) -> None:
+        wanted, store = self._config.items, self._backend.items
+        is_saving = wanted is True or (wanted == "auto" and self._exporter is not None)
+        if store is None:
+            if is_saving:
+                self.report.items_not_saved()
+            return
+        if self._config.access == "single":
+            await store.discard_spilled()
+        codec = ItemCodec(project_modules(self._crawler.settings, self._config.trusted_modules))
+        feeds = Feeds(
+            store,
+            codec,
+            self.report,
+            history=history,
+            is_continued=beginning.is_continued,
+            fail=self.failed,
+        )
+        if is_saving:
+            if beginning.is_continued and feeds.crawl.has_gaps:
+                self.report.has_gaps()
+            feeds.items = Items(
+                codec,
+                await store.keys(feeds.crawl.after) if beginning.is_continued else set(),
+                inflight=self.inflight,
+                frontier=self.frontier,
+                report=self.report,
+                stats=self._crawler.stats,
+            )
+            if self._exporter is None:
+                self._crawler.signals.connect(feeds.items.scraped, signals.item_scraped)
+            elif self._config.access == "shared" and self._config.client_key is None:
+                self.report.unnamed_worker()
+        await feeds.open()
+        self.feeds = feeds
 
     async def close(self, reason: str) -> None:
         if self._opened is None:
@@ -122,6 +167,24 @@ class Lifecycle:
             if given_up.lost:
                 scrapy_private.fail_command()
             self.report.close(await self._closing_line() + self.report.memory(given_up))
+            await self._end_crawl()
+
+    async def _end_crawl(self) -> None:
+        """Note it if nothing is left to do but to store the feeds."""
+        if self.feeds is None or self.frontier.error is not None or self.failure is not None:
+            return
+        try:
+            info = await self._backend.info()
+            self.feeds.is_complete = not info.pending and self.start_has_ended
+            if self._exporter is None:
+                await self.feeds.end()
+        except BackendError as error:
+            self.report.failed(error)
+
+    async def _close_backend(self) -> None:
+        # Until the feeds are stored, nobody else may take the queue.
+        if self.feeds is None or not self.feeds.wait_for(self._backend.close):
+            await self._backend.close()
 
     async def _closing_line(self) -> str:
         if self._settler is None:
