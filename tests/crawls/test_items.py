@@ -345,6 +345,9 @@ class SlowStorage(FileFeedStorage):
     may_store: asyncio.Event
     fails = False
 
+    def __init__(self, uri: str, *, feed_options: Any = None) -> None:
+        super().__init__(uri.removeprefix("slow://"), feed_options=feed_options)
+
     async def _store(self, file: Any) -> None:
         await type(self).may_store.wait()
         file.close()
@@ -367,7 +370,6 @@ async def test_an_upload_that_did_not_come_to_its_end(
         "FEED_STORAGES": {"slow": SlowStorage},
         "FEEDS": {f"slow://{folder}/items.json": {"format": "json", "overwrite": True}},
     }
-    folder = tmp_path / "slow:" / str(folder).lstrip("/")
     SlowStorage.may_store, SlowStorage.fails = asyncio.Event(), how == "failed"
     crawl = await crawls.start(Links, settings, queue=queue, site=site.url)
     if how == "failed":
