@@ -1,7 +1,8 @@
-"""The API server of the benchmarks, in a process of its own: ``scrapy rq serve``."""
+"""The API server of the benchmarks: our own, slowed down and counted, in a process of its own."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -9,11 +10,17 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from aiohttp import web
+
+from scrapy_apify_rq.server.application import application
+from tests.support.faults import Faults, Misbehaviour
+
+_ROOT = Path(__file__).parents[1]
 
 
 class Calls(NamedTuple):
-    total: int
     operations: dict[str, int]
     """Calls by operation: "POST requests/batch", "GET head", "PUT requests/{id}", ..."""
     outcomes: dict[str, int]
@@ -54,13 +61,48 @@ class ApiServer:
 @contextmanager
 def api_server(folder: Path, token: str) -> Iterator[ApiServer]:
     """Serve the queues in ``folder`` until the block ends."""
-    options = ["--port", "0", "--test-faults", "--storage-dir", str(folder), "--token", token]
-    command = [sys.executable, "-m", "scrapy", "rq", "serve", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "benchmarks.api_server", str(folder), token]
+    with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             if not (line := process.stdout.readline()):
                 raise RuntimeError("the API server did not start")
-            yield ApiServer(line.split()[-1], token)
+            yield ApiServer(line.strip(), token)
         finally:
             process.terminate()
+
+
+def _controls(misbehaviour: Misbehaviour) -> Any:
+    """The calls of an ``ApiServer`` that are not Apify's."""
+
+    @web.middleware
+    async def control(request: web.Request, handler: Any) -> web.StreamResponse:
+        what = request.method, request.path
+        if what == ("PUT", "/_faults"):
+            misbehaviour.set(Faults(**await request.json()))
+        elif what == ("DELETE", "/_calls"):
+            misbehaviour.forget()
+        elif what == ("GET", "/_calls"):
+            calls = Calls(dict(misbehaviour.calls), dict(misbehaviour.outcomes))
+            return web.json_response(calls._asdict())
+        else:
+            return await handler(request)  # type: ignore[no-any-return]
+        return web.Response(status=204)
+
+    return control
+
+
+async def _serve(folder: Path, token: str) -> None:
+    misbehaviour = Misbehaviour(folder)
+    middlewares = [_controls(misbehaviour), misbehaviour.middleware()]
+    runner = web.AppRunner(
+        application(folder, token=token, middlewares=middlewares), access_log=None
+    )
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    print(f"http://127.0.0.1:{runner.addresses[0][1]}", flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(Path(sys.argv[1]), sys.argv[2]))

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 from scrapy import Request, Spider
@@ -129,7 +130,7 @@ def remember(count: int, scheduler: str) -> dict[str, float]:
 
 
 def _frontier() -> Frontier:
-    nobody: Any = None  # no listener is needed to remember ids
+    nobody: Any = SimpleNamespace(wake=None)  # no listener is needed to remember ids
     return Frontier(
         SqliteBackend(Path()),
         nobody,

@@ -7,6 +7,7 @@ It prints its address on one line and runs until it is killed. Paths:
     /to/PATH   a page with one link, to /PATH
     /many/N    a page with N links, to /leaf/0, /leaf/1, ...
     /leaf/N    a page without links
+    /hosts/H/N a page with links to N pages on each of the first H hosts, host by host
     /_hits     JSON: how often each path was fetched, and the times of the first and last hit
     /_site     changes the site and forgets the hits; takes a query such as ?pages=200&delay=0.1
 """
@@ -23,7 +24,9 @@ from urllib.parse import parse_qsl
 
 
 class Site:
-    def __init__(self, pages: int, links: int, delay: float) -> None:
+    def __init__(self, pages: int, links: int, delay: float, hosts: int = 1) -> None:
+        self._hosts = hosts
+        self._port = 0
         self._reset(pages, links, delay)
 
     def _reset(self, pages: int, links: int, delay: float) -> None:
@@ -34,11 +37,13 @@ class Site:
         self._first_hit = self._last_hit = 0.0
 
     async def serve(self) -> None:
-        server = await asyncio.get_running_loop().create_server(
-            lambda: _Connection(self), "127.0.0.1", 0, backlog=256
-        )
-        port = server.sockets[0].getsockname()[1]
-        print(f"http://127.0.0.1:{port}", flush=True)
+        loop = asyncio.get_running_loop()
+        for number in range(self._hosts):
+            server = await loop.create_server(
+                lambda: _Connection(self), _address(number), self._port, backlog=256
+            )
+            self._port = server.sockets[0].getsockname()[1]
+        print(f"http://{_address(0)}:{self._port}", flush=True)
         await server.serve_forever()
 
     @property
@@ -72,8 +77,17 @@ class Site:
             targets = [f"/{rest}"]
         elif kind == "many":
             targets = [f"/leaf/{n}" for n in range(int(rest))]
+        elif kind == "hosts":
+            hosts, each = map(int, rest.split("/"))
+            origins = [f"http://{_address(number)}:{self._port}" for number in range(hosts)]
+            targets = [f"{origin}/leaf/{n}" for origin in origins for n in range(each)]
         links = "".join(f'<li><a href="{target}">link</a>' for target in targets)
         return f"<html><title>{path}</title><ul>{links}</ul></html>"
+
+
+def _address(number: int) -> str:
+    """Of a host: Linux answers to all loopback addresses, macOS to the first one only."""
+    return f"127.0.0.{number + 1}"
 
 
 class _Connection(asyncio.Protocol):
@@ -116,8 +130,9 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=2000)
     parser.add_argument("--links", type=int, default=10)
     parser.add_argument("--delay", type=float, default=0, help="seconds before each answer")
+    parser.add_argument("--hosts", type=int, default=1, help="loopback addresses, up to 250")
     options = parser.parse_args()
-    asyncio.run(Site(options.pages, options.links, options.delay).serve())
+    asyncio.run(Site(options.pages, options.links, options.delay, options.hosts).serve())
 
 
 if __name__ == "__main__":

@@ -171,10 +171,10 @@ def _get(url: str) -> bytes:
 
 
 @contextmanager
-def track(folder: Path, *, pin: bool) -> Iterator[Track]:
+def track(folder: Path, *, pin: bool, hosts: int = 1) -> Iterator[Track]:
     cores = Cores.divide(pin)
     with (
-        running("benchmarks.site") as site,
+        running("benchmarks.site", "--hosts", str(hosts)) as site,
         api_server(folder / "api", TOKEN) as server,
     ):
         place = Track(folder, cores, site=site, server=server)

@@ -76,6 +76,7 @@ class Config:
         Literal["fifo", "lifo"], Setting("APIFY_RQ_ORDER", "fifo", read.choice("fifo", "lifo"))
     ]
     retry_forefront: Annotated[bool, Setting("APIFY_RQ_RETRY_FOREFRONT", True, read.boolean)]
+    retry_delay: Annotated[float, Setting("APIFY_RQ_RETRY_DELAY", 1, read.seconds(zero=True))]
     retry_spider_errors: Annotated[
         int, Setting("APIFY_RQ_RETRY_SPIDER_ERRORS", 0, read.whole(minimum=0))
     ]
@@ -84,10 +85,15 @@ class Config:
         Setting("APIFY_RQ_UNIQUE_KEY", "fingerprint", read.key_kind),
     ]
     repeat_start: Annotated[bool, Setting("APIFY_RQ_REPEAT_START", False, read.boolean)]
+    cookies: Annotated[bool, Setting("APIFY_RQ_COOKIES", True, read.boolean)]
     callbacks: Annotated[Mapping[str, str], Setting("APIFY_RQ_CALLBACKS", {}, read.callbacks)]
     trusted_modules: Annotated[
         tuple[str, ...], Setting("APIFY_RQ_TRUSTED_MODULES", [], read.modules)
     ]
+    project_packages: Annotated[tuple[str, ...], Derived(read.project_packages)]
+    """The project's own, whose modules may be imported, too."""
+    plugin_packages: Annotated[tuple[str, ...], Derived(read.plugin_packages)]
+    """Those of the components that the project's settings name."""
     schemes: Annotated[
         tuple[str, ...], Setting("APIFY_RQ_SCHEMES", ["http", "https"], read.schemes)
     ]

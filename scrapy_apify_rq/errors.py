@@ -3,6 +3,7 @@
     RequestQueueError
         ConfigError    a setting is wrong, or names something that cannot be used
         CodecError     a request cannot be written as JSON, or an entry cannot be read back
+            MissingError   an entry needs a part of the project that is not there today
         BackendError   the queue failed, and retries did not help
 
 Every message names the setting, file or entry, and the cure if there is one.
@@ -19,6 +20,18 @@ class ConfigError(RequestQueueError, ValueError):
 
 class CodecError(RequestQueueError, ValueError):
     """A value cannot be written as JSON without loss, or stored data cannot be read back."""
+
+
+class MissingError(CodecError):
+    """Stored data needs a callback, a class or the like that the project lacks today.
+
+    Another version of the project may read it, so it is not thrown away. ``name`` is what is
+    missing, for people.
+    """
+
+    def __init__(self, name: str, cure: str) -> None:
+        super().__init__(f"{name}: {cure}")
+        self.name = name
 
 
 class BackendError(RequestQueueError):

@@ -8,10 +8,13 @@ downloads, hence ``closing`` of both slots. ``verify`` refuses a Scrapy that lac
 
 There is no public moment between the choice of a feed's address and the first write to it, hence
 ``FeedExporter._start_new_batch`` (scrapy/extensions/feedexport.py).
+The jars of ``CookiesMiddleware`` have a public name, which nothing documents.
 
 Nothing keeps the arguments of ``Crawler.crawl()``, hence a look at its local variables. A crawl
 that needs them and does not find them is refused, too. The module names of Scrapy's commands are
-undocumented rather than private, as is that a command finds its exit status in itself.
+undocumented rather than private, as is that a command finds its exit status in itself. The
+downloader's ``slots`` and ``get_slot_key``, which Scrapy's own queues use (scrapy/pqueues.py), are
+guarded: a crawl without them has one line for all hosts.
 
 ``scrapy rq import-jobdir`` depends on more, and no crawl on it: ``jobdir`` reads the files that
 Scrapy's scheduler wrote, and the command shows its queues an idle ``engine.downloader.slots``.
@@ -20,19 +23,22 @@ Scrapy's scheduler wrote, and the command shows its queues an idle ``engine.down
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from scrapy import Request, __version__
 from scrapy.commands import ScrapyCommand
+from scrapy.downloadermiddlewares.cookies import CookiesMiddleware
 from scrapy.extensions.feedexport import FeedExporter, FeedSlot
 from twisted.internet.defer import Deferred
 
 if TYPE_CHECKING:
     from scrapy.core.engine import ExecutionEngine
     from scrapy.crawler import Crawler
+    from scrapy.http.cookies import CookieJar
 
 _NOTHING: AbstractSet[Request] = frozenset()
 
@@ -133,6 +139,43 @@ def abandon(engine: ExecutionEngine) -> None:
             closing.callback(None)
 
 
+def has_download_slots(engine: ExecutionEngine) -> bool:
+    """False for a downloader of the project that works in another way."""
+    downloader = engine.downloader
+    return isinstance(getattr(downloader, "slots", None), dict) and callable(
+        getattr(downloader, "get_slot_key", None)
+    )
+
+
+class Outline(Protocol):
+    """What the downloader reads of a request to find its slot."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def meta(self) -> dict[str, Any]: ...
+
+
+def slot_key(engine: ExecutionEngine, request: Outline) -> str:
+    """The name of the download slot for a request."""
+    try:
+        return str(engine.downloader.get_slot_key(request))  # type: ignore[arg-type]
+    except ValueError:  # no URL, in somebody's own entry; it is reported when it is decoded
+        return ""
+
+
+def slot_active(engine: ExecutionEngine, key: str) -> int:
+    """How many requests a download slot has, waiting ones included."""
+    slot = engine.downloader.slots.get(key)
+    return 0 if slot is None else len(slot.active)
+
+
+def slot_is_full(engine: ExecutionEngine, key: str) -> bool:
+    """Whether a download slot has as many requests as it downloads at a time."""
+    slot = engine.downloader.slots.get(key)
+    return slot is not None and len(slot.active) >= slot.concurrency > 0
+
+
 def fail_command() -> None:
     """Let the ``scrapy`` command that this crawl is part of end with exit status 1.
 
@@ -167,6 +210,20 @@ def arguments(crawler: Crawler) -> tuple[tuple[Any, ...], dict[str, Any]] | None
                 return args, kwargs
         frame = frame.f_back
     return None
+
+
+def cookie_jars(crawler: Crawler) -> defaultdict[Any, CookieJar] | None:
+    """The jars that Scrapy fills, by ``meta["cookiejar"]``; None if it keeps no cookies.
+
+    Raises LookupError if it keeps them in another way.
+    """
+    middleware = crawler.get_downloader_middleware(CookiesMiddleware)
+    if middleware is None:
+        return None
+    jars = getattr(middleware, "jars", None)
+    if not isinstance(jars, defaultdict):
+        raise LookupError(f"{type(middleware).__name__} has no jars like those of Scrapy's own")
+    return jars
 
 
 def is_crawl(crawler: Crawler) -> bool:

@@ -13,6 +13,7 @@ import difflib
 import ipaddress
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -39,6 +40,19 @@ _TIMEOUT_VARIABLES: Final = ("ACTOR_TIMEOUT_AT", "APIFY_TIMEOUT_AT")
 # The Apify CLI sets it for a local run. On the platform, no queue has this id.
 _LOCAL_DEFAULT_QUEUE: Final = "default"
 
+_COMPONENTS: Final = (
+    "ADDONS",
+    "DOWNLOAD_HANDLERS",
+    "DOWNLOADER_MIDDLEWARES",
+    "EXTENSIONS",
+    "ITEM_PIPELINES",
+    "SPIDER_MIDDLEWARES",
+)
+# Packages whose classes users of a plugin hold, besides those of the plugin itself.
+_COMPANIONS: Final = {
+    "scrapy_poet": ("web_poet",),
+    "scrapy_zyte_api": ("web_poet", "zyte_common_items"),
+}
 _SCHEME: Final = re.compile("[a-z][a-z0-9+.-]{0,15}")
 _USERNAME: Final = re.compile(r"[a-zA-Z0-9_.-]*")
 
@@ -415,6 +429,26 @@ def modules(source: Source, name: str) -> tuple[str, ...]:
     if not all(part.isidentifier() for module in names for part in module.split(".")):
         raise wrong(name, source.get(name), cure)
     return tuple(names)
+
+
+def project_packages(source: Source) -> tuple[str, ...]:
+    """The packages of SPIDER_MODULES: the project's own code."""
+    modules = source.settings.getlist("SPIDER_MODULES")
+    return tuple(dict.fromkeys(str(module).partition(".")[0] for module in modules))
+
+
+def plugin_packages(source: Source) -> tuple[str, ...]:
+    """The packages of the components that the project's settings name, without Scrapy's own."""
+    settings = source.settings
+    names: set[str] = set()
+    for setting in _COMPONENTS:
+        components = settings.getdict(setting)
+        for component in (*components, *components.values()):
+            path = component if isinstance(component, str) else getattr(component, "__module__", "")
+            if "." in path or path in sys.modules:
+                names.add(path.partition(".")[0])
+    names.update(*(_COMPANIONS.get(name, ()) for name in names.copy()))
+    return tuple(sorted(names - {"scrapy", "scrapy_apify_rq", "builtins"}))
 
 
 # What only the environment of an Actor run has

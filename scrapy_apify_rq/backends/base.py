@@ -48,6 +48,8 @@ class Claim(NamedTuple):
     """Some pending entries are leased, to others or to us."""
     others: bool = False
     """Another client has started to use the queue since we opened it."""
+    left: int = 0
+    """How many pending entries are left to others, in shared access."""
     alone: bool = False
     """No other client has ever used the queue, as far as the backend can tell."""
 
@@ -182,6 +184,8 @@ class Backend(Protocol):
     """Seconds between two answers "nothing pending" before they are believed."""
     counts_reads: bool
     """The platform bills each entry that ``list`` and ``count`` look at."""
+    keeps_records: bool
+    """``save_records`` stores something."""
     lock_secs: int | None
     """Seconds that a lease lasts. None in single access."""
 
@@ -213,6 +217,11 @@ class Backend(Protocol):
         Raises ConfigError if one is there already, where the backend can tell.
         """
 
+    async def check(self) -> None:
+        """Raise BackendError if the queue was deleted or, while we occupy it, emptied by somebody
+        else, where that can be found out without a call over the network.
+        """
+
     async def close(self) -> None:
         """Release what ``open`` took, in bounded time. May be called twice, or without ``open``."""
 
@@ -226,9 +235,14 @@ class Backend(Protocol):
         the same order. Once ``add`` has returned, a crash of this process loses none of them.
         """
 
-    async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
+    async def claim(
+        self, limit: int, known: Collection[str], size: int, share: int | None = None
+    ) -> Claim:
         """Return up to ``limit`` complete pending entries in the queue's order, except those whose
         ids are in ``known``.
+
+        With a ``share`` they are chosen so that all hosts (``entries.hosts``) get equally many, up
+        to ``share`` of each, as far as the backend knows its entries; known ones count.
 
         Together they have about ``size`` bytes of JSON at most. If there is an entry, the answer
         holds at least one, whatever its size.
@@ -237,6 +251,13 @@ class Backend(Protocol):
         out. There a known entry can be returned if it has no lease: because ours has ended, or
         because its add is not answered yet. With an empty ``known`` we hold no leases, so the
         backend may end those that an earlier run left in our name.
+        """
+
+    def leave(self, id: str) -> None:
+        """Leave a claimed entry pending, for others: this process does not want it again.
+
+        ``claim`` returns it no more. Our lease on it ends at the next claim with an empty
+        ``known``, at ``unlock``, or by itself.
         """
 
     async def update(
@@ -261,6 +282,17 @@ class Backend(Protocol):
     async def unlock(self, ids: Collection[str] | None = None) -> None:
         """End our leases on these entries, or all leases of our client key."""
 
+    # What a crawl keeps beside its entries.
+
+    async def load_records(self, prefix: str) -> dict[str, bytes]:
+        """Return what ``save_records`` has stored under names that begin so."""
+
+    async def save_records(self, texts: Mapping[str, bytes | None]) -> None:
+        """Store each text under its name, all of them or none; None deletes what was there.
+
+        Nothing is stored by a backend that does not keep records.
+        """
+
     # For the tools.
 
     async def find(self) -> bool:
@@ -270,7 +302,7 @@ class Backend(Protocol):
         """Return up to 1000 queues that have names, the newest first. Call ``find`` before."""
 
     async def purge(self) -> None:
-        """Delete all entries of the queue, including handled ones, and all saved items."""
+        """Delete all entries of the queue, including handled ones, all records and saved items."""
 
     async def get(self, id: str) -> Entry | None: ...
 

@@ -17,7 +17,7 @@ from scrapy.utils.python import without_none_values
 from scrapy_apify_rq.backends.base import ItemStore
 from scrapy_apify_rq.commands import output, queues
 from scrapy_apify_rq.commands.queues import Queue
-from scrapy_apify_rq.entries.saved_items import ItemCodec, project_modules
+from scrapy_apify_rq.entries.saved_items import ItemCodec
 from scrapy_apify_rq.errors import CodecError, RequestQueueError
 
 NAME = "items"
@@ -62,7 +62,7 @@ async def _export(settings: Settings, options: argparse.Namespace) -> int:
 
 
 async def _items(queue: Queue, store: ItemStore) -> AsyncIterator[Any]:
-    codec = ItemCodec(project_modules(queue.crawler.settings, queue.config.trusted_modules))
+    codec = ItemCodec(queue.converter().names)
     async for saved in store.read():
         try:
             yield codec.read(saved.json)

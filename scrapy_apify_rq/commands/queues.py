@@ -129,7 +129,8 @@ class Queue:
     def converter(self) -> RequestConverter:
         """Make a converter for the spider's requests. Without a spider it knows no callbacks."""
         if self.crawler.spidercls is _NoSpider:
-            return RequestConverter(_NoSpider(), {}, self.config.trusted_modules)
+            trusted = (*self.config.trusted_modules, *self.config.project_packages)
+            return RequestConverter(_NoSpider(), {}, trusted, self.config.plugin_packages)
         # Without __init__, which may need the arguments of a crawl. The converter only looks up the
         # names of methods and, for its messages, the spider's name.
         spider = self.crawler.spidercls.__new__(self.crawler.spidercls)

@@ -263,6 +263,10 @@ class Feeds:
             self._when_stored = then
         return self._is_open
 
+    @property
+    def is_waited_for(self) -> bool:
+        return self._when_stored is not None
+
     def opened(self) -> None:
         self._is_open = True
 

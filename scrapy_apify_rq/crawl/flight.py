@@ -39,6 +39,8 @@ class Flight:
     stage: Stage = Stage.DOWNLOADING
     status: int | None = None
     """Of the last response that the downloader gave."""
+    retry_after: bytes | None = None
+    """The header of that response."""
     download_error: str | None = None
     loaded_url: str | None = None
     """Where the response came from that the callback got, or the URL of the replacement."""

@@ -17,6 +17,7 @@ live in memory only.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from weakref import ref
 from scrapy import Request
 
 from scrapy_apify_rq import scrapy_private
+from scrapy_apify_rq.crawl.back_off import BackOff
 from scrapy_apify_rq.crawl.flight import Flight, Stage, describe
 from scrapy_apify_rq.crawl.outgoing import Outgoing, Stored
 from scrapy_apify_rq.entries.converter import store_spider_errors
@@ -131,6 +133,7 @@ class InFlight:
         self._fingerprint = crawler.request_fingerprinter.fingerprint
         self._retries_first = config.retry_forefront
         self._most_spider_errors = config.retry_spider_errors
+        self._back_off = BackOff(config.retry_delay)
         self._frontier = frontier
         self._converter = converter
         self._report = report
@@ -221,11 +224,13 @@ class InFlight:
         if (flight := self.match(request, Stage.DOWNLOADED)) is not None:
             flight.stage = Stage.DOWNLOADED
             flight.status = response.status
+            flight.retry_after = response.headers.get("Retry-After")
             flight.download_error = None
 
     def download_failed(self, request: Request, error: Exception) -> None:
         if (flight := self.match(request, Stage.DOWNLOADED)) is not None:
             flight.stage = Stage.DOWNLOADED
+            flight.retry_after = None
             flight.download_error = describe(error)
 
     def reached_callback(self, response: Response) -> None:
@@ -379,14 +384,17 @@ class InFlight:
         self._frontier.update(visit)
 
     def _requeue(self, flight: Flight, request: Request, reason: str) -> None:
-        """Send the same entry back, as the request is now."""
+        """Send the same entry back, as the request is now, to be handed out after its back-off."""
         old = flight.visit
+        retries = _retries(flight.request) if old.entry is None else old.entry.retry_count
+        wait = self._back_off.seconds(retries, flight.retry_after)
         again = Visit(
             None,
             request,
             priority=request.priority,
             is_retry=True,
             forefront=self._retries_first,
+            not_before=time.monotonic() + wait if wait else 0.0,
             spider_errors=old.spider_errors,
             lease=old.lease,
             items=old.items,

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final, cast
 
 from scrapy import Request, Spider, signals
+from scrapy.exceptions import CloseSpider
 
 from scrapy_apify_rq import scrapy_private
 from scrapy_apify_rq.actor.events import RunEvents
@@ -22,9 +23,11 @@ from scrapy_apify_rq.crawl.items import Items
 from scrapy_apify_rq.crawl.progress import Progress
 from scrapy_apify_rq.crawl.report import Report
 from scrapy_apify_rq.crawl.resume import Beginning, begin, remember_foreign_starts
+from scrapy_apify_rq.crawl.slots import slots_of
+from scrapy_apify_rq.crawl.state import State
 from scrapy_apify_rq.entries.converter import RequestConverter
-from scrapy_apify_rq.entries.saved_items import ItemCodec, project_modules
-from scrapy_apify_rq.errors import BackendError
+from scrapy_apify_rq.entries.saved_items import ItemCodec
+from scrapy_apify_rq.errors import BackendError, ConfigError
 from scrapy_apify_rq.frontier.frontier import Frontier
 from scrapy_apify_rq.frontier.notices import Bug, Notice
 from scrapy_apify_rq.frontier.visit import Visit
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 
 # Seconds between two looks for finished requests while the engine, busy downloading, asks for none.
 _SETTLE_INTERVAL: Final = 0.02
+# The closing reason of a crawl that could not read all that is pending.
+_MISSING: Final = "apify_rq_missing"
 # CPython 3.12 freezes some objects by itself.
 _FROZEN_AT_START: Final = gc.get_freeze_count() if hasattr(gc, "freeze") else 0
 
@@ -61,6 +66,7 @@ class Lifecycle:
             memory=config.memory,
             idle_before_close=config.idle_before_close,
             retries_first=config.retry_forefront,
+            slots=slots_of(crawler),
         )
         self.duplicates = Duplicates(crawler, config, self.frontier)
         self.inflight = InFlight(crawler, config, self.frontier, self.converter, self.report)
@@ -68,11 +74,13 @@ class Lifecycle:
         self.feeds: Feeds | None = None  # once open, where the backend saves items
         self.start_has_ended = False
         self._progress = Progress(crawler, self._backend, self.report, bar=config.progress)
-        self._run_events = RunEvents(crawler, config, self.frontier.hold)
+        self.state = State(crawler, config, self._backend, self.converter, self.report)
+        self._run_events = RunEvents(crawler, config, self._hold)
         self._opened: AsyncExitStack | None = None  # closes what is open
         self._close_reason = "shutdown"  # Scrapy's word for a spider that could not be opened
         self.failure: BackendError | None = None  # why the spider has to be closed
         self._settler: asyncio.Task[None] | None = None
+        self._saver: asyncio.Task[None] | None = None
         self._closer: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -80,6 +88,7 @@ class Lifecycle:
         used. If it cannot be reached, the spider is closed as soon as the engine runs.
         """
         scrapy_private.verify(self._crawler.engine)
+        self.state.provide()
         async with AsyncExitStack() as opened:
             await self.duplicates.open()
             opened.push_async_callback(lambda: self.duplicates.close(self._close_reason))
@@ -108,9 +117,14 @@ class Lifecycle:
         if not beginning.is_new:
             await self.duplicates.resume(self._backend, self.converter)
         await remember_foreign_starts(self._backend, self._config, self.frontier)
+        await self.state.open()
         self.frontier.open(has_pending=beginning.has_pending, is_new=beginning.is_new)
         await self._open_items(beginning, history)
         self._settler = asyncio.create_task(self._settle_regularly())
+        self._crawler.signals.connect(self._on_idle, signals.spider_idle)
+        self._saver = asyncio.create_task(self.frontier.guard(self.state.run()))
+        # Behind the handlers of the spider and of Scrapy's extension.
+        self._crawler.signals.connect(self._save_late, signals.spider_closed)
         self._progress.start()
         self._run_events.open()
 
@@ -123,7 +137,7 @@ class Lifecycle:
             return
         if self._config.access == "single":
             await store.discard_spilled()
-        codec = ItemCodec(project_modules(self._crawler.settings, self._config.trusted_modules))
+        codec = ItemCodec(self.converter.names)
         feeds = Feeds(
             store,
             codec,
@@ -155,13 +169,19 @@ class Lifecycle:
             return
         opened, self._opened = self._opened, None
         self._close_reason = reason
+        if reason == _MISSING:
+            scrapy_private.fail_command()
         async with opened:
             self.settle()
             if self._settler is not None:
                 self._settler.cancel()
                 await asyncio.wait([self._settler])
             await self._run_events.close()
+            self.state.stop()
+            if self._saver is not None:
+                await asyncio.wait([self._saver])
             await self.frontier.close()
+            await self._save_state()
             given_up = self.inflight.given_up()
             self.report.given_up(given_up)
             if given_up.lost:
@@ -183,15 +203,53 @@ class Lifecycle:
 
     async def _close_backend(self) -> None:
         # Until the feeds are stored, nobody else may take the queue.
-        if self.feeds is None or not self.feeds.wait_for(self._backend.close):
+        if self.feeds is None or not self.feeds.wait_for(self._close_late):
+            await self._backend.close()
+
+    async def _close_late(self) -> None:
+        try:
+            if self.frontier.error is None and self.state.has_new_values():
+                await self.state.save()
+        except BackendError as error:
+            self.report.not_kept(f"spider.state as closed() has left it is not saved: {error}")
+        finally:
             await self._backend.close()
 
     async def _closing_line(self) -> str:
         if self._settler is None:
             return self.report.not_opened()
-        if self.frontier.error is not None:
+        if (error := self.frontier.error) is not None:
+            if error.reason == "apify_rq_gone":
+                return self.report.gone()
             return self.report.unsaved(self.frontier.unsaved_adds, self.frontier.unsaved_updates)
-        return await self.report.summary()
+        return await self.report.summary(self.state.all_totals)
+
+    async def _hold(self) -> None:
+        await self.frontier.hold()
+        await self._save_state()
+
+    async def _save_state(self) -> None:
+        if self._saver is not None and self.frontier.error is None:
+            await self.frontier.guard(self.state.save())
+
+    async def _save_late(self) -> None:
+        """Save what the spider has put into its state when it was closed, as Scrapy does."""
+        if self.feeds is not None and self.feeds.is_waited_for:
+            return  # the queue is still ours, and it is done before that ends
+        if self.frontier.error is None and self.state.has_new_values():
+            try:
+                await self._backend.open()
+                await self._backend.occupy(alone=self._config.access == "single")
+                await self.state.save()
+            except (BackendError, ConfigError) as error:
+                self.report.not_kept(f"spider.state as closed() has left it is not saved: {error}")
+            finally:
+                await self._backend.close()
+
+    def _on_idle(self) -> None:
+        """All is crawled, unless this version of the project cannot read all that is pending."""
+        if self.frontier.left:
+            raise CloseSpider(_MISSING)
 
     # When Scrapy has finished with a request.
 

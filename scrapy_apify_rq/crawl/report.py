@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
     from scrapy_apify_rq.backends.base import Backend, Info
     from scrapy_apify_rq.crawl.inflight import GivenUp
+    from scrapy_apify_rq.crawl.totals import Totals
     from scrapy_apify_rq.entries.models import Entry
-    from scrapy_apify_rq.errors import CodecError
+    from scrapy_apify_rq.errors import CodecError, MissingError
     from scrapy_apify_rq.identity import Arguments
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,8 @@ logger = logging.getLogger(__name__)
 _REASONS: Final = 5
 _REASON_LENGTH: Final = 100
 _REASONS_LIMIT: Final = 1000
+# How many values that cannot be saved are named.
+_MOST_WARNINGS: Final = 20
 _WHEN_LOST: Final = {
     "waiting": "before it was handed out. It is left to others",
     "in flight": "while it was crawled. Another worker may crawl it, too",
@@ -62,8 +66,11 @@ class Report:
         self._backend = backend
         self._problems: Counter[str] = Counter()
         """How many requests failed, by their last error message."""
+        self._missing: Counter[str] = Counter()
+        """How many entries stay pending, by what the project lacks."""
         self._has_logged_unserializable = False
         self._has_logged_unsaved_item = False
+        self._not_kept: set[str] = set()
 
     def log(self, level: int, text: str) -> None:
         # A request may hold lone surrogates, which no log file can.
@@ -189,7 +196,31 @@ class Report:
             " that this crawl has saved: scrapy rq items",
         )
 
+    def no_records(self, why: str) -> None:
+        text = f"spider.state and cookies {why}. The next run begins without those of this run"
+        self.log(logging.INFO, text)
+
+    def restored(self, values: int, cookies: int) -> None:
+        """``values`` of spider.state."""
+        if values or cookies:
+            self.log(
+                logging.INFO,
+                f"Restored as an earlier run has saved them: {values} values of spider.state and"
+                f" {cookies} cookies",
+            )
+
     # While it runs.
+
+    def not_kept(self, problem: str) -> None:
+        """A part of what should survive this run does not. Each problem is reported once."""
+        if problem in self._not_kept or len(self._not_kept) >= _REASONS_LIMIT:
+            return
+        self._not_kept.add(problem)
+        self._stats.inc_value("apify_rq/not_kept")
+        if len(self._not_kept) <= _MOST_WARNINGS:
+            self.log(logging.WARNING, f"{problem}. All else is kept for the next run")
+        elif len(self._not_kept) == _MOST_WARNINGS + 1:
+            self.log(logging.WARNING, "More cannot be kept: see the stat apify_rq/not_kept")
 
     def unserializable(self, request: Request, reason: object, *, is_retry: bool = False) -> None:
         self._stats.inc_value("scheduler/unserializable")
@@ -211,6 +242,19 @@ class Report:
             f"Entry {entry.id} ({entry.url or 'no URL'}) is not a request: {error}. It is marked"
             " handled, with this message",
         )
+
+    def missing(self, entry: Entry, error: MissingError) -> None:
+        """An entry stays pending, because it needs what the project does not have today."""
+        self._stats.inc_value("apify_rq/missing")
+        if error.name in self._missing or len(self._missing) < _REASONS_LIMIT:
+            self._missing[error.name] += 1
+        if self._missing[error.name] == 1:
+            self.log(
+                logging.ERROR,
+                f"Entry {entry.id} ({entry.url}) cannot be read by this version of the project:"
+                f" {error}. It stays pending. No more of these are logged; see the stat"
+                " apify_rq/missing",
+            )
 
     def notice(self, notice: Notice) -> None:
         match notice:
@@ -290,6 +334,13 @@ class Report:
     def not_opened(self) -> str:
         return "The request queue could not be opened, so nothing was crawled"
 
+    def gone(self) -> str:
+        return (
+            f"The queue in {self._backend.location} was deleted or emptied by somebody else during"
+            f" the crawl, after this run had handled {self.count('handled')}. What was pending in"
+            " it is no longer there. Run the spider again to start from the beginning"
+        )
+
     def unsaved(self, adds: int, updates: int) -> str:
         return (
             f"The queue in {self._backend.location} failed. Not saved: {updates} requests that were"
@@ -298,12 +349,13 @@ class Report:
             " Run the spider again to go on"
         )
 
-    async def summary(self) -> str:
-        """This run and the queue, after everything is saved."""
+    async def summary(self, all_totals: Callable[[], Awaitable[Totals]]) -> str:
+        """This run, all runs and the queue, after everything is saved."""
         handled, failed, retried = map(self.count, ("handled", "failed", "retried"))
         run = f"this run handled {handled} ({failed} of them failed) and retried {retried}"
         try:
             info = await self._backend.info()
+            run += _of_all(await all_totals())
         except BackendError as error:  # all is saved, so the run is as good as any
             location = self._backend.location
             return f"Request queue in {location}: {run}; its counts are unknown: {error}"
@@ -311,7 +363,17 @@ class Report:
         saved = f" and {items} items" if items else ""
         return (
             f"{self._title(info)}: {run}; the queue holds {info.handled} handled,"
-            f" {info.pending} pending{saved}{self._reasons(failed)}"
+            f" {info.pending} pending{saved}{self._reasons(failed)}{self._left()}"
+        )
+
+    def _left(self) -> str:
+        """What another version of the project has to crawl, and why."""
+        if not (count := self.count("missing")):
+            return ""
+        most = [f"{number} x {name}" for name, number in self._missing.most_common(_REASONS)]
+        return (
+            f"; this version of the project cannot read {count} entries, which stay pending:"
+            f" {', '.join(most)}"
         )
 
     def count(self, stat: str) -> int:
@@ -344,6 +406,17 @@ class Report:
             f" {self.count('failed')} failed, {60 * own / seconds:.0f} pages/min;"
             f" {_time_left(queue.pending, total / seconds)}",
         )
+
+
+def _of_all(totals: Totals) -> str:
+    """Empty if there was one run only."""
+    if totals.runs <= 1:
+        return ""
+    return (
+        f"; all {totals.runs} runs handled {totals.pages} ({totals.failed} of them failed), retried"
+        f" {totals.retries} and scraped {totals.items} items in"
+        f" {timedelta(seconds=round(totals.seconds))}"
+    )
 
 
 def _requests(count: int) -> str:

@@ -26,7 +26,7 @@ from scrapy_apify_rq.crawl.lifecycle import Lifecycle
 from scrapy_apify_rq.crawl.middlewares import DownloaderMiddleware, SpiderMiddleware
 from scrapy_apify_rq.entries.converter import stored_spider_errors
 from scrapy_apify_rq.entries.unique_keys import request_id
-from scrapy_apify_rq.errors import CodecError, ConfigError
+from scrapy_apify_rq.errors import CodecError, ConfigError, MissingError
 from scrapy_apify_rq.frontier.visit import Visit
 
 if TYPE_CHECKING:
@@ -199,6 +199,10 @@ class Scheduler(BaseScheduler):
             return None
         try:
             request = self._converter.decode(visit.entry)
+        except MissingError as error:
+            self._life.report.missing(visit.entry, error)
+            self.frontier.leave(visit)
+            return None
         except CodecError as error:
             self._life.report.undecodable(visit.entry, error)
             problem = f"not crawled, since it cannot be decoded: {error}"

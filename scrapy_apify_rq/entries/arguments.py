@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from inspect import isclass, isroutine
 from typing import Any, Final
 
-from scrapy_apify_rq.entries.item_classes import short, type_name
+from scrapy_apify_rq.entries.names import short, type_name
 from scrapy_apify_rq.entries.values import encode
 from scrapy_apify_rq.errors import CodecError
 from scrapy_apify_rq.identity import Arguments

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from scrapy import Spider
 
-from scrapy_apify_rq.errors import CodecError
+from scrapy_apify_rq.entries.names import short
+from scrapy_apify_rq.errors import CodecError, MissingError
 
 _DESCRIPTORS: Final = (property, classmethod, staticmethod)
 # Scrapy calls these itself. Whoever can write to the queue must not be able to.
@@ -28,7 +29,9 @@ class SpiderMethods:
         self._names: dict[Callable[..., Any], str | None] = {}
 
     def get(self, name: object) -> Callable[..., Any]:
-        """Return the method of this name, or raise CodecError."""
+        """Return the method of this name, or raise CodecError; MissingError if there may be one in
+        another version of the spider.
+        """
         # Looked up statically first, so that naming a property does not run it.
         static = inspect.getattr_static(self._spider, str(name), None)
         if callable(static) and not isinstance(static, _DESCRIPTORS):
@@ -37,6 +40,11 @@ class SpiderMethods:
                 if name in _OF_SCRAPY:
                     raise CodecError(f"{name!r} is a method for Scrapy to call, not a callback")
                 return method
+        if static is None and _may_be_a_callback(name):
+            raise MissingError(
+                f"spider {self._title} has no method {short(repr(name))}",
+                "give the new method the old name, too (old_name = new_name in the class)",
+            )
         raise CodecError(f"spider {self._title} has no method {name!r}")
 
     def name_of(self, function: Callable[..., Any]) -> str:
@@ -67,3 +75,12 @@ class SpiderMethods:
             return self.get(name) == function
         except CodecError:
             return False
+
+
+def _may_be_a_callback(name: object) -> bool:
+    return (
+        isinstance(name, str)
+        and name.isidentifier()
+        and not name.startswith("__")
+        and name not in _OF_SCRAPY
+    )

@@ -16,9 +16,8 @@ default:
 object; ``foreign`` reads them.
 
 Code from an entry is never executed. An entry holds names: of callbacks, which are looked up among
-the spider's methods, and of the classes of requests and items, which are looked up in loaded
-modules and in those that APIFY_RQ_TRUSTED_MODULES names. Only the constructors of these classes are
-called.
+the spider's methods, and of classes and functions; ``names`` says which. Only the constructors of
+requests and items are called.
 """
 
 from __future__ import annotations
@@ -28,12 +27,15 @@ from collections.abc import Collection, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic import JsonValue
 from scrapy import Request, Spider
 
+from scrapy_apify_rq.entries.builtin_values import part
 from scrapy_apify_rq.entries.callbacks import SpiderMethods
 from scrapy_apify_rq.entries.foreign import read_apify, read_plain
-from scrapy_apify_rq.entries.item_classes import class_path
 from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.names import Names
+from scrapy_apify_rq.entries.place import Place
 from scrapy_apify_rq.entries.request_classes import (
     Parts,
     find_request_class,
@@ -44,7 +46,7 @@ from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.entries.value_reader import decode
 from scrapy_apify_rq.entries.values import encode
 from scrapy_apify_rq.entries.wire_fields import read_body, read_headers, write_body, write_headers
-from scrapy_apify_rq.errors import CodecError, ConfigError
+from scrapy_apify_rq.errors import CodecError, ConfigError, MissingError
 from scrapy_apify_rq.limits import METHODS
 
 if TYPE_CHECKING:
@@ -77,9 +79,9 @@ _TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
 class RequestConverter:
     """Writes the requests of one spider as entries and reads them back.
 
-    ``callbacks`` names the spider method for each label of a foreign entry; ``trusted`` names
-    modules that may be imported to find a class; ``schemes`` are those of the URLs that may be
-    fetched, or None for all.
+    ``callbacks`` names the spider method for each label of a foreign entry; ``trusted`` and
+    ``plugins`` name packages of the project and of its components, see ``names``; ``schemes`` are
+    those of the URLs that may be fetched, or None for all.
     """
 
     def __init__(
@@ -87,11 +89,12 @@ class RequestConverter:
         spider: Spider,
         callbacks: Mapping[str, str] | None = None,
         trusted: Collection[str] = (),
+        plugins: Collection[str] = (),
         schemes: Collection[str] | None = None,
     ) -> None:
         self._methods = SpiderMethods(spider)
         self._callbacks = callbacks or {}
-        self._trusted = trusted
+        self.names = Names(trusted, plugins, self._methods, requests=self)
         self._schemes = schemes
         self._known_bases: dict[type[Request], type[Request] | None] = {}
         for label, name in self._callbacks.items():
@@ -104,7 +107,20 @@ class RequestConverter:
     def from_config(cls, spider: Spider, config: Config) -> Self:
         # The embedded file is the user's own; a queue of the API may be written by others.
         schemes = config.schemes if config.backend == "apify" else None
-        return cls(spider, config.callbacks, config.trusted_modules, schemes)
+        # The code of the project runs anyway.
+        own = {*config.project_packages, type(spider).__module__.partition(".")[0]} - {"scrapy"}
+        trusted = {*config.trusted_modules, *own}
+        return cls(spider, config.callbacks, trusted, config.plugin_packages, schemes)
+
+    # Values that a crawl keeps beside its requests
+
+    def write_value(self, value: object, where: str) -> JsonValue:
+        """Raises CodecError, which says ``where``, for what would not come back the same."""
+        return encode(value, where, self.names)
+
+    def read_value(self, data: JsonValue) -> Any:
+        """Raises CodecError for what ``write_value`` would not have written."""
+        return decode(data, self.names)
 
     # Writing
 
@@ -181,7 +197,14 @@ class RequestConverter:
             no_retry=bool(parts.meta.get("dont_retry")),
         )
 
-    def _blob(self, parts: Parts) -> dict[str, Any]:
+    def _blob(self, parts: Parts, place: Place | None = None) -> dict[str, Any]:
+        """Write what the schema has no fields for. ``place`` is that of a request in a value."""
+
+        def write(value: object, name: str) -> JsonValue:
+            if place is not None:
+                return part(value, place, name, 3)
+            return encode(value, name, self.names)
+
         request, cls = parts.request, type(parts.request)
         blob: dict[str, Any] = {"v": VERSION}
         if request.callback is not None:
@@ -197,11 +220,11 @@ class RequestConverter:
         values = (parts.meta, request.cb_kwargs, parts.cookies, request.flags)
         for name, value in zip(_VALUES, values, strict=True):
             if value:
-                blob[name] = encode(value, name)
+                blob[name] = write(value, name)
         if cls is not Request:
-            blob["class"] = class_path(cls)
+            blob["class"] = self.names.path_of_class(cls)
             blob["attributes"] = {
-                name: encode(getattr(request, name), name)
+                name: write(getattr(request, name), name)
                 for name in cls.attributes
                 if name not in Request.attributes
             }
@@ -240,6 +263,40 @@ class RequestConverter:
         ]:
             raise CodecError(f"{name} does not restore its {', '.join(lost)}")
 
+    # A request that is part of a value: see ``names.Requests``.
+
+    def write_part(self, request: Request, place: Place) -> JsonValue:
+        """Write it, and read it back if it may not come back the same."""
+        parts = _parts(request, None, None, None)
+        if not place.writer.is_checked or self._is_certain(parts, None):
+            return self._write_part(parts, place)
+        inner = place.written_by(place.writer._replace(is_checked=False))
+        data = self._write_part(parts, inner)
+        restored = self.read_part(data, place.depth)
+        if data != self._write_part(_parts(restored, None, None, None), inner):
+            raise place.refusal(f"the {type(request).__qualname__} would not be the same")
+        return data
+
+    def _write_part(self, parts: Parts, place: Place) -> JsonValue:
+        request, blob = parts.request, self._blob(parts, place)
+        method = request.method if request.method in METHODS else "GET"
+        payload = write_body(request.body, blob)
+        return [request.url, method, payload, dict(write_headers(parts.headers, blob)), blob]
+
+    def read_part(self, data: Any, depth: int) -> Request:
+        url, method, payload, headers, blob = data
+        try:
+            entry = Entry(
+                id="", unique_key="", url=url, method=method, payload=payload, headers=headers
+            )
+            request = self._decode_own(entry, blob, depth + 3)
+        except CodecError:
+            raise
+        except Exception as error:
+            raise CodecError(_reason(error)) from error
+        self._check_scheme(request.url)
+        return request
+
     def _check_scheme(self, url: str) -> None:
         scheme = url.partition(":")[0].lower()
         if self._schemes is not None and scheme not in self._schemes:
@@ -251,7 +308,9 @@ class RequestConverter:
     # Reading
 
     def decode(self, entry: Entry) -> Request:
-        """Read an entry. Raises CodecError with the reason if it is not a request."""
+        """Read an entry. Raises CodecError with the reason if it is not a request, and MissingError
+        if another version of the project may know better.
+        """
         blob = entry.user_data.get("scrapy")
         try:
             if entry.broken is not None:
@@ -259,9 +318,11 @@ class RequestConverter:
             if isinstance(blob, dict) and "v" in blob:
                 request = self._decode_own(entry, blob)
             elif "scrapy_request" in entry.user_data:
-                request = read_apify(entry, self._methods, self._trusted)
+                request = read_apify(entry, self._methods, self.names)
             else:
                 request = read_plain(entry, self._methods, self._callbacks)
+        except MissingError:
+            raise
         except CodecError as error:
             raise CodecError(str(error)[:_REASON_LIMIT]) from error
         except Exception as error:  # a constructor may reject what a stranger wrote in any way
@@ -271,22 +332,22 @@ class RequestConverter:
             request.meta["dont_retry"] = entry.no_retry
         return request
 
-    def _decode_own(self, entry: Entry, blob: dict[str, Any]) -> Request:
+    def _decode_own(self, entry: Entry, blob: dict[str, Any], depth: int = 0) -> Request:
         if blob["v"] != VERSION:
             raise CodecError(
                 f"userData.scrapy has version {blob['v']!r}, this scrapy-apify-rq reads {VERSION}"
             )
-        cls = find_request_class(blob["class"], self._trusted) if "class" in blob else Request
+        cls = find_request_class(blob["class"], self.names) if "class" in blob else Request
         values: dict[str, Any] = {
-            name: decode(blob[name], self._trusted) for name in _VALUES if name in blob
+            name: decode(blob[name], self.names, depth) for name in _VALUES if name in blob
         }
         for name in set(cls.attributes) & set(blob.get("attributes", ())):
-            values[name] = decode(blob["attributes"][name], self._trusted)
+            values[name] = decode(blob["attributes"][name], self.names, depth)
         for name, types in _TYPES.items():
             value = values.get(name, blob.get(name))
             if name in blob and not isinstance(value, types):
                 raise CodecError(f"userData.scrapy.{name} is a {type(value).__name__}")
-        return cls(
+        request = cls(
             url=entry.url,
             method=blob.get("method", entry.method),
             headers=read_headers(entry, blob),
@@ -298,6 +359,10 @@ class RequestConverter:
             encoding=blob.get("encoding", "utf-8"),
             **values,
         )
+        if cls is not Request and (meta := values.get("meta", {})) != request.meta:
+            request.meta.clear()  # of what the constructor has made of it, with its own defaults
+            request.meta.update(meta)
+        return request
 
 
 def _parts(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from scrapy import Request
@@ -25,6 +25,7 @@ from scrapy import Request
 from scrapy_apify_rq.entries.callbacks import SpiderMethods
 from scrapy_apify_rq.entries.mending import well_formed_json
 from scrapy_apify_rq.entries.models import UNREADABLE, Entry
+from scrapy_apify_rq.entries.names import Names
 from scrapy_apify_rq.entries.request_classes import find_request_class
 from scrapy_apify_rq.entries.wire_fields import read_body
 from scrapy_apify_rq.errors import CodecError
@@ -47,7 +48,7 @@ def read_plain(entry: Entry, methods: SpiderMethods, callbacks: Mapping[str, str
     )
 
 
-def read_apify(entry: Entry, methods: SpiderMethods, trusted: Collection[str]) -> Request:
+def read_apify(entry: Entry, methods: SpiderMethods, names: Names) -> Request:
     """Read what ``apify.scrapy`` 4.x wrote."""
     text = entry.user_data["scrapy_request"]
     if not isinstance(text, str) or not text.startswith("{"):
@@ -59,7 +60,7 @@ def read_apify(entry: Entry, methods: SpiderMethods, trusted: Collection[str]) -
     cls = Request
     if path := stored.get("_class"):
         module, _, name = path.rpartition(".")
-        cls = find_request_class(f"{module}:{name}", trusted)
+        cls = find_request_class(f"{module}:{name}", names)
     values = {name: stored[name] for name in cls.attributes if name in stored}
     values["headers"] = {
         name: [base64.b64decode(value) for value in stored_values]

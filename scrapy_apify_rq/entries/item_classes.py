@@ -1,132 +1,54 @@
-"""Item classes, and how a class is found by its name.
+"""Items of all four kinds (Item, dataclass, attrs, pydantic), and other objects, taken apart.
 
-An entry names a class as "module:Qual.Name". ``find_class`` looks it up in loaded modules, and
-imports a module only if APIFY_RQ_TRUSTED_MODULES names it: an entry that someone else wrote must
-not be able to run code.
-
-Items of all four kinds (Item, dataclass, attrs, pydantic) are taken apart into the fields that the
-constructor takes and those that are set afterwards, and are built from them again.
+An item is taken apart into the fields that its constructor takes and those that are set afterwards,
+and is built from them again. Any other object is taken apart into its attributes, and is restored
+without its constructor.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import sys
-from collections.abc import Callable, Collection
-from types import MemberDescriptorType, ModuleType
-from typing import Any, Final, TypeVar
+from collections.abc import Callable
+from types import MemberDescriptorType
+from typing import Any, Final, NamedTuple
 
 import attr
 from itemadapter import ItemAdapter
-from pydantic import AliasChoices, BaseModel
+from pydantic import AliasChoices, AnyUrl, BaseModel, PostgresDsn
+from pydantic_core import MultiHostUrl, Url
 from scrapy import Item
 
-from scrapy_apify_rq.errors import CodecError
+from scrapy_apify_rq.entries.names import PLAIN, short
+from scrapy_apify_rq.errors import CodecError, MissingError
 
 # The type flag of classes that are not static C types (CPython's Py_TPFLAGS_HEAPTYPE).
 _HEAP_TYPE: Final = 1 << 9
-# What vars() returns, even where a module or a metaclass has its own __getattribute__.
-_MODULE_DICT: Final[Any] = vars(ModuleType)["__dict__"]
-_CLASS_DICT: Final[Any] = vars(type)["__dict__"]
-
-_T = TypeVar("_T")
-
-
-# Classes and their names
-
-
-def class_path(cls: type) -> str:
-    """Return "module:Qual.Name"; raise CodecError unless ``find_class`` finds this class by it."""
-    path = f"{cls.__module__}:{cls.__qualname__}"
-    try:
-        found = find_class(path)
-    except CodecError:
-        found = None
-    if found is not cls or not path.isprintable():
-        raise CodecError(
-            f"the class {short(path)} cannot be found again by this name: "
-            "define it at the top level of a module"
-        )
-    return path
-
-
-def find_class(path: str, trusted: Collection[str] = ()) -> type:
-    """Return the class at "module:Qual.Name". No code runs, unless a trusted module is imported."""
-    module_name, _, qualname = path.partition(":")
-    module = sys.modules.get(module_name)
-    if module is None and _may_import(module_name, trusted):
-        module = run(importlib.import_module, module_name)
-    if not issubclass(type(module), ModuleType):
-        raise CodecError(
-            f"the class {short(path)} is not in a loaded module: if data from the queue may import "
-            "its module, add it to the trusted modules"
-        )
-    found: Any = module
-    namespace: Any = _MODULE_DICT.__get__(module)
-    for name in qualname.split("."):
-        found = namespace.get(name)
-        # Not isinstance(found, type): it would ask the object for its __class__.
-        if not issubclass(type(found), type):
-            raise CodecError(f"there is no class {short(path)}")
-        namespace = _CLASS_DICT.__get__(found)
-    return found  # type: ignore[no-any-return]
-
-
-def _may_import(name: str, trusted: Collection[str]) -> bool:
-    if name in trusted:
-        return True
-    below = any(name.startswith(f"{above}.") for above in trusted)
-    return below and all(part.isidentifier() for part in name.split("."))
-
-
-def type_name(value: object) -> str:
-    cls = type(value)
-    return (
-        cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-    )
-
-
-def short(text: str) -> str:
-    """Cut a text from the queue for a message."""
-    return text if len(text) <= 200 else f"{text[:120]} ... {text[-60:]}"
-
-
-def run(function: Callable[..., _T], *arguments: Any) -> _T:
-    """Call what may run code of the project: a constructor, a property, a __hash__, an import."""
-    try:
-        return function(*arguments)
-    except CodecError:
-        raise
-    except Exception as error:
-        reason = short(" ".join(str(error).split()))
-        raise CodecError(f"{type(error).__name__}: {reason}") from error
-
 
 # Items
 
 
-def is_item_class(cls: type) -> bool:
-    return not issubclass(cls, dict) and ItemAdapter.is_item_class(cls)
-
-
-def has_builtin_base(cls: type) -> bool:
-    """Return True for a list or an exception that is also a dataclass.
-
-    It holds values that its attributes do not show.
-    """
-    return any(not base.__flags__ & _HEAP_TYPE for base in cls.__mro__ if base is not object)
+def builtin_bases(cls: type) -> list[type]:
+    """The C types that a class derives from. They hold values that its attributes do not show."""
+    return [base for base in cls.__mro__ if base is not object and not base.__flags__ & _HEAP_TYPE]
 
 
 def state(item: Any) -> dict[str, Any]:
     """Return the attributes in the instance's __dict__ and in its slots, by name."""
     state = dict(getattr(item, "__dict__", {}))
-    for base in type(item).__mro__:
+    for name, slot in _slots(type(item)).items():
+        if _is_filled(slot, item):
+            state.setdefault(name, slot.__get__(item))
+    return state
+
+
+def _slots(cls: type) -> dict[str, MemberDescriptorType]:
+    slots: dict[str, MemberDescriptorType] = {}
+    for base in cls.__mro__:
         if "__slots__" in vars(base):
             for name, slot in vars(base).items():
-                if isinstance(slot, MemberDescriptorType) and _is_filled(slot, item):
-                    state.setdefault(name, slot.__get__(item))
-    return dict(sorted(state.items()))
+                if isinstance(slot, MemberDescriptorType):
+                    slots.setdefault(name, slot)
+    return slots
 
 
 def _is_filled(slot: MemberDescriptorType, item: Any) -> bool:
@@ -205,3 +127,85 @@ def _argument_names(cls: Any) -> dict[str, str]:
 def _alias(alias: Any) -> str | None:
     choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
     return next((choice for choice in choices if isinstance(choice, str)), None)
+
+
+# Other objects
+
+
+class Base(NamedTuple):
+    """A built-in type that classes of the project derive from."""
+
+    read: Callable[[Any], Any]
+    """What an object of such a class holds, as the built-in type itself."""
+    fill: Callable[[Any, Any], object] | None = None
+    """Puts that into a new object. None: the object gets it when it is made."""
+
+
+BASES: Final[dict[type, Base]] = {
+    str: Base(lambda value: str.__getitem__(value, slice(None))),
+    bytes: Base(lambda value: bytes.__getitem__(value, slice(None))),
+    int: Base(int.__int__),
+    float: Base(float.__float__),
+    tuple: Base(lambda value: tuple(tuple.__iter__(value))),
+    frozenset: Base(lambda value: frozenset(frozenset.__iter__(value))),
+    list: Base(lambda value: list(list.__iter__(value)), list.extend),
+    set: Base(lambda value: set(set.__iter__(value)), set.update),
+    dict: Base(lambda value: dict(dict.items(value)), dict.update),
+}
+_MORE_THAN_STATE: Final = ("__reduce__", "__reduce_ex__", "__del__")
+# The URL types of pydantic, all of them where they are classes.
+_URLS: Final = tuple(
+    base
+    for kind in (Url, MultiHostUrl, AnyUrl, PostgresDsn)
+    if isinstance(kind, type)
+    for base in kind.__mro__[:-1]
+)
+
+
+def is_url_class(cls: type) -> bool:
+    return issubclass(cls, _URLS)
+
+
+def is_namedtuple_class(cls: type) -> bool:
+    return issubclass(cls, tuple) and isinstance(getattr(cls, "_fields", None), tuple)
+
+
+def base_of(cls: type) -> type | None:
+    """The built-in type that objects of a class extend, or ``object``.
+
+    None if they are more than its value and their attributes, so that they could not be restored.
+    """
+    own = [base for base in cls.__mro__ if base.__flags__ & _HEAP_TYPE and base not in PLAIN]
+    if any(name in vars(base) for base in own for name in _MORE_THAN_STATE):
+        return None
+    match builtin_bases(cls):
+        case []:
+            return object
+        case [base] if base in BASES:
+            return base
+    return None
+
+
+def new_object(cls: type, base: Any, content: Any) -> Any:
+    """Make an object without its constructor, with the value of its built-in base."""
+    if base is object:
+        return object.__new__(cls)
+    fill = BASES[base].fill
+    if fill is None:
+        return base.__new__(cls, content)
+    made = base.__new__(cls)
+    fill(made, content)
+    return made
+
+
+def set_state(thing: Any, attributes: dict[str, Any]) -> None:
+    """Give a new object what ``state`` returned."""
+    slots = _slots(type(thing))
+    for name, value in attributes.items():
+        if name in slots:
+            slots[name].__set__(thing, value)
+        elif hasattr(thing, "__dict__"):
+            thing.__dict__[name] = value
+        else:
+            name = f"attribute {short(name)} of {type(thing).__qualname__}"
+            raise MissingError(f"there is no {name}", "give the new one the old name, too")

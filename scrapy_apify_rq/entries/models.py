@@ -56,7 +56,8 @@ def read_date(text: str) -> datetime:
     return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
 
 
-def _in_utc(date: datetime) -> datetime:
+def in_utc(date: datetime) -> datetime:
+    """Raises ValueError where the year would have one digit too many, or none."""
     date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
     try:
         return date.astimezone(UTC)
@@ -85,7 +86,7 @@ class Entry(BaseModel):
     no_retry: bool | None = None
     error_messages: Annotated[list[str], _null_is(list)] = Field(default_factory=list)
     loaded_url: str | None = None
-    handled_at: Annotated[datetime, AfterValidator(_in_utc), PlainSerializer(wire_date)] | None = (
+    handled_at: Annotated[datetime, AfterValidator(in_utc), PlainSerializer(wire_date)] | None = (
         None
     )
     broken: str | None = Field(default=None, exclude=True)

@@ -8,14 +8,14 @@ checks them; any other request has to be restored once to see whether it is the 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from scrapy import FormRequest, Request
 from scrapy.http import Headers, JsonRequest, XmlRpcRequest
 from w3lib.url import safe_url_string
 
-from scrapy_apify_rq.entries.item_classes import find_class
+from scrapy_apify_rq.entries.names import Names
 from scrapy_apify_rq.errors import CodecError
 from scrapy_apify_rq.limits import METHODS
 
@@ -57,8 +57,8 @@ class Parts(NamedTuple):
     cookies: object
 
 
-def find_request_class(path: str, trusted: Collection[str]) -> type[Request]:
-    cls = find_class(path, trusted)
+def find_request_class(path: str, names: Names) -> type[Request]:
+    cls = names.find_class(path)
     if not issubclass(cls, Request):
         raise CodecError(f"{path} is not a subclass of scrapy.Request")
     return cls

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, Final
 
 import attr
 from itemadapter import ItemAdapter
 from pydantic import BaseModel, JsonValue
 from scrapy import Item
-from scrapy.settings import BaseSettings
 
-from scrapy_apify_rq.entries.item_classes import class_path, find_class, run, short, type_name
+from scrapy_apify_rq.entries.names import NOTHING, Names, run, short, type_name
 from scrapy_apify_rq.entries.value_reader import decode
 from scrapy_apify_rq.entries.values import encode
 from scrapy_apify_rq.errors import CodecError
@@ -38,10 +37,10 @@ _PLAIN: Final[tuple[tuple[type, Callable[[Any], object]], ...]] = (
 
 
 class ItemCodec:
-    """Writes and reads items. ``trusted`` names modules that may be imported to find a class."""
+    """Writes and reads items. ``names`` finds their classes."""
 
-    def __init__(self, trusted: Collection[str] = ()) -> None:
-        self._trusted = trusted
+    def __init__(self, names: Names = NOTHING) -> None:
+        self._names = names
         self._paths: dict[type, str] = {}
         """Of the classes whose items have been read back once."""
 
@@ -60,17 +59,23 @@ class ItemCodec:
     def _encode(self, item: Any) -> JsonValue:
         cls = type(item)
         if cls is dict:
-            return _value(item)
-        path = self._paths.get(cls) or class_path(cls)
+            return self._value(item)
+        path = self._paths.get(cls) or self._names.path_of_class(cls)
         fields = dict.items(item) if isinstance(item, dict) else ItemAdapter(item).items()
-        return {_TAG: [path, [[_value(name), _value(value)] for name, value in fields]]}
+        return {_TAG: [path, [[self._value(name), self._value(value)] for name, value in fields]]}
+
+    def _value(self, value: Any) -> JsonValue:
+        try:
+            return encode(value, names=self._names)
+        except CodecError:
+            return encode(_plain(value), names=self._names)
 
     def _check(self, item: Any, text: str) -> None:
         """Once for each class: find out whether it can be restored."""
         restored = self.read(text)
         if type(restored) is not type(item) or _dump(self._encode(restored)) != text:
             raise CodecError(f"the {type_name(item)} would not be the same when restored")
-        self._paths[type(item)] = class_path(type(item))
+        self._paths[type(item)] = self._names.path_of_class(type(item))
 
     def read(self, text: str) -> Any:
         """Raises CodecError if the class is missing, or the text is none of ours."""
@@ -81,12 +86,12 @@ class ItemCodec:
         if not isinstance(data, dict):
             raise CodecError("the saved item is not a JSON object")
         if data.keys() != {_TAG}:
-            return decode(data, self._trusted)
+            return decode(data, self._names)
         try:
             path, pairs = data[_TAG]
-            cls = find_class(path, self._trusted)
+            cls = self._names.find_class(path)
             fields = {
-                decode(name, self._trusted): decode(value, self._trusted) for name, value in pairs
+                decode(name, self._names): decode(value, self._names) for name, value in pairs
             }
         except (AttributeError, TypeError, ValueError) as error:
             if isinstance(error, CodecError):
@@ -95,21 +100,8 @@ class ItemCodec:
         return run(_restore, cls, fields)
 
 
-def project_modules(settings: BaseSettings, trusted: Collection[str]) -> tuple[str, ...]:
-    """What may be imported to find the class of an item: the project's own packages, too."""
-    own = (str(module).partition(".")[0] for module in settings.getlist("SPIDER_MODULES"))
-    return (*trusted, *own)
-
-
 def _dump(data: JsonValue) -> str:
     return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-
-
-def _value(value: Any) -> JsonValue:
-    try:
-        return encode(value)
-    except CodecError:
-        return encode(_plain(value))
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
     outbox      adds and updates that the backend has not confirmed
     window      what can be handed out, in its order
+    waiting     retries whose back-off is not over
+    slots       whose turn it is among the hosts
     supply      how entries come from the backend: ``single`` or ``leases``
     idle        whether the crawl is over
     frontier    what connects them, and what the scheduler calls
@@ -31,6 +33,7 @@ What grows with the crawl, with bytes per entry:
 
     ids seen               82   ``Local.seen``
     start counters        110   for each kind of start request that is repeatable (``Keys``)
+    ids left               82   entries that only another version of the project can read (backend)
     requests in memory    700   and more, with the request's own data: those that cannot be written
                                 as JSON, while they wait (``Window``)
 """

@@ -8,15 +8,18 @@ docstring.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
 
 from scrapy_apify_rq.backends.base import Added, Backend, LooseItems, Updated
 from scrapy_apify_rq.errors import BackendError
+from scrapy_apify_rq.frontier.alarm import Alarm
 from scrapy_apify_rq.frontier.idle import Idle
 from scrapy_apify_rq.frontier.leases import Leases
 from scrapy_apify_rq.frontier.notices import Bug, RateReached
-from scrapy_apify_rq.frontier.outbox import Outbox
+from scrapy_apify_rq.frontier.outbox import Outbox, is_void
 from scrapy_apify_rq.frontier.single import Single
+from scrapy_apify_rq.frontier.slots import Slots
 from scrapy_apify_rq.frontier.supply import Listener, Local, Reader, Supply
 from scrapy_apify_rq.frontier.tasks import Tasks
 from scrapy_apify_rq.frontier.visit import Visit, entry_of
@@ -41,8 +44,9 @@ class Frontier:
     """Owns the backend between ``open`` and ``close``.
 
     ``window`` and ``outbox`` are limits on numbers of visits; ``memory`` is the limit in bytes, of
-    which the outbox gets a half and the window a quarter. The rest is for the backend. ``error`` is
-    why the backend gave up, and None while it works.
+    which the outbox gets a half and the window a quarter. The rest is for the backend. Without
+    ``slots``, requests wait in one line. ``error`` is why the backend gave up, and None while it
+    works.
     """
 
     def __init__(
@@ -56,18 +60,24 @@ class Frontier:
         memory: int = 64 * 2**20,
         idle_before_close: float = 0,
         retries_first: bool = True,
+        slots: Slots | None = None,
     ) -> None:
         self.error: BackendError | None = None
+        self.left = 0
+        """How many entries were left pending, for another version of the project."""
         self._backend = backend
         self._listener = listener
         self._stats = stats
         self._outbox = Outbox(backend, limit=outbox, memory=memory // 2)
-        self._window = Window(limit=window, memory=memory // 4, retries_first=retries_first)
+        self._window = Window(
+            limit=window, memory=memory // 4, slots=slots, retries_first=retries_first
+        )
         self._local = Local(self._outbox, self._window, listener)
         self._idle = Idle(backend.consistency_delay, idle_before_close)
         self._supply = _supply(backend, self._local, self._idle, stats)
         self._reader = Reader(backend, self._supply, self._local, self._idle, stats)
         self._tasks = Tasks(self._fail)
+        self._due = Alarm(listener.wake)
         self._on_hold = False
         self._has_noted_rate = False
 
@@ -87,6 +97,7 @@ class Frontier:
         if not self._tasks:
             return
         self._reader.stop()
+        self._due.turn_off()
         try:
             await self._tasks.guard(self._flush())
             self._supply.stop()
@@ -94,6 +105,10 @@ class Frontier:
                 await self._tasks.guard(self._supply.release())
         finally:
             await self._tasks.end()
+
+    async def guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what the crawl itself asks of the backend. An error is a failure as any other."""
+        await self._tasks.guard(work)
 
     async def _flush(self) -> None:
         patience = self._backend.patience + _FLUSH_PATIENCE
@@ -108,6 +123,7 @@ class Frontier:
         """Hand nothing out from now on; what was handed out before is still acked."""
         self._on_hold = True
         self._reader.stop()
+        self._outbox.send_retries()
         await self._tasks.guard(self._supply.release_window())
         if self._local.claiming.locked():
             async with self._local.claiming:  # it ends, and what it brings is released, too
@@ -168,12 +184,22 @@ class Frontier:
         if self._outbox.has_too_many_updates():
             self._note_rate()
             return None
-        while (visit := self._window.pop()) is not None:
+        while (visit := self._window.pop(is_all=self._supply.has_all)) is not None:
             if visit.lease is None or visit.lease > time.time():
                 return visit
             self._supply.lost(visit, "waiting")
         self._supply.starve()
+        if (due_at := self._window.next_due_at) is not None:
+            self._due.set(due_at)
         return None
+
+    def leave(self, visit: Visit) -> None:
+        """Leave a visit that ``next`` has returned: its entry stays pending, and this process does
+        not want it again.
+        """
+        self._idle.disturb()
+        self.left += 1
+        self._backend.leave(entry_of(visit).id)
 
     def _note_rate(self) -> None:
         if not self._has_noted_rate and (rate := self._backend.rate_reached) is not None:
@@ -182,11 +208,8 @@ class Frontier:
 
     def update(self, visit: Visit) -> None:
         """Put what became of a handed-out entry into the outbox: an ack, or a requeue."""
-        has_lapsed = visit.lease is not None and visit.lease <= time.time()
-        if has_lapsed and not entry_of(visit).is_handled:
-            # Other workers may have it by now, and what they make of it must stand.
-            self._idle.disturb()
-            self._supply.lost(visit, "retried")
+        if is_void(visit):
+            self.lapsed(visit)
             return
         self._outbox.update(visit)
         self._note_put()
@@ -253,11 +276,15 @@ class Frontier:
             if entry.failed:
                 self._stats.inc_value("apify_rq/failed")
 
+    def lapsed(self, visit: Visit) -> None:
+        self._idle.disturb()
+        self._supply.lost(visit, "retried")
+
     def confirmed(self) -> None:
         self._listener.wake()
 
     def is_starving(self) -> bool:
-        return len(self._window) < _ENOUGH
+        return self._window.ready < _ENOUGH
 
     # Failure.
 

@@ -60,13 +60,15 @@ class Leases:
         self._asked_at = -math.inf
         self._is_rich = True
         """The last claim brought something, and there was more."""
+        self._left = 0
+        """How many entries are pending for another version of the project, by the last claim."""
         self._counts: tuple[int, int] | None = None
         """How many entries the queue had in all, and how many handled, at the last question."""
 
     @property
     def again_at(self) -> float:
         # An entry offered after the question was asked may be missing from its answer.
-        if self._is_rich or self._offers.last_at >= self._asked_at:
+        if (self._is_rich and not self._window.is_stuck) or self._offers.last_at >= self._asked_at:
             return 0.0
         return self._asked_at + self._idle.pause
 
@@ -114,7 +116,11 @@ class Leases:
     def is_low(self) -> bool:
         waiting = self._waiting()
         has_memory = waiting.size <= self._window.memory // 2
-        return has_memory and self._appetite.is_low(waiting.entries)
+        return has_memory and self._appetite.is_low(waiting.entries, is_stuck=self._window.is_stuck)
+
+    @property
+    def has_all(self) -> bool:
+        return not self._window.by_host  # nobody knows what others add
 
     def _waiting(self) -> Amount:
         """What is in the window, or will be once its add or update is confirmed."""
@@ -129,15 +135,18 @@ class Leases:
 
     def begin_claim(self, asked_at: float) -> Amount:
         self._asked_at = asked_at
-        waiting = self._waiting()
+        window, waiting = self._window, self._waiting()
         return Amount(
-            self._appetite.claim(waiting.entries), max(self._window.memory - waiting.size, 1)
+            self._appetite.claim(waiting.entries, is_stuck=window.is_stuck),
+            max(window.memory - waiting.size, 1),
+            window.share(),
         )
 
     def receive(self, claim: Claim) -> int:
         new = [claimed for claimed in claim.entries if self._is_new(claimed)]
         for claimed in new:
             self._take(claimed)
+        self._left = claim.left
         self._is_rich = bool(new) and claim.more
         if new:
             self._appetite.feed(is_rich=self._is_rich)
@@ -178,13 +187,14 @@ class Leases:
                 return True
             self._offers.forget(id)
         info = await self._backend.info()
+        pending = info.pending - self._left
         counts, self._counts = self._counts, (info.total, info.handled)
-        if info.pending and counts is not None and counts != self._counts:
+        if pending > 0 and counts is not None and counts != self._counts:
             self._idle.wait_for_others(question)
             return True
         # The counts may lag, too, or be wrong for ever: if they stand still, they are not believed
         # for ever.
-        return info.pending > 0 and self._idle.quiet_for(question) < self._backend.lag
+        return pending > 0 and self._idle.quiet_for(question) < self._backend.lag
 
     async def release_window(self) -> None:
         if ids := self._window.drop_leased():

@@ -3,11 +3,17 @@
 All are sent in the order in which they came, several calls at a time. An update takes the items of
 its request with it, and leaves only after every add made before it is confirmed, and all items that
 were sent ahead.
+
+The update of a retry ends its lease, so that any worker could try it again at once. In shared
+access the update therefore waits for the retry's time, while the lease is kept; a kill meanwhile
+loses the count of one try. ``close`` sends it before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -17,7 +23,9 @@ from typing import Any, Final, Protocol, TypeVar
 
 from scrapy_apify_rq.backends.base import Added, Backend, LooseItems, Updated
 from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.frontier.alarm import Alarm
 from scrapy_apify_rq.frontier.visit import Visit, entry_of
+from scrapy_apify_rq.frontier.waiting import Waiting
 
 T = TypeVar("T")
 
@@ -30,11 +38,22 @@ _MOST_ITEMS: Final = 4
 _UPDATES_SHARE: Final = 4
 
 
+def is_void(update: Visit) -> bool:
+    """It is a requeue whose lease has ended: other workers may have the entry by now, and what they
+    make of it must stand.
+    """
+    has_lapsed = update.lease is not None and update.lease <= time.time()
+    return has_lapsed and not entry_of(update).is_handled
+
+
 class Owner(Protocol):
     """What the outbox reports to, and what it asks."""
 
     def added(self, visit: Visit, answer: Added) -> None: ...
     def updated(self, visit: Visit, answer: Updated) -> None: ...
+    def lapsed(self, visit: Visit) -> None:
+        """A requeue is not sent, because its lease has ended."""
+
     def confirmed(self) -> None:
         """The answers of one call have been reported."""
 
@@ -99,6 +118,10 @@ class Outbox:
         self._items_ready = asyncio.Event()
         self._updates = _Lane()
         """The number is that of the last add that must be confirmed first."""
+        self._retries = Waiting()
+        """Those whose time has not come."""
+        self._retry_is_due = Alarm(self._send_due_retries)
+        self._is_hurried = False
         self._batch_is_full = asyncio.Event()
         self._changed = asyncio.Event()
         """Set at each confirmation and at the failure."""
@@ -115,6 +138,14 @@ class Outbox:
 
     def update(self, visit: Visit) -> None:
         self._put(visit)
+        is_early = visit.lease is not None and visit.not_before > time.monotonic()
+        if is_early and not self._is_hurried:
+            self._retries.add(visit)
+            self._retry_is_due.set(visit.not_before)
+        else:
+            self._send_update(visit)
+
+    def _send_update(self, visit: Visit) -> None:
         self._updates_size += visit.size
         self._updates.put(self._adds_made, visit)
 
@@ -131,6 +162,19 @@ class Outbox:
             self._changed.clear()
             await self._changed.wait()
 
+    def send_retries(self) -> None:
+        """Send those of retries before their time, too, from now on."""
+        self._is_hurried = True
+        self._retry_is_due.turn_off()
+        for visit in self._retries.due(math.inf):
+            self._send_update(visit)
+
+    def _send_due_retries(self) -> None:
+        for visit in self._retries.due(time.monotonic()):
+            self._send_update(visit)
+        if (next_at := self._retries.next_at) is not None:
+            self._retry_is_due.set(next_at)
+
     def _put(self, visit: Visit) -> None:
         self.visits[entry_of(visit).id] = visit
         self._size += visit.size
@@ -146,7 +190,7 @@ class Outbox:
     def has_too_many_updates(self) -> bool:
         """So many acks wait that nothing more should be handed out."""
         return (
-            self.unsaved_updates > self._limit // _UPDATES_SHARE
+            self.unsaved_updates - len(self._retries) > self._limit // _UPDATES_SHARE
             or self._updates_size > self._memory // _UPDATES_SHARE
         )
 
@@ -176,6 +220,7 @@ class Outbox:
         Raises TimeoutError if nothing is confirmed for so many seconds.
         """
         self._is_closing = True
+        self.send_retries()
         self._batch_is_full.set()
         while not self.is_done:
             self._changed.clear()
@@ -186,6 +231,7 @@ class Outbox:
     def fail(self) -> None:
         """Send nothing more, and let go all that wait."""
         self._has_failed = True
+        self._retry_is_due.turn_off()
         self._end_work()
 
     @property
@@ -254,16 +300,25 @@ class Outbox:
                 return
             oldest_add = next(iter(self._unconfirmed), self._adds_made + 1)
             batch = self._updates.cut(self._backend.update_batch, oldest_add)
+        if not batch:
+            return
+        for place in [place for place in batch if is_void(place[1])]:
+            batch.remove(place)
+            self._note_sent(place[1])
+            owner.lapsed(place[1])
         if batch:
             visits = [visit for _, visit in batch]
             items = {entry_of(visit).id: visit.items for visit in visits if visit.items is not None}
             update = partial(self._backend.update, items=items) if items else self._backend.update
             answers = await _send(update, visits)
             for (_, visit), answer in zip(batch, answers, strict=True):
-                self._updates_size -= visit.size
-                self._remove(visit)
+                self._note_sent(visit)
                 owner.updated(visit, answer)
-            self._confirmed(owner)
+        self._confirmed(owner)
+
+    def _note_sent(self, update: Visit) -> None:
+        self._updates_size -= update.size
+        self._remove(update)
 
     async def _send_items(self, owner: Owner) -> None:
         await self._items_ready.wait()

@@ -20,6 +20,11 @@ _LOW_SHARE: Final = 4
 # Seconds between two claims that bring nothing while the window is low: at least, and at most.
 _SHORT_PAUSE: Final = 0.05
 _LONG_PAUSE: Final = 1.0
+# When only some slot has run dry, at least so many seconds pass between two claims, more after each
+# one that was in vain, and a full window makes room for this share of its limit.
+_DRY_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 10.0
+_DRY_SHARE: Final = 8
 # How many entries to look up before the crawl ends.
 _DOUBTS: Final = 16
 
@@ -51,10 +56,19 @@ class Single:
         self._is_asking = False
         self._again_at = 0.0
         self._has_noted_others = False
+        self._in_vain = 0
+        """How many claims in turn have brought nothing."""
 
     @property
     def again_at(self) -> float:
-        return self._again_at
+        if self._is_nearly_empty():
+            return self._again_at
+        pause = max(self._pause, _DRY_PAUSE) * 2.0 ** min(self._in_vain, 10)
+        return max(self._again_at, self._asked_at + min(pause, _LONGEST_PAUSE))
+
+    @property
+    def _pause(self) -> float:
+        return min(max(self._backend.lag / 4, _SHORT_PAUSE), _LONG_PAUSE)
 
     @property
     def hidden_until(self) -> float:
@@ -74,8 +88,8 @@ class Single:
     # What became of our writes.
 
     def stored(self, visit: Visit) -> None:
-        """The backlog is older, so it comes first, unless the new entry is more urgent."""
-        if visit.forefront or not self._has_backlog or self._window.outranks_last(visit):
+        """The backlog is older, so it comes first, unless the window needs the new entry now."""
+        if visit.forefront or not self._has_backlog or self._window.is_wanted(visit):
             self._push(visit)
         else:
             self._grow_backlog(entry_of(visit).id)
@@ -112,9 +126,17 @@ class Single:
 
     def is_low(self) -> bool:
         window = self._window
+        needs_others = window.ran_dry or window.is_stuck
+        return self._has_backlog and (needs_others or self._is_nearly_empty())
+
+    @property
+    def has_all(self) -> bool:
+        return not self._has_backlog
+
+    def _is_nearly_empty(self) -> bool:
+        window = self._window
         return (
-            self._has_backlog
-            and len(window.stored) <= window.limit // _LOW_SHARE
+            window.in_line <= window.limit // _LOW_SHARE
             and window.size <= window.memory // _LOW_SHARE
         )
 
@@ -125,9 +147,14 @@ class Single:
         self._asked_at = asked_at
         self._is_asking = True
         window = self._window
-        return Amount(
-            max(window.limit - len(window.stored), 1), max(window.memory - window.size, 1)
-        )
+        entries, size = window.room()
+        if self._is_nearly_empty():
+            window.ran_dry = window.is_stuck = False  # there is room for all
+        else:
+            entries = max(entries, window.limit // _DRY_SHARE)
+        share = window.share()
+        window.ran_dry = False
+        return Amount(max(entries, 1), max(size, 1), share)
 
     def receive(self, claim: Claim) -> int:
         self._is_asking = False
@@ -139,6 +166,7 @@ class Single:
             self._hidden.pop(entry.id, None)
             self._local.seen.add(entry.id.encode())
             self._push(Visit.of(entry))
+        self._in_vain = 0 if entries else self._in_vain + 1
         self._plan(claim, has_news=bool(entries))
         return len(entries)
 
@@ -148,8 +176,7 @@ class Single:
         if has_news and claim.more:
             self._again_at = 0.0
         else:
-            pause = min(max(self._backend.lag / 4, _SHORT_PAUSE), _LONG_PAUSE)
-            self._again_at = self._asked_at + pause
+            self._again_at = self._asked_at + self._pause
 
     def lost(self, visit: Visit, while_: Literal["waiting", "in flight", "retried"]) -> None:
         raise AssertionError(f"{entry_of(visit).id} has a lease in single access")

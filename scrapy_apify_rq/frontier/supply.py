@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from scrapy_apify_rq.backends.base import Backend, Claim
 from scrapy_apify_rq.errors import BackendError
+from scrapy_apify_rq.frontier.alarm import Alarm
 from scrapy_apify_rq.frontier.idle import Idle, Question
 from scrapy_apify_rq.frontier.notices import Notice
 from scrapy_apify_rq.frontier.outbox import Outbox
@@ -94,6 +95,8 @@ class Amount(NamedTuple):
     entries: int
     size: int
     """Bytes."""
+    share: int | None = None
+    """The most entries of one host, those that are here included; None: hosts do not matter."""
 
 
 class Supply(Protocol):
@@ -135,6 +138,10 @@ class Supply(Protocol):
 
     def is_low(self) -> bool:
         """The window has room, and the queue may have entries for it."""
+
+    @property
+    def has_all(self) -> bool:
+        """No entries are pending but those that are here."""
 
     def starve(self) -> None:
         """There was nothing to hand out."""
@@ -178,34 +185,23 @@ class Reader:
         self._idle = idle
         self._stats = stats
         self._is_due = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._is_due.set)
         self._is_stopped = False
 
     def ask_at(self, when: float) -> None:
         """Claim at this time, unless a claim is due by then anyway."""
-        loop = asyncio.get_running_loop()
-        seconds = when - time.monotonic()
         if self._is_stopped:
             return
-        if seconds <= 0:
+        if when <= time.monotonic():
             self._is_due.set()
-            return
-        if self._timer is not None:
-            if self._timer.when() <= loop.time() + seconds:
-                return
-            self._timer.cancel()
-        self._timer = loop.call_later(seconds, self._ring)
-
-    def _ring(self) -> None:
-        self._timer = None
-        self._is_due.set()
+        else:
+            self._alarm.set(when)
 
     def stop(self) -> None:
         """Begin no more claims."""
         self._is_stopped = True
         self._is_due.set()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.turn_off()
 
     async def run(self) -> None:
         """Ends by itself after ``stop``."""
@@ -221,7 +217,9 @@ class Reader:
     async def _claim(self) -> None:
         question = self._idle.ask(time.monotonic(), at_rest=self._local.is_at_rest())
         wanted = self._supply.begin_claim(question.asked_at)
-        claim = await self._backend.claim(wanted.entries, self._local.ids(), wanted.size)
+        claim = await self._backend.claim(
+            wanted.entries, self._local.ids(), wanted.size, wanted.share
+        )
         if claim.others:
             self._supply.note_others()
         if self._supply.receive(claim):

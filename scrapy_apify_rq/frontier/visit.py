@@ -31,6 +31,8 @@ class Visit:
     """Among its equals it is handed out last in, first out (APIFY_RQ_ORDER = "lifo")."""
     is_start: bool = False
     """It comes from ``start()``; with ``newest_first`` its equals that do not go before it."""
+    not_before: float = 0.0
+    """The time of the monotonic clock before which it must not be handed out."""
     spider_errors: int = 0
     """How many times it was requeued because its callback raised."""
     lease: float | None = None
@@ -39,6 +41,8 @@ class Visit:
     """Bytes that it holds in memory, about. Not to be changed while it waits in the frontier."""
     items: EntryItems | None = None
     """What was scraped from it, to be saved with its ack or requeue."""
+    slot: str | None = None
+    """The download slot in whose line it waits; None until it has been in the window."""
     key: str = ""
     """The unique key of a request that lives in memory only."""
 

@@ -10,11 +10,13 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from aiohttp import web
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.alias_generators import to_camel
 
 from scrapy_apify_rq.backends.base import Added
 from scrapy_apify_rq.backends.sqlite.table import Row
 from scrapy_apify_rq.entries.models import Entry, wire_date
-from scrapy_apify_rq.server.parameters import ApiError
+from scrapy_apify_rq.server.errors import ApiError
 
 _CUT: Final = "...[truncated]"
 _CUT_LENGTH: Final = 128
@@ -48,14 +50,28 @@ def registration(added: Added) -> dict[str, Any]:
     }
 
 
-def head_item(row: Row) -> dict[str, Any]:
+class _HeadItem(BaseModel):
+    """What the head shows. The rest of an entry is skipped, which is faster than reading it."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, from_attributes=True)
+
+    unique_key: str
+    url: str
+    method: str
+    retry_count: int
+
+
+def head_item(id: str, text: bytes) -> dict[str, Any]:
     """An entry as the head shows it. Choice: POST head/lock cuts long texts as GET head does."""
-    entry = Entry.from_json(row.id, row.json)
-    item: dict[str, Any] = {"uniqueKey": entry.unique_key, "url": entry.url}
+    try:
+        shown = _HeadItem.model_validate_json(text)
+    except ValidationError:  # another program wrote it
+        shown = _HeadItem.model_validate(Entry.from_json(id, text))
+    item = shown.model_dump(by_alias=True)
     for name in ("uniqueKey", "url"):
         if len(item[name]) > _CUT_LENGTH:
             item[name] = item[name][: _CUT_LENGTH - len(_CUT)] + _CUT
-    return {"id": row.id, **item, "method": entry.method, "retryCount": entry.retry_count}
+    return {"id": id, **item}
 
 
 def full(row: Row, now: float) -> str:

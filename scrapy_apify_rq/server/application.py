@@ -4,26 +4,26 @@
 server. Reference: https://docs.apify.com/api/v2/storage-request-queues. "Choice:" marks where the
 reference leaves something open or contradicts the platform.
 
-A call goes through ``calls.Calls``, which applies faults, the token and the rate, to its operation.
-Each operation is one method of ``Queues``, ``Requests`` or ``Locks``, listed in ``_operations``.
+A call goes through ``calls.Calls``, which checks who calls, to its operation. Each operation is one
+method of ``Queues``, ``Requests`` or ``Locks``, listed in ``_operations``.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
 from scrapy_apify_rq.backends.sqlite.store import Store
 from scrapy_apify_rq.limits import BATCH_RATE, CRUD_RATE, MAX_BODY
+from scrapy_apify_rq.server.access import Access
 from scrapy_apify_rq.server.answers import error_answer
 from scrapy_apify_rq.server.calls import Calls, Operation
-from scrapy_apify_rq.server.faults import Faults, Misbehaviour
+from scrapy_apify_rq.server.errors import ApiError
 from scrapy_apify_rq.server.locks import Locks
-from scrapy_apify_rq.server.parameters import ApiError
 from scrapy_apify_rq.server.queues import Queues
 from scrapy_apify_rq.server.requests import Requests
 
@@ -33,19 +33,24 @@ _PATIENCE: Final = 10
 
 
 def application(
-    storage: Path, *, token: str | None = None, faults: Faults | None = None
+    storage: Path,
+    *,
+    token: str | None = None,
+    host: str = "127.0.0.1",
+    middlewares: Iterable[Any] = (),
 ) -> web.Application:
     """The API over the queues in the folder ``storage``.
 
-    With a ``token``, callers must send it. With ``faults``, even those of a healthy server,
-    ``PUT /_faults`` replaces them, ``GET /_calls`` counts calls and ``DELETE`` resets the counts.
+    With a ``token``, callers must send it. Without one, they must address the server as this
+    machine or as ``host``, the address that it listens on. ``middlewares`` are aiohttp's.
     """
     store = Store(storage, _PATIENCE, time.time)
-    misbehaviour = Misbehaviour(faults)
-    app = web.Application(client_max_size=MAX_BODY, handler_args={"auto_decompress": False})
-    if faults is not None:
-        app.router.add_routes(_controls(misbehaviour))
-    app.router.add_routes(_routes(store, token, misbehaviour))
+    app = web.Application(
+        client_max_size=MAX_BODY,
+        middlewares=middlewares,
+        handler_args={"auto_decompress": False},
+    )
+    app.router.add_routes(_routes(store, Access(token, host)))
 
     async def opened(_: web.Application) -> AsyncIterator[None]:
         await store.open()
@@ -56,15 +61,15 @@ def application(
     return app
 
 
-def _routes(store: Store, token: str | None, misbehaviour: Misbehaviour) -> list[web.RouteDef]:
-    calls = Calls(store, token, misbehaviour)
-    queues = Queues(store, misbehaviour)
+def _routes(store: Store, access: Access) -> list[web.RouteDef]:
+    calls = Calls(store, access)
+    queues = Queues(store)
     operations = {
         "queues": {
             "GET": Operation(queues.page, client=False),
             "POST": Operation(queues.create, client=False),
         },
-        **_operations(queues, Requests(store, misbehaviour), Locks(store, misbehaviour)),
+        **_operations(queues, Requests(store), Locks(store)),
     }
     return [
         *(
@@ -115,25 +120,3 @@ def _operations(
 
 async def _unknown_path(_: web.Request) -> web.Response:
     return error_answer(ApiError(404, "page-not-found", "Page was not found"))
-
-
-def _controls(misbehaviour: Misbehaviour) -> list[web.RouteDef]:
-    async def set_faults(request: web.Request) -> web.Response:
-        try:
-            misbehaviour.set_json(await request.read())
-        except ValueError as error:
-            return web.Response(status=400, text=str(error))
-        return web.Response(status=204)
-
-    async def calls(_: web.Request) -> web.Response:
-        return web.json_response(misbehaviour.report())
-
-    async def forget_calls(_: web.Request) -> web.Response:
-        misbehaviour.forget()
-        return web.Response(status=204)
-
-    return [
-        web.put("/_faults", set_faults),
-        web.get("/_calls", calls),
-        web.delete("/_calls", forget_calls),
-    ]

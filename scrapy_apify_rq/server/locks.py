@@ -6,7 +6,7 @@ As in ``application``, "Choice:" marks what Apify's reference leaves open.
 from __future__ import annotations
 
 import math
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 from aiohttp import web
 
@@ -14,65 +14,70 @@ from scrapy_apify_rq.backends.sqlite.store import Store
 from scrapy_apify_rq.limits import MAX_BATCH
 from scrapy_apify_rq.server.answers import answer, date, head_item
 from scrapy_apify_rq.server.calls import Call
-from scrapy_apify_rq.server.faults import Misbehaviour, in_states
-from scrapy_apify_rq.server.parameters import ApiError, not_found
+from scrapy_apify_rq.server.errors import ApiError, not_found
+from scrapy_apify_rq.server.parameters import Count, Forefront, LockSecs, Parameters, up_to
+
+
+class HeadParameters(Parameters):
+    # Choice: 100 by default, as in the emulators. The platform's default is unknown.
+    limit: Annotated[Count, up_to(1000)] = 100
+
+
+class LockParameters(Parameters):
+    lock_secs: LockSecs
+    limit: Annotated[Count, up_to(MAX_BATCH)] = MAX_BATCH
+
+
+class ProlongParameters(Forefront):
+    lock_secs: LockSecs
 
 
 class Locks:
-    def __init__(self, store: Store, misbehaviour: Misbehaviour) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._misbehaviour = misbehaviour
 
     async def head(self, call: Call) -> web.Response:
-        # Choice: 100 by default, as in the emulators. The platform's default is unknown.
-        limit = call.query.limit(100, 1000)
+        limit = HeadParameters.read(call.request).limit
         # Choice: sources conflict about whether locked entries are listed. Here they are.
-        locked = not self._misbehaviour.faults.hide_locked
-        hidden = self._misbehaviour.hidden(call.key)
-        rows = call.queue.head(limit, locked=locked, without=hidden)
-        states = ("pending", "locked") if locked else ("pending",)
-        if hidden:
-            rows += in_states(hidden.values(), states, call.now)
-            rows.sort(key=lambda row: row.position or 0)
-            rows = rows[:limit]
-        self._store.count(call.key, head_items_read=len(rows))
+        items = [head_item(*text) async for text in call.queue.head(limit)]
+        self._store.count(call.key, head_items_read=len(items))
         return answer(
             {
                 "limit": limit,
                 "queueModifiedAt": date(call.record.modified_at),
                 "hadMultipleClients": call.several_clients,
-                "items": [head_item(row) for row in rows],
+                "items": items,
             }
         )
 
     async def lock_head(self, call: Call) -> web.Response:
-        secs, limit = call.query.lock_secs(), call.query.limit(MAX_BATCH, MAX_BATCH)
-        # An entry whose last change is not visible yet cannot be locked.
-        hidden = self._misbehaviour.hidden(call.key)
-        locked = await call.queue.lock(limit, secs, without=hidden)
+        asked = LockParameters.read(call.request)
+        locked = await call.queue.lock(asked.limit, asked.lock_secs)
         expires_at = date(locked.expires_at)
+        items = [head_item(*text) async for text in call.queue.texts(locked.ids)]
         data = {
-            "limit": limit,
-            "queueModifiedAt": date(call.now if locked.rows else call.record.modified_at),
+            "limit": asked.limit,
+            "queueModifiedAt": date(call.now if items else call.record.modified_at),
             "queueHasLockedRequests": locked.any_locked,
             "hadMultipleClients": call.several_clients,
-            "lockSecs": math.ceil(secs),  # the description allows whole seconds only
-            "items": [{**head_item(row), "lockExpiresAt": expires_at} for row in locked.rows],
+            "lockSecs": math.ceil(asked.lock_secs),  # the description allows whole seconds only
+            "items": [{**item, "lockExpiresAt": expires_at} for item in items],
         }
-        if client_key := call.query.client_key():
-            data["clientKey"] = client_key
+        if call.client_key:
+            data["clientKey"] = call.client_key
         return answer(data, 201)
 
     async def prolong(self, call: Call) -> web.Response:
         """Choice: the new time starts now. The caller must still hold the lock."""
-        secs, forefront = call.query.lock_secs(), call.query.flag("forefront")
-        until = await call.queue.prolong_lock(call.id, secs, forefront=forefront)
+        asked = ProlongParameters.read(call.request)
+        until = await call.queue.prolong_lock(call.id, asked.lock_secs, forefront=asked.forefront)
         if until is None:
             _raise_not_held(call)
         return answer({"lockExpiresAt": date(until)})
 
     async def end(self, call: Call) -> web.Response:
-        if not await call.queue.end_lock(call.id, forefront=call.query.flag("forefront")):
+        forefront = Forefront.read(call.request).forefront
+        if not await call.queue.end_lock(call.id, forefront=forefront):
             _raise_not_held(call)
         return web.Response(status=204)
 

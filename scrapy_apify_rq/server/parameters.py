@@ -1,4 +1,4 @@
-"""Checks what callers of the server send: bodies, parameters and names. Has the API's errors.
+"""The parameters in the query of a call, as pydantic models. Each operation has its own beside it.
 
 As in ``application``, "Choice:" marks what Apify's reference leaves open.
 """
@@ -7,283 +7,60 @@ from __future__ import annotations
 
 import base64
 import json
-import math
-import zlib
-from collections.abc import Collection
-from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
-from aiohttp import hdrs, web
-from pydantic import BeforeValidator, ConfigDict, Strict, ValidationError, field_validator
-from pydantic_core import from_json
+from aiohttp import web
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+from pydantic_core import ErrorDetails, from_json
 
-from scrapy_apify_rq.entries.mending import header_texts, well_formed_json
-from scrapy_apify_rq.entries.models import Entry
-from scrapy_apify_rq.entries.unique_keys import request_id
-from scrapy_apify_rq.limits import (
-    CLIENT_KEY_LENGTH,
-    MAX_BATCH,
-    MAX_BODY,
-    METHODS,
-    NAME_LENGTH,
-    is_name,
-)
-
-try:
-    import brotli  # type: ignore[import-untyped, unused-ignore]
-except ImportError:  # callers cannot use it then
-    brotli = None
+from scrapy_apify_rq.limits import CLIENT_KEY_LENGTH
+from scrapy_apify_rq.server.errors import ApiError
 
 _MAX_LOCK_SECS: Final = 365 * 24 * 3600
-_UNPACKING_ERRORS: Final[tuple[type[Exception], ...]] = (
-    (zlib.error, EOFError, brotli.error) if brotli else (zlib.error, EOFError)
-)
+_ERRORS: Final = {"missing": "parameter-required", "literal_error": "param-not-one-of"}
 
 
-class ApiError(Exception):
-    """An error answer."""
+class Parameters(BaseModel):
+    """The parameters of an operation. Others are ignored."""
 
-    def __init__(self, status: int, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.type = kind
+    model_config = ConfigDict(alias_generator=to_camel)
 
-
-def invalid(message: str) -> ApiError:
-    # Choice: most types of a 400 are unknown. Clients go by the status.
-    return ApiError(400, "invalid-value", f"Invalid value provided: {message}")
-
-
-def not_found(what: str) -> ApiError:
-    return ApiError(404, "record-not-found", f"{what} was not found")
-
-
-class _Incoming(Entry):
-    """A request in a body. Unlike a stored entry, it must follow the schema exactly, but for the
-    values of headers, about which the schema says nothing.
-
-    Choice: these are stored as texts. Unknown fields are dropped; the platform may refuse them.
-    """
-
-    model_config = ConfigDict(strict=True, populate_by_name=False)
-
-    headers: Annotated[dict[str, str] | None, BeforeValidator(header_texts)] = None
-    handled_at: Annotated[datetime | None, Strict(False)] = None
-
-    @field_validator("method")
     @classmethod
-    def _known(cls, method: str) -> str:
-        if method not in METHODS:
-            raise ValueError(f"must be one of {', '.join(sorted(METHODS))}")
-        return method
-
-    @field_validator("handled_at", mode="before")
-    @classmethod
-    def _text(cls, date: object) -> object:
-        if not isinstance(date, str):
-            raise ValueError("must be a date in ISO 8601")
-        return date
-
-    @field_validator("handled_at")
-    @classmethod
-    def _utc(cls, date: datetime) -> datetime:
-        return date.replace(tzinfo=date.tzinfo or UTC).astimezone(UTC)
-
-
-def read_entry(raw: object, where: str = "") -> Entry:
-    if not isinstance(raw, dict):
-        raise invalid(f"{where or 'the body'} must be an object")
-    given = {name: value for name, value in raw.items() if value is not None}
-    unique_key = given.get("uniqueKey")
-    given["id"] = request_id(unique_key) if isinstance(unique_key, str) else ""
-    try:
-        entry = _Incoming.model_validate(given)
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        path = ".".join(str(part) for part in (where, *problem["loc"]) if part != "")
-        raise invalid(f"{path}: {problem['msg']}") from None
-    return Entry.model_construct(**dict(entry))
-
-
-def read_new_entry(raw: object, where: str = "") -> Entry:
-    if isinstance(raw, dict) and "id" in raw:
-        raise invalid(f"{where or 'the request'} must not have an id, since the queue makes it")
-    return read_entry(raw, where)
-
-
-async def read_json(request: web.Request, kind: type) -> Any:
-    """Read the body, which must be a JSON object or array as ``kind`` says."""
-    if request.content_type != "application/json":
-        raise ApiError(
-            400,
-            "invalid-content-type-header",
-            'The header Content-Type must be "application/json".',
-        )
-    body = await _body(request)
-    name = "object" if kind is dict else "array"
-    error = ApiError(400, "invalid-request", f"{request.method} data must be a JSON {name}")
-    try:
-        value = _parsed(body)
-    except (ValueError, RecursionError):
-        raise error from None
-    if not isinstance(value, kind):
-        raise error
-    return value
-
-
-def _parsed(body: bytes) -> Any:
-    try:
-        return from_json(body, allow_inf_nan=False)
-    except ValueError:
-        # Choice: lone surrogates become U+FFFD. The platform cannot store them, either.
-        return from_json(well_formed_json(body), allow_inf_nan=False)
-
-
-async def read_batch(request: web.Request) -> list[Any]:
-    raw: list[Any] = await read_json(request, list)
-    # Choice: the platform's answer to too many requests, and to none, is unknown.
-    if not 1 <= len(raw) <= MAX_BATCH:
-        raise invalid(f"a batch has 1 to {MAX_BATCH} requests, not {len(raw)}")
-    return raw
-
-
-async def _body(request: web.Request) -> bytes:
-    try:
-        body = await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_large(request.content_length or MAX_BODY + 1) from None
-    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
-    try:
-        body = _decoded(body, encoding)
-    except _UNPACKING_ERRORS:
-        raise ApiError(
-            400, "invalid-request", f"The body is not {encoding}, as its Content-Encoding says"
-        ) from None
-    if len(body) > MAX_BODY:
-        raise _too_large(len(body))
-    return body
-
-
-def _too_large(length: int) -> ApiError:
-    # Choice: of a compressed body, the length that was unpacked so far.
-    return ApiError(
-        413,
-        "request-too-large",
-        f"The POST payload is too large (limit: {MAX_BODY} bytes, actual length: {length} bytes).",
-    )
-
-
-def _decoded(body: bytes, encoding: str) -> bytes:
-    """Unpack the body, but stop once it is longer than allowed."""
-    if encoding == "identity":
-        return body
-    if encoding in ("gzip", "deflate"):
-        unzip = zlib.decompressobj(wbits=47)  # gzip or deflate, as the first bytes say
-        decoded, complete = unzip.decompress(body, MAX_BODY + 1), unzip.eof
-    elif encoding == "br" and brotli:
-        unbrotli = brotli.Decompressor()
-        decoded = unbrotli.process(body, output_buffer_limit=MAX_BODY + 1)
-        complete = unbrotli.is_finished()
-    else:
-        raise ApiError(
-            415, "unsupported-content-encoding", f'Content-Encoding "{encoding}" is not supported.'
-        )
-    if not complete and len(decoded) <= MAX_BODY:
-        raise EOFError
-    return bytes(decoded)
-
-
-class Query:
-    """The parameters of a call. One method for each kind of parameter."""
-
-    def __init__(self, request: web.Request) -> None:
-        self._values = request.query
-
-    def text(self, name: str) -> str | None:
-        return self._values.get(name) or None
-
-    def flag(self, name: str) -> bool:
-        value = self._values.get(name, "").lower()
-        if value not in ("", "0", "1", "true", "false"):
-            raise _wrong(name, "true or false")
-        return value in ("1", "true")
-
-    def number(self, name: str) -> float | None:
-        text = self.text(name)
-        if text is None:
-            return None
+    def read(cls, request: web.Request) -> Self:
+        query = request.query
+        # Choice: without a value a parameter counts as absent, but a client key is wrong.
+        given = {name: query[name] for name in query if query[name] or name == "clientKey"}
         try:
-            value = float(text)
-        except ValueError:
-            raise _wrong(name, "a number") from None
-        if not math.isfinite(value):
-            raise _wrong(name, "a number")
-        return value
-
-    def limit(self, default: int, maximum: int) -> int:
-        # Choice: more than the maximum means the maximum. 0 means none, as in Apify's clients.
-        value = self.number("limit") or 0
-        if value < 0:
-            raise _wrong("limit", "0 or more")
-        return min(int(value), maximum) or default
-
-    def offset(self) -> int:
-        value = self.number("offset") or 0
-        if not 0 <= value < 2**53:
-            raise _wrong("offset", "0 or more")
-        return int(value)
-
-    def lock_secs(self) -> float:
-        value = self.number("lockSecs")
-        if value is None:
-            raise ApiError(400, "parameter-required", 'Parameter "lockSecs" is required')
-        # Choice: the platform's bounds are unknown, and whether it keeps fractions. We do.
-        if not 0 < value <= _MAX_LOCK_SECS:
-            raise _wrong("lockSecs", f"more than 0 and at most {_MAX_LOCK_SECS}")
-        return value
-
-    def client_key(self) -> str | None:
-        key = self._values.get("clientKey")
-        if key is not None and not 1 <= len(key) <= CLIENT_KEY_LENGTH:
-            raise ApiError(
-                400,
-                "invalid-client-key",
-                f'Parameter "clientKey" must have 1 to {CLIENT_KEY_LENGTH} characters',
-            )
-        return key
-
-    def one_of(self, name: str, values: Collection[str]) -> str | None:
-        value = self.text(name)
-        if value is not None and value not in values:
-            raise _not_one_of(name, values)
-        return value
-
-    def states(self) -> frozenset[str]:
-        states = frozenset(filter(None, (self.text("filter") or "").split(",")))
-        if not states <= {"locked", "pending"}:
-            raise _not_one_of("filter", ("locked", "pending"))
-        return states
-
-    def start(self) -> str:
-        """The id after which the page starts."""
-        after, cursor = self.text("exclusiveStartId"), self.text("cursor")
-        if after is not None and self.text("filter"):
-            raise ApiError(
-                400, "invalid-parameter", '"exclusiveStartId" cannot be used with "filter"'
-            )
-        if cursor is not None:
-            after = _read_cursor(cursor)
-        return after or ""
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise _refusal(error.errors(include_url=False, include_input=False)[0]) from None
 
 
-def _wrong(name: str, cure: str) -> ApiError:
-    return ApiError(400, "invalid-parameter", f'Parameter "{name}" must be {cure}')
+def _refusal(problem: ErrorDetails) -> ApiError:
+    name = problem["loc"][0] if problem["loc"] else ""
+    kind = _ERRORS.get(problem["type"], "invalid-parameter")
+    if name == "clientKey":
+        kind = "invalid-client-key"
+    return ApiError(400, kind, f'Parameter "{name}": {problem["msg"]}')
 
 
-def _not_one_of(name: str, values: Collection[str]) -> ApiError:
-    return ApiError(
-        400, "param-not-one-of", f'Parameter "{name}" must be one of: {", ".join(values)}'
-    )
+class ClientParameters(Parameters):
+    client_key: Annotated[str, Field(min_length=1, max_length=CLIENT_KEY_LENGTH)] | None = None
+
+
+class Forefront(Parameters):
+    forefront: bool = False
+
+
+def up_to(maximum: int) -> AfterValidator:
+    """Choice: more than the maximum means the maximum, and so does 0."""
+    return AfterValidator(lambda number: min(number or maximum, maximum))
+
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+# Choice: the platform's bounds are unknown, and whether it keeps fractions. We do.
+LockSecs = Annotated[float, Field(gt=0, le=_MAX_LOCK_SECS)]
 
 
 def write_cursor(id: str) -> str:
@@ -292,32 +69,13 @@ def write_cursor(id: str) -> str:
 
 
 def _read_cursor(cursor: str) -> str:
-    try:
-        id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))["requestId"]
-    except (ValueError, TypeError, KeyError):
-        id = None
-    if not isinstance(id, str):
-        raise _wrong("cursor", "the nextCursor of an answer")
+    padding = "=" * (-len(cursor) % 4)
+    found: Any = from_json(base64.urlsafe_b64decode(cursor + padding))
+    if not isinstance(found, dict) or not isinstance(found.get("requestId"), str):
+        raise ValueError("must be the nextCursor of an answer")
+    id: str = found["requestId"]
     return id
 
 
-def check_name(name: str) -> None:
-    if len(name) > NAME_LENGTH:
-        raise invalid(f"Name must have at most {NAME_LENGTH} characters")
-    if not is_name(name):
-        raise invalid(
-            "Name can only contain letters 'a' through 'z', the digits '0' through '9', and the"
-            " hyphen ('-') but only in the middle of the string (e.g. 'my-value-1')"
-        )
-
-
-def named_id(raw: Any, index: int) -> str:
-    """The id of an entry in a batch to delete. The batch names it by id or uniqueKey."""
-    id, unique_key = (raw.get("id"), raw.get("uniqueKey")) if isinstance(raw, dict) else (0, 0)
-    if not isinstance(id, str | None) or not isinstance(unique_key, str | None):
-        raise invalid(f"requests.{index}: must be an object with a text as id or uniqueKey")
-    if id:
-        return id
-    if not unique_key:
-        raise invalid(f"requests.{index}: id or uniqueKey is missing")
-    return request_id(unique_key)
+Cursor = Annotated[str, AfterValidator(_read_cursor)]
+"""The id after which a page starts."""

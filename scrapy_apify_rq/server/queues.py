@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from aiohttp import web
 
 from scrapy_apify_rq.backends.sqlite.catalog import QueueRecord
 from scrapy_apify_rq.backends.sqlite.store import Store
+from scrapy_apify_rq.limits import NAME_LENGTH, is_name
 from scrapy_apify_rq.server.answers import answer, date
+from scrapy_apify_rq.server.bodies import read_json
 from scrapy_apify_rq.server.calls import Call
-from scrapy_apify_rq.server.faults import Counts, Misbehaviour
-from scrapy_apify_rq.server.parameters import ApiError, Query, check_name, invalid, read_json
+from scrapy_apify_rq.server.errors import ApiError, invalid
+from scrapy_apify_rq.server.parameters import Count, Parameters, up_to
 
 _ACCESSES: Final = (
     "ANYONE_WITH_ID_CAN_READ",
@@ -23,19 +25,28 @@ _USER_ID: Final = "embeddedQueueUser"  # there is only one user
 _USERNAME: Final = "local"
 
 
+class ListParameters(Parameters):
+    limit: Annotated[Count, up_to(1000)] = 1000
+    offset: Count = 0
+    desc: bool = False
+    unnamed: bool = False
+    ownership: Literal["ownedByMe", "sharedWithMe"] = "ownedByMe"
+
+
+class CreateParameters(Parameters):
+    name: str | None = None
+
+
 class Queues:
-    def __init__(self, store: Store, misbehaviour: Misbehaviour) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._misbehaviour = misbehaviour
 
     async def page(self, request: web.Request) -> web.Response:
-        query = Query(request)
-        limit, offset = query.limit(1000, 1000), query.offset()
-        newest_first, unnamed = query.flag("desc"), query.flag("unnamed")
+        asked = ListParameters.read(request)
         records, total = await self._store.page(
-            offset=offset, limit=limit, newest_first=newest_first, unnamed=unnamed
+            offset=asked.offset, limit=asked.limit, newest_first=asked.desc, unnamed=asked.unnamed
         )
-        if query.one_of("ownership", ("ownedByMe", "sharedWithMe")) == "sharedWithMe":
+        if asked.ownership == "sharedWithMe":
             records, total = [], 0
         # Choice: unnamed queues have an empty name, since the description requires a text here.
         items = [
@@ -45,19 +56,19 @@ class Queues:
         return answer(
             {
                 "total": total,
-                "offset": offset,
-                "limit": limit,
-                "desc": newest_first,
+                "offset": asked.offset,
+                "limit": asked.limit,
+                "desc": asked.desc,
                 "count": len(items),
-                "unnamed": unnamed,
+                "unnamed": asked.unnamed,
                 "items": items,
             }
         )
 
     async def create(self, request: web.Request) -> web.Response:
-        name = Query(request).text("name")
+        name = CreateParameters.read(request).name
         if name is not None:
-            check_name(name)
+            _check_name(name)
         record, created = await self._store.get_or_create(name)
         data = self._with_url(record, request)
         if not created:
@@ -76,7 +87,7 @@ class Queues:
             if not isinstance(value, str | None):
                 raise invalid(f"{name} must be a text")
         if values.get("name") is not None:
-            check_name(values["name"])
+            _check_name(values["name"])
         if values.get("general_access") not in (None, *_ACCESSES):
             raise invalid(f"generalAccess must be one of {', '.join(_ACCESSES)}")
         if not await self._store.change(call.key, values):
@@ -94,7 +105,6 @@ class Queues:
         return {**self._record(record), "consoleUrl": url}
 
     def _record(self, record: QueueRecord) -> dict[str, Any]:
-        counts = self._misbehaviour.counts(record.key, Counts(record.total, record.handled))
         data = {
             "id": record.id,
             "name": record.name,
@@ -103,9 +113,9 @@ class Queues:
             "createdAt": date(record.created_at),
             "modifiedAt": date(record.modified_at),
             "accessedAt": date(record.accessed_at),
-            "totalRequestCount": counts.total,
-            "handledRequestCount": counts.handled,
-            "pendingRequestCount": counts.total - counts.handled,
+            "totalRequestCount": record.total,
+            "handledRequestCount": record.handled,
+            "pendingRequestCount": record.total - record.handled,
             "hadMultipleClients": bool(record.had_multiple_clients),
             "generalAccess": record.general_access,
             # Choice: no storageBytes, since each change would have to read the old entry first.
@@ -117,3 +127,13 @@ class Queues:
             },
         }
         return {name: value for name, value in data.items() if value is not None or name == "name"}
+
+
+def _check_name(name: str) -> None:
+    if len(name) > NAME_LENGTH:
+        raise invalid(f"Name must have at most {NAME_LENGTH} characters")
+    if not is_name(name):
+        raise invalid(
+            "Name can only contain letters 'a' through 'z', the digits '0' through '9', and the"
+            " hyphen ('-') but only in the middle of the string (e.g. 'my-value-1')"
+        )

@@ -6,63 +6,80 @@ As in ``application``, "Choice:" marks what Apify's reference leaves open.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Final, Literal
 
 from aiohttp import web
+from pydantic import BeforeValidator, Field
 
-from scrapy_apify_rq.backends.base import Added
 from scrapy_apify_rq.backends.sqlite.store import Store
-from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.server.answers import answer, full, raw_answer, registration
-from scrapy_apify_rq.server.calls import Call
-from scrapy_apify_rq.server.faults import Counts, Misbehaviour, in_states
-from scrapy_apify_rq.server.parameters import (
-    ApiError,
+from scrapy_apify_rq.server.bodies import (
     named_id,
-    not_found,
     read_batch,
     read_entry,
     read_json,
     read_new_entry,
+)
+from scrapy_apify_rq.server.calls import Call
+from scrapy_apify_rq.server.errors import ApiError, not_found
+from scrapy_apify_rq.server.parameters import (
+    Count,
+    Cursor,
+    Forefront,
+    Parameters,
+    up_to,
     write_cursor,
 )
 
+# Bytes of the entries in a page: 10,000 of them can have 90 GB. A longer page is cut, and goes on
+# at its nextCursor.
+_PAGE_BYTES: Final = 8 * 1024 * 1024
+
+
+class PageParameters(Parameters):
+    # Choice: the default is the maximum. The platform's default is unknown.
+    limit: Annotated[Count, up_to(10_000)] = 10_000
+    states: Annotated[
+        frozenset[Literal["locked", "pending"]],
+        BeforeValidator(lambda text: frozenset(filter(None, text.split(",")))),
+    ] = Field(default=frozenset(), alias="filter")
+    cursor: Cursor | None = None
+    exclusive_start_id: str | None = None
+
 
 class Requests:
-    def __init__(self, store: Store, misbehaviour: Misbehaviour) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._misbehaviour = misbehaviour
 
     async def page(self, call: Call) -> web.Response:
-        query, states = call.query, call.query.states()
-        # Choice: the default is the maximum. The platform's default is unknown.
-        limit, after = query.limit(10_000, 10_000), query.start()
-        hidden = self._misbehaviour.hidden(call.key) if states else {}
-        rows = call.queue.requests(limit + 1, after=after, states=states, without=hidden)
-        if hidden:
-            back = in_states(hidden.values(), states, call.now)
-            rows += [row for row in back if row.id > after]
-            rows.sort(key=lambda row: row.id)
-        page = rows[:limit]
+        asked = PageParameters.read(call.request)
+        if asked.states and asked.exclusive_start_id is not None:
+            raise ApiError(
+                400, "invalid-parameter", '"exclusiveStartId" cannot be used with "filter"'
+            )
+        after = asked.cursor or asked.exclusive_start_id or ""
+        page, more = call.queue.page(
+            asked.limit, after=after, states=asked.states, size=_PAGE_BYTES
+        )
         self._store.count(call.key, reads=len(page))
-        rest: dict[str, Any] = {"limit": limit}
+        rest: dict[str, Any] = {"limit": asked.limit}
         for name in ("cursor", "exclusiveStartId"):
-            if value := query.text(name):
+            if value := call.request.query.get(name):
                 rest[name] = value
-        if len(rows) > limit:
+        if more:
             rest["nextCursor"] = write_cursor(page[-1].id)
         items = ",".join(full(row, call.now) for row in page)
         return raw_answer(f'{{"items":[{items}],{json.dumps(rest)[1:]}')
 
     async def add(self, call: Call) -> web.Response:
-        forefront = call.query.flag("forefront")
+        """Choice: with forefront the last one ends up first. An existing entry keeps its place."""
+        forefront = Forefront.read(call.request).forefront
         entry = read_new_entry(await read_json(call.request, dict))
-        (added,) = await self._add(call, [entry], forefront)
+        (added,) = await call.queue.add([entry], forefront=forefront)
         return answer(registration(added), 201)
 
     async def add_batch(self, call: Call) -> web.Response:
-        forefront = call.query.flag("forefront")
+        forefront = Forefront.read(call.request).forefront
         raw = await read_batch(call.request)
         entries = [read_new_entry(item, f"requests.{n}") for n, item in enumerate(raw)]
         if len({entry.id for entry in entries}) < len(entries):
@@ -71,33 +88,22 @@ class Requests:
                 "request-queue-duplicate-requests",
                 "The batch has several requests with one uniqueKey",
             )
-        spared = [self._misbehaviour.spares("POST requests/batch") for _ in entries]
-        stored = [entry for entry, spare in zip(entries, spared, strict=True) if spare]
-        left = [entry for entry, spare in zip(entries, spared, strict=True) if not spare]
-        added = await self._add(call, stored, forefront)
+        added = await call.queue.add(entries, forefront=forefront)
+        # Choice: all are processed. On the platform some may not be.
         return answer(
             {
                 "processedRequests": [
                     {"uniqueKey": entry.unique_key, **registration(one)}
-                    for entry, one in zip(stored, added, strict=True)
+                    for entry, one in zip(entries, added, strict=True)
                 ],
-                "unprocessedRequests": [
-                    {"uniqueKey": entry.unique_key, "url": entry.url, "method": entry.method}
-                    for entry in left
-                ],
+                "unprocessedRequests": [],
             },
             201,
         )
 
-    async def _add(self, call: Call, entries: Sequence[Entry], forefront: bool) -> list[Added]:
-        """Choice: with forefront the last one ends up first. An existing entry keeps its place."""
-        self._before_change(call, [entry.id for entry in entries])
-        return await call.queue.add(entries, forefront=forefront) if entries else []
-
     async def delete_batch(self, call: Call) -> web.Response:
         raw = await read_batch(call.request)
         ids = [named_id(item, n) for n, item in enumerate(raw)]
-        self._before_change(call, ids)
         await call.queue.delete(ids)
         # Choice: an unknown request counts as processed.
         processed = [
@@ -114,21 +120,13 @@ class Requests:
 
     async def update(self, call: Call) -> web.Response:
         """Choice: any client may update, whoever holds the lock. The lock ends."""
-        forefront = call.query.flag("forefront")
+        forefront = Forefront.read(call.request).forefront
         entry = read_entry(await read_json(call.request, dict))
         if entry.id != call.id:
             raise ApiError(400, "request-id-invalid", "Request ID does not correspond to uniqueKey")
-        self._before_change(call, [entry.id])
         return answer(registration(await call.queue.replace(entry, forefront=forefront)))
 
     async def delete(self, call: Call) -> web.Response:
         """Choice: deleting an unknown request, or one that another client locked, is no error."""
-        self._before_change(call, [call.id])
         await call.queue.delete([call.id])
         return web.Response(status=204)
-
-    def _before_change(self, call: Call, ids: Sequence[str]) -> None:
-        if self._misbehaviour.lags:
-            before = {id: call.queue.row(id) for id in ids}
-            record = self._store.find(id=call.record.id) or call.record
-            self._misbehaviour.note(call.key, before, Counts(record.total, record.handled))

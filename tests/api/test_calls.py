@@ -23,8 +23,13 @@ def test_unknown_paths_and_verbs(api: Caller, remote: Caller) -> None:
     assert answer.message.endswith("HTTP methods: OPTIONS,GET")
 
 
-def test_parameter_can_name_the_verb(remote: Caller) -> None:
+def test_parameter_can_name_the_verb_but_not_in_a_link(served: ServedQueue, remote: Caller) -> None:
     remote.add("a")
+    with called(served, headers={}) as linked:
+        path = remote.path.removeprefix(linked.path) + one("a")
+        answer = linked("GET", path, method="DELETE", token=TOKEN)
+    assert answer.error == (403, "insufficient-permissions")
+    assert remote.counts() == (1, 0, 1)
     assert remote("GET", one("a"), method="DELETE").status == 204
     assert remote.counts() == (0, 0, 0)
 
@@ -39,6 +44,7 @@ def test_parameter_can_name_the_verb(remote: Caller) -> None:
         ("/requests", {"filter": "locked", "exclusiveStartId": "a"}, "invalid-parameter"),
         ("/requests", {"cursor": "?"}, "invalid-parameter"),
         ("/requests", {"cursor": "bnVsbA"}, "invalid-parameter"),
+        ("/requests", {"cursor": "W1tb" * 1000}, "invalid-parameter"),  # [[[[...
         ("/head/lock", {"method": "POST"}, "parameter-required"),
         ("/head/lock", {"method": "POST", "lockSecs": 0}, "invalid-parameter"),
         ("/head/lock", {"method": "POST", "lockSecs": "inf"}, "invalid-parameter"),
@@ -77,7 +83,13 @@ def _brotli(body: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     ("encoding", "pack"),
-    [("gzip", gzip.compress), ("deflate", zlib.compress), ("br", _brotli), ("identity", bytes)],
+    [
+        ("gzip", gzip.compress),
+        ("gzip", lambda body: gzip.compress(body[:9]) + gzip.compress(body[9:])),
+        ("deflate", zlib.compress),
+        ("br", _brotli),
+        ("identity", bytes),
+    ],
 )
 def test_bodies_may_be_compressed(
     remote: Caller, encoding: str, pack: Callable[[bytes], bytes]
@@ -106,6 +118,19 @@ def test_large_body_is_taken_up_to_the_limit(remote: Caller) -> None:
     )
 
 
+def test_what_takes_long_to_read_is_refused(remote: Caller) -> None:
+    many = 1_000_001
+    for body in (b"[%s]" % b",".join([b"[]"] * many), b'["%s"]' % b'","'.join([b""] * many)):
+        answer = remote("POST", "/requests/batch", content=body)
+        assert answer.error == (413, "request-too-large")
+    # One problem, and not one for each.
+    answer = remote("POST", "/requests", request("a", errorMessages=[1] * 100_000))
+    assert answer.message == "Invalid value provided: errorMessages: Value error, must be texts"
+    # A text may have as many commas and brackets as it likes.
+    assert remote("POST", "/requests", request("a", payload='",\\"[' * many)).status == 201
+    assert len(remote.get("a")["payload"]) == 5 * many
+
+
 # Who may call
 
 
@@ -115,7 +140,10 @@ def test_token_is_demanded(served: ServedQueue) -> None:
         assert api("GET").error == (401, "token-not-provided")
         assert api("GET", token="other").error == (401, wrong)
         assert api("GET", headers={"Authorization": "Bearer söcret".encode()}).error == (401, wrong)
+        assert api("GET", headers={"Authorization": b"Bearer \xff"}).error == (401, wrong)
         assert api("GET", token=TOKEN).status == 200
+        odd = api("GET", headers={**BEARER, "Host": "localhost:abc"})
+        assert odd.error == (400, "invalid-request")
         assert api("GET", headers=BEARER).status == 200
 
 
@@ -126,8 +154,12 @@ def test_web_pages_may_not_call_a_server_without_a_token(tmp_path: Path) -> None
             ("Origin", "https://example.com"),
             ("Sec-Fetch-Site", "cross-site"),
             ("Host", "rebound.example.com"),
+            ("Host", "0.0.0.0:8080"),
+            ("Host", "192.168.1.5"),
+            ("Sec-Fetch-Site", "none"),  # a link in a mail
         ):
             answer = remote("GET", method="DELETE", headers={name: value})
-            assert answer.error == (403, "insufficient-permissions"), name
-            assert remote("GET").status == 200
+            assert answer.error == (403, "insufficient-permissions"), value
+        for host in ("127.0.0.2:8080", "LOCALHOST", "[::1]:80"):
+            assert remote("GET", headers={"Host": host}).status == 200, host
         assert remote("GET", headers={"Authorization": "Bearer anything"}).status == 200

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
+from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME, SqliteBackend
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
-from tests.support.queues import NAME, serving
+from tests.support.queues import NAME, ServedQueue, serving
 from tests.support.raw_calls import DATE, NOT_FOUND, Caller, called, handled, one, request
 from tests.support.waiting import wait_until
 
@@ -110,6 +114,17 @@ def test_statistics_count_what_is_billed(remote: Caller) -> None:
     assert_stats(4, 8, 1, 2)
 
 
+def test_reading_waits_for_nobody(served: ServedQueue, remote: Caller) -> None:
+    remote.add("a")
+    remote.head()
+    with closing(sqlite3.connect(served.folder / FILE_NAME, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor() as threads:
+            answers = list(threads.map(lambda _: remote("GET"), range(3)))
+        other.execute("ROLLBACK")
+    assert [answer.data["stats"]["headItemReadCount"] for answer in answers] == [1] * 3
+
+
 async def test_changes_are_dated(remote: Caller) -> None:
     def dates() -> tuple[str, str]:
         data = remote("GET").data
@@ -142,3 +157,15 @@ async def test_queues_outlive_the_server_and_are_those_of_crawls(tmp_path: Path)
     with serving(tmp_path) as served, called(served, f"/~{NAME}") as remote:
         assert remote.head() == ["c", "a", "b"]
         assert remote("GET").data["stats"].items() >= {("writeCount", 3), ("readCount", 1)}
+
+
+def test_a_file_that_is_deleted_takes_its_queues_along(
+    served: ServedQueue, api: Caller, remote: Caller
+) -> None:
+    """The server goes on with a new one, and does not answer from what only it can still see."""
+    remote.add("a")
+    shutil.rmtree(served.folder)
+    assert remote("GET").error == NOT_FOUND
+    assert api("GET", unnamed="true").data["total"] == 0
+    shutil.rmtree(served.folder)
+    assert (api("POST", name="new").status, api("GET").data["total"]) == (201, 1)

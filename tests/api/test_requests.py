@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from scrapy_apify_rq.entries.unique_keys import request_id
+from scrapy_apify_rq.server import requests
 from tests.support.raw_calls import DATE, NOT_FOUND, Answer, Caller, handled, keys, one, request
 from tests.support.waiting import wait_until
 
@@ -46,6 +47,8 @@ WRONG = [
     request("b", userData=[1]),
     request("b", handledAt="soon"),
     request("b", handledAt=1),
+    request("b", handledAt="9999-12-31T23:59:59-23:59"),
+    request("b", handledAt="0001-01-01T00:00:00+14:00"),
     request("b", method="BREW"),
     request("b", headers=["n: 1"]),
     request("b", retryCount="1"),
@@ -107,6 +110,23 @@ def test_pages_show_each_request_once(remote: Caller) -> None:
     first = remote("GET", "/requests", limit=1).data["items"][0]["id"]
     rest = remote("GET", "/requests", exclusiveStartId=first).data
     assert (len(rest["items"]), rest["exclusiveStartId"]) == (6, first)
+
+
+def test_page_is_cut_where_it_gets_too_long(
+    remote: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "_PAGE_BYTES", 10_000)
+    for name in "abcde":
+        remote("POST", "/requests", request(name, payload="x" * (11_000 if name == "a" else 4000)))
+    found, pages, more = [], 0, {"filter": "pending"}
+    while more:
+        page = remote("GET", "/requests", **more)
+        found += keys(page)
+        pages += 1
+        cursor = page.data.get("nextCursor")
+        more = {"filter": "pending", "cursor": cursor} if cursor else {}
+    assert sorted(found) == list("abcde")
+    assert 3 <= pages <= 4
 
 
 def test_deleting(remote: Caller) -> None:

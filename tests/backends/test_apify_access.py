@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from scrapy_apify_rq.backends.apify import single
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.backends.base import Claim
 from tests.support.api_calls import Api, Call, error
@@ -214,3 +215,23 @@ async def test_another_client_is_noted_when_it_comes(server: Queues, client: Api
     async with server.open() as other:
         assert not (await other.take(1)).others  # who was there before may be gone
     assert [(await client.take(1)).others for _ in range(2)] == [True, False]
+
+
+async def test_entries_behind_a_head_of_what_is_left_to_others(
+    server: Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head shows 1000 entries at most; here it shows 3."""
+    monkeypatch.setattr(single, "HEAD_LIMIT", 3)
+    await server.store(*map(entry, "abcdefgh"))
+    async with server.open() as client:
+        for id in ids(*"abcde"):
+            client.leave(id)
+        claim = await client.take(2)
+        assert (len(claim.entries), claim.more) == (2, True)
+        first = keys_of(one.entry for one in claim.entries)
+        claim = await client.take(2, first)
+        assert sorted([*first, *keys_of(one.entry for one in claim.entries)]) == ["f", "g", "h"]
+        assert not claim.more
+        await client.ack(*"fgh")
+        claim = await client.take(2)
+        assert (claim.entries, claim.more) == ([], False)

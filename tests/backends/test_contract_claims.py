@@ -56,6 +56,30 @@ async def test_a_claim_tells_exactly_whether_there_is_more(
             await backend.unlock()
 
 
+@pytest.mark.parametrize("lock_secs", [None, 60])
+@pytest.mark.parametrize(
+    ("limit", "known", "share", "found"),
+    [
+        (6, [], 9, "c8 a0 a1 b0 b1 c0"),
+        (4, ["a0", "a1", "b0"], 2, "c8 b1 c0"),  # known ones take places of their host
+        (99, [], 3, "c8 a0 a1 a2 b0 b1 b2 c0 c1"),
+    ],
+)
+async def test_a_claim_brings_something_of_each_host(
+    queues: Queues, lock_secs: int | None, limit: int, known: list[str], share: int, found: str
+) -> None:
+    if lock_secs and queues.kind != "sqlite":
+        pytest.skip("the API leases its head, whatever its hosts")
+    keys = [f"{name}{n}" for name in "abc" for n in range(9)]
+    entries = {key: entry(key, url=f"https://{key[0]}.com/") for key in keys}
+    async with queues.open(lock_secs=lock_secs) as backend:
+        await backend.fill(*entries.values())
+        await backend.put(entries["c8"], forefront=True)
+        claim = await backend.take(limit, known, share=share)
+        assert " ".join(keys_of(one.entry for one in claim.entries)) == found
+        assert claim.more
+
+
 async def test_single_access_knows_no_leases(backend: Handy) -> None:
     assert await backend.take() == Claim([], False, alone=True)
     await backend.fill("a")
@@ -212,3 +236,23 @@ async def test_an_update_ends_the_lease(queues: Queues, forefront: bool) -> None
         assert await one.prolong(ids("a", "b")) == {}
         assert await one.listed("locked") == set()
         assert await two.keys() == ["a"]
+
+
+@pytest.mark.parametrize("access", ["single", "shared"])
+async def test_what_is_left_to_others_is_not_claimed_again(queues: Queues, access: str) -> None:
+    """Nor is it in the way of what comes after it. Others get it when nothing else is there."""
+    options: dict[str, Any] = {"lock_secs": 60} if access == "shared" else {}
+    async with queues.open(**options) as backend, queues.open(**options) as other:
+        await backend.fill(*"abcde")
+        for one in (await backend.take(4)).entries:
+            backend.leave(one.entry.id)
+        await backend.fill(*"fgh")
+        found = ["not there"]
+        for _ in range(4):
+            found += await backend.keys(2, found)
+        assert found[1:] == [*"efgh"]
+        await backend.ack(*"efgh")
+        claim = await backend.take(2)
+        assert (claim.entries, claim.more, claim.leased) == ([], False, False)
+        assert claim.left == (4 if access == "shared" else 0)
+        assert set(await other.keys()) == set("abcd")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
+import os
+import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +19,11 @@ import pytest
 
 from scrapy_apify_rq.backends.sqlite import database
 from scrapy_apify_rq.backends.sqlite.database import FILE_NAME, connect
+from scrapy_apify_rq.backends.sqlite.store import Store
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import BackendError, ConfigError
 from tests.support.backends import HANDLED_AT, PLENTY, Sqlite, entry, handled, ids, numbered, opened
+from tests.support.first_edition import VERSION_1
 from tests.support.queues import NAME
 from tests.support.waiting import run_async
 
@@ -93,8 +99,8 @@ def test_a_place_where_no_file_can_be_made(tmp_path: Path) -> None:
         (b"\0" * 4096, "not a database"),
         ("CREATE TABLE theirs (x)", "another program"),
         (
-            "PRAGMA user_version = 2",
-            "newer version of scrapy-apify-rq (format 2, this one reads 1). Upgrade",
+            "PRAGMA user_version = 3",
+            "newer version of scrapy-apify-rq (format 3, this one reads 2). Upgrade",
         ),
     ],
 )
@@ -122,13 +128,137 @@ async def test_a_file_that_is_damaged_later(tmp_path: Path) -> None:
         await backend.fill(*numbered(1000))
     with (tmp_path / FILE_NAME).open("r+b") as file:
         size = file.seek(0, 2)
-        file.seek(8 * 4096)
-        file.write(b"\xa5" * (size - 8 * 4096))
+        file.seek(40 * 4096)
+        file.write(b"\xa5" * (size - 40 * 4096))
     async with opened_in(tmp_path) as backend:
         with pytest.raises(BackendError, match=FILE_NAME):
             await backend.take(1000)
         with pytest.raises(BackendError, match=FILE_NAME):
             await backend.listed()
+
+
+OCCUPANTS = """
+CREATE TABLE occupants (queue INTEGER PRIMARY KEY REFERENCES queues (key), pid INTEGER NOT NULL,
+    host TEXT NOT NULL, since REAL NOT NULL);
+"""
+
+
+@pytest.mark.parametrize("more", ["", OCCUPANTS])
+async def test_a_file_of_the_first_edition(tmp_path: Path, more: str) -> None:
+    file = tmp_path / FILE_NAME
+    with closing(sqlite3.connect(file, isolation_level=None)) as old:
+        old.executescript(f"PRAGMA journal_mode = WAL; {VERSION_1}{more}")
+        for key, name in ((3, NAME), (7, "other")):
+            old.execute(
+                "INSERT INTO queues (key, id, name, created_at, modified_at, accessed_at, total,"
+                " last, writes) VALUES (?, ?, ?, 5, 6, 7, 1, 1, 9)",
+                (key, f"{name:x<17}", name),
+            )
+            values = (key, *ids("a"), entry("a").to_json())
+            old.execute("INSERT INTO requests VALUES (?, ?, 1, FALSE, NULL, NULL, ?)", values)
+        file.chmod(0o644)
+        async with opened_in(tmp_path) as backend:  # while the old version has the file open, too
+            assert (await backend.info())[:5] == (f"{NAME:x<17}", NAME, 1, 0, 1)
+            await backend.occupy(alone=True)
+            await backend.fill("b")
+            await backend.save_records({"x": b"y"})
+            assert await backend.keys() == ["a", "b"]
+        assert old.execute("SELECT host FROM requests WHERE queue = 7").fetchall() == [
+            ("example.com",)
+        ]
+        assert old.execute("SELECT total, writes FROM queues ORDER BY key").fetchall() == [
+            (2, 10),
+            (1, 9),
+        ]
+    assert file.stat().st_mode & 0o777 == 0o600
+    # No key of an older queue is used again.
+    store = Store(tmp_path, 0, time.time)
+    await store.open()
+    first, _ = await store.get_or_create("newest")
+    await store.drop(first.key)
+    second, _ = await store.get_or_create("newest")
+    assert (first.key, second.key) == (8, 9)
+    await store.close()
+
+
+def test_nobody_else_may_read_the_file(tmp_path: Path) -> None:
+    """From its first byte on, whatever the umask; later it is the owner's decision."""
+    umask = os.umask(0)
+    try:
+        with closing(connect(tmp_path)) as db:
+            db.execute("INSERT INTO occupants VALUES (1, 1, '', 1)")
+            modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    finally:
+        os.umask(umask)
+    assert modes == {f"{FILE_NAME}{end}": 0o600 for end in ("", "-wal", "-shm")}
+    (tmp_path / FILE_NAME).chmod(0o660)
+    connect(tmp_path).close()
+    assert (tmp_path / FILE_NAME).stat().st_mode & 0o777 == 0o660
+
+
+# What others do to a queue in use
+
+
+GONE: dict[str, Callable[[Path], Any]] = {
+    "the file is deleted": lambda folder: shutil.rmtree(folder),
+    "the file is replaced": lambda folder: (shutil.rmtree(folder), connect(folder).close()),
+    "the queue is deleted": lambda folder: drop_and_create(folder),
+    "the queue is emptied": lambda folder: purge(folder),
+}
+
+
+async def drop_and_create(folder: Path) -> None:
+    """The new queue must not be taken for the old one."""
+    store = Store(folder, 0, time.time)
+    await store.open()
+    record = store.find(name=NAME)
+    assert record is not None
+    await store.drop(record.key)
+    again, is_new = await store.get_or_create(NAME)
+    assert is_new
+    assert again.key > record.key
+    await store.close()
+
+
+async def purge(folder: Path) -> None:
+    async with opened_in(folder) as other:
+        await other.purge()
+
+
+@pytest.mark.parametrize("lock_secs", [None, 60])
+@pytest.mark.parametrize("happens", GONE.values(), ids=GONE)
+async def test_a_queue_that_is_gone(
+    tmp_path: Path, lock_secs: int | None, happens: Callable[[Path], Any]
+) -> None:
+    folder = tmp_path / "storage"
+    async with opened_in(folder, lock_secs=lock_secs) as backend:
+        await backend.occupy(alone=lock_secs is None)
+        await backend.fill("a")
+        await backend.purge()  # our own is none of these
+        await backend.fill("b", "c")
+        await backend.check()
+        if inspect.isawaitable(done := happens(folder)):
+            await done
+        for call in (
+            backend.check(),
+            backend.info(),
+            backend.take(),
+            backend.fill("d"),
+            backend.ack("b"),
+            backend.save_records({"x": b"y"}),
+        ):
+            with pytest.raises(BackendError, match=str(folder)) as error:
+                await call
+            assert error.value.reason == "apify_rq_gone"
+    if (folder / FILE_NAME).exists():
+        async with opened_in(folder) as new:
+            assert await new.look() == ("", 0, 0, 0)
+
+
+async def test_who_only_looks_may_see_a_queue_emptied(backend: Sqlite, tmp_path: Path) -> None:
+    await backend.fill("a")
+    await purge(tmp_path)
+    assert await backend.look() == ("", 0, 0, 0)
 
 
 # Which queue
@@ -226,8 +356,9 @@ async def test_no_statement_scans_or_sorts_the_entries(backend: Sqlite, tmp_path
         await shared.fill("a", "b", "c")
         before = asked.copy()
         asked.clear()
-        await backend.take(2)
-        await shared.take(2)
+        for share in (None, 2):
+            await backend.take(2, share=share)
+            await shared.take(2, share=share)
         claims = asked.copy()
         await shared.prolong(ids("a", "b"))
         await shared.get(*ids("a"))
@@ -237,21 +368,52 @@ async def test_no_statement_scans_or_sorts_the_entries(backend: Sqlite, tmp_path
             await shared.listed(state)
         await shared.unlock()
         await shared.delete(ids("a", "b"))
+        await shared.save_records({"x": b"", "y": None})
+        await shared.load_records("x")
         await shared.purge()
     plans = {
         text: [row[3] for row in sql(tmp_path, f"EXPLAIN QUERY PLAN {text}")]
         for text in asked | before
-        if text.startswith(("SELECT", "UPDATE", "DELETE"))
+        if text.startswith(("SELECT", "UPDATE", "DELETE", "WITH RECURSIVE"))
     }
     for text, steps in plans.items():
         assert steps, text
-        assert not [step for step in steps if step.startswith("SCAN")], (text, steps)
+        scans = [step for step in steps if step.startswith("SCAN")]
+        if "RECURSIVE" in text:  # it scans the hosts that it has found one by one
+            scans = [step for step in scans if "requests" in step]
+        assert not scans, (text, steps)
         assert "TEMP B-TREE" not in "".join(steps), (text, steps)
         # Ids lie at random in their index: each would be a read of another page of a large file.
         if text in claims and "requests" in text:
             assert "requests_by_id" not in "".join(steps), (text, steps)
     heads = [text for text in plans if "position IS NOT NULL" in text]
-    assert sum("ORDER BY position" in text for text in heads) == 2
+    assert sum("ORDER BY position" in text for text in heads) == 6
+
+
+# Hosts
+
+
+async def test_entries_without_a_host_have_a_turn(tmp_path: Path) -> None:
+    grouped = [entry(f"{name}{n}", url=f"https://{name}.com/") for name in "ab" for n in range(9)]
+    async with opened_in(tmp_path) as backend:
+        await backend.fill(*grouped)
+        assert await backend.keys(4, share=9) == ["a0", "a1", "b0", "b1"]
+        sql(tmp_path, "UPDATE requests SET host = NULL WHERE id = ?", *ids("b8"))
+        assert await backend.keys(3, share=9) == ["a0", "b0", "b8"]
+        assert len(await backend.keys(99, share=99)) == 18
+
+
+async def test_hosts_without_number_have_their_turns(backend: Sqlite) -> None:
+    hosts = [f"{n:03}.com" for n in range(600)]
+    await backend.fill(*(entry(host, url=f"https://{host}/") for host in hosts))
+    found: list[str] = []
+    while len(found) < 600:
+        claim = await backend.take(100, found, share=100)
+        assert claim.more
+        found += [one.entry.unique_key for one in claim.entries]
+    assert sorted(found) == hosts
+    claims = [await backend.take(100, found, share=100) for _ in range(3)]
+    assert [claim.entries for claim in claims] == [[], [], []]
 
 
 async def test_an_entry_that_goes_while_it_is_claimed(backend: Sqlite, tmp_path: Path) -> None:

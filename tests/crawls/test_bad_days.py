@@ -14,10 +14,10 @@ import pytest
 
 from scrapy_apify_rq.backends.apify import endpoints, http
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
-from scrapy_apify_rq.server import application
-from scrapy_apify_rq.server.faults import Faults
+from tests.support import faults
 from tests.support.api_calls import Call
 from tests.support.crawling import Crawls
+from tests.support.faults import Faults
 from tests.support.queues import NAME, ServedQueue, serving
 from tests.support.raw_calls import Caller, called
 from tests.support.spiders import Links
@@ -140,7 +140,7 @@ async def test_rates_are_kept(
     tmp_path: Path, site: Site, crawls: Crawls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That of updates is scaled down, so that a busy machine would exceed it, too."""
-    for module in (endpoints, http, application):
+    for module in (endpoints, http, faults):
         monkeypatch.setattr(module, "CRUD_RATE", 20)
     paths = [f"/{n}" for n in range(80)]
     site.serve({"/": links(*paths), **dict.fromkeys(paths, "page")})

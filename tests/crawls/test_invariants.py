@@ -98,16 +98,17 @@ GOOD = '{"id": "x", "uniqueKey": "x", "url": "http://localhost/"'
 UNDECODABLE = (
     '{"id": "x", "url": 5}',
     '{"id": "x", "uniqueKey": "x", "url": "no url"}',
-    f'{GOOD}, "userData": {{"scrapy": {{"v": 1, "callback": "missing"}}}}}}',
+    f'{GOOD}, "userData": {{"scrapy": {{"v": 1, "callback": "closed"}}}}}}',
     f'{GOOD}, "userData": {{"scrapy": {{"v": 9}}}}}}',
 )
+MISSING = f'{GOOD}, "userData": {{"scrapy": {{"v": 1, "callback": "missing"}}}}}}'
 
 
 async def crawl_everything(site: Site, queue: Queue, crawls: Crawls) -> None:
-    entries = [make_entry(f"/undecodable{n}") for n in range(len(UNDECODABLE))]
-    await queue.add(*entries)
+    *entries, left = [make_entry(f"/undecodable{n}") for n in range(len(UNDECODABLE) + 1)]
+    await queue.add(*entries, left)
     with closing(sqlite3.connect(queue.folder / FILE_NAME)) as db, db:
-        for entry, text in zip(entries, UNDECODABLE, strict=True):
+        for entry, text in zip([*entries, left], [*UNDECODABLE, MISSING], strict=True):
             db.execute("UPDATE requests SET json = ? WHERE id = ?", (text, entry.id))
     site.serve(dict.fromkeys(("/", "/a", "/target", "/memory"), "page"))
     site.serve({"/again": [503, "page"], "/moved": MOVED, "/500": 500})
@@ -116,8 +117,9 @@ async def crawl_everything(site: Site, queue: Queue, crawls: Crawls) -> None:
     assert crawl.stats["apify_rq/undecodable"] == len(UNDECODABLE)
     assert crawl.stats["dupefilter/filtered"] == 1
     assert crawl.stats["scheduler/unserializable"] == 1
-    assert (await queue.info()).pending == 0
+    assert crawl.stats["apify_rq/missing"] == (await queue.info()).pending == 1
     stored = {entry.id: entry for entry in await queue.entries()}
+    assert stored[left.id].error_messages == []
     for entry in entries:
         assert crawl.log_text.count(f"Entry {entry.id} ") == 1
         assert "cannot be decoded" in stored[entry.id].error_messages[-1]

@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import sqlite3
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
@@ -496,14 +497,13 @@ async def test_two_crawls_that_append_to_one_file(
 # Where nothing is saved, or not all.
 
 
-class Odd:
-    """No exporter but that for text can write it."""
+ODD = threading.Lock()
 
 
 class Unwritable(SiteSpider):
     def parse(self, response: Response) -> Iterator[Any]:
-        yield {"path": "/", "odd": [Odd()]}
-        yield {"path": "/a", "odd": [Odd()]}
+        yield {"path": "/", "odd": [ODD]}
+        yield {"path": "/a", "odd": [ODD]}
         yield {"path": "/b"}
 
 

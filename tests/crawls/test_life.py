@@ -26,7 +26,7 @@ Outcome = tuple[str, int, list[str]]
 HANDLED: Outcome = ("handled", 0, [])
 BAD, DOWN, MISSING = "ValueError: bad page", "503 Service Unavailable", "404 Not Found"
 BROKEN, KEPT = "500 Internal Server Error", "302 Found, but a middleware kept it from the callback"
-GONE = "not crawled, since it cannot be decoded: spider 'spider' has no method 'parse_gone'"
+GONE = "not crawled, since it cannot be decoded: spider 'spider' has no method 'closed'"
 IGNORED = "scrapy.exceptions.IgnoreRequest"
 
 
@@ -113,7 +113,7 @@ BY_OTHERS: dict[str, dict[str, Any]] = {
     "/label": {"user_data": {"shop": {"id": 7}, "label": "DETAIL"}},
     "/no-retry": {"no_retry": True},
     "/retry": {"no_retry": False},
-    "/gone": {"user_data": {"scrapy": {"v": 1, "callback": "parse_gone"}}},
+    "/gone": {"user_data": {"scrapy": {"v": 1, "callback": "closed"}}},
     OFFSITE: {},
 }
 META: dict[str, dict[str, Any]] = {
@@ -207,7 +207,7 @@ async def test_pages_of_one_crawl(
     assert {entries[path].user_data["label"] for path in good} == {"parse_page"}
     items = [{"path": path} for path in good] + [BY_OTHERS["/label"]]
     assert sorted(crawl.items, key=repr) == sorted(items, key=repr)
-    assert len(re.findall(r"ERROR: .*/gone\) .* no method 'parse_gone'", crawl.log_text)) == 1
+    assert len(re.findall(r"ERROR: .*/gone\) .* no method 'closed'", crawl.log_text)) == 1
     stats = crawl.stats
     assert stats["apify_rq/undecodable"] == 1
     assert stats["apify_rq/retried"] == stats["retry/count"] == 11

@@ -12,8 +12,8 @@ from scrapy import Request, signals
 from scrapy.http import Response
 
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
-from scrapy_apify_rq.server.faults import Faults
 from tests.support.crawling import Crawl, Crawls
+from tests.support.faults import Faults
 from tests.support.process_spiders import Tree, fetched, tree
 from tests.support.queues import Queue, ServedQueue, copied
 from tests.support.spiders import Links, SiteSpider

@@ -13,9 +13,9 @@ from scrapy.http import Response
 from scrapy_apify_rq.backends.apify import http
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.frontier import idle
-from scrapy_apify_rq.server.faults import Faults
 from tests.support.api_calls import Call, error
 from tests.support.crawling import Crawl, Crawls
+from tests.support.faults import Faults
 from tests.support.queues import ServedQueue
 from tests.support.spiders import Links
 from tests.support.waiting import wait_until

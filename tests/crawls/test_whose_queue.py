@@ -18,6 +18,7 @@ from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME
 from scrapy_apify_rq.errors import ConfigError
 from tests.support.command_line import rq, rq_ok
 from tests.support.crawling import Crawls
+from tests.support.first_edition import downgrade
 from tests.support.queues import Queue, ServedQueue
 from tests.support.spiders import Links, SiteSpider
 from tests.support.waiting import wait_until
@@ -95,13 +96,13 @@ class AtHome(Links):
 async def test_queue_of_the_first_edition(
     site: Site, queue: Queue, crawls: Crawls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which had no arguments, and no occupants."""
+    """Which had no arguments, and another format."""
     site.serve({"/": links("/a", "/b"), "/a": "page", "/b": "page"})
     monkeypatch.setattr(AtHome, "url", site.url)
     stop = {**UNNAMED, "CONCURRENT_REQUESTS": 1, "CLOSESPIDER_PAGECOUNT": 2}
     await crawls.run(AtHome, stop)
+    downgrade(queue.folder)
     with closing(sqlite3.connect(queue.folder / FILE_NAME)) as db:
-        db.execute("DROP TABLE occupants")
         assert db.execute("SELECT name, title FROM queues").fetchall() == [("bot-spider", None)]
     resumed = await crawls.run(AtHome, UNNAMED)
     assert "Request queue 'bot-spider' in " in resumed.log_text

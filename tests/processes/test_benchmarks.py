@@ -19,7 +19,12 @@ def start(folder: Path, program: str, *options: str) -> Process:
 
 async def test_benchmarks(tmp_path: Path) -> None:
     """All at the same time, since they mostly wait."""
-    options = {"speed": ["--contestants", "api@10", "--markdown"], "scale": [], "workers": []}
+    options = {
+        "speed": ["--contestants", "api@10", "--markdown"],
+        "scale": [],
+        "workers": [],
+        "hosts": [],
+    }
     outputs: dict[str, str] = {}
     figures: dict[str, Any] = {}
     async with AsyncExitStack() as stack:
@@ -52,6 +57,10 @@ async def test_benchmarks(tmp_path: Path) -> None:
     assert all(row[name] > 0 for name in ("open", "claim", "add", "ack"))
     assert row["longest"] > max(row["add"], row["ack"])
     assert figures["scale"]["known"]["stock"]["memory"] > 500_000
+
+    assert "ratio to stock" in outputs["hosts"]
+    runs = figures["hosts"]["runs"]["6"]
+    assert {name: run["pages"] for name, (run,) in runs.items()} == dict.fromkeys(runs, 49)
 
     assert "times as fast" in outputs["workers"]
     for (run,) in figures["workers"]["runs"].values():

@@ -10,16 +10,15 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import aiohttp
 import pytest
 import scrapy.core.scraper
 from shop_example.site import Hit, ShopServer
 from shop_example.spiders.shop import ShopSpider
 
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
-from scrapy_apify_rq.server.faults import Faults
 from tests.support.crawling import Crawls
 from tests.support.example_project import shop_hits, shop_settings
+from tests.support.faults import Faults
 from tests.support.process_spiders import Tree, fetched, tree
 from tests.support.queues import Queue, ServedQueue
 from tests.support.scrapy_project import Process, Project
@@ -139,9 +138,7 @@ async def test_kills_while_calls_fail(tmp_path: Path, served: ServedQueue, crawl
     kinds = dict.fromkeys(("limited", "failed", "dropped", "lost", "unprocessed"), share)
     served.faults(Faults(**kinds))  # type: ignore[arg-type]
     await shop_with_kills(tmp_path, served, crawls, 2, products=100)
-    async with aiohttp.request("GET", f"{served.api.url}/_calls") as answer:
-        outcomes = (await answer.json())["outcomes"]
-    assert {"429", "500", "dropped", "lost"} <= outcomes.keys()
+    assert {"429", "500", "dropped", "lost"} <= served.misbehaviour.outcomes.keys()
 
 
 @pytest.mark.parametrize(

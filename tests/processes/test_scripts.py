@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.processes.scripts.lone_spider import Lone
 from tests.processes.scripts.two_spiders import First
 from tests.support.comparing import STOCK
 from tests.support.crawling import Crawls
 from tests.support.queues import Queue, ServedQueue
 from tests.support.scrapy_project import Project
-from tests.support.website import Site, links
+from tests.support.waiting import wait_until
+from tests.support.website import Held, Site, links
 
 SCRIPTS = Path(__file__).with_name("scripts")
 PAGES = {"/": links("/1/"), "/1/": links("/2"), "/2": "page"}
@@ -85,3 +89,29 @@ async def test_exit_status_when_the_queue_fails(
     done = await project.run(way, name, "-a", f"site={site.url}")
     assert done.stats["finish_reason"] == "apify_rq_unauthorized"
     assert done.status == 1
+
+
+async def test_exit_status_when_entries_are_left_pending(
+    site: Site, queue: Queue, tmp_path: Path
+) -> None:
+    site.serve(PAGES)
+    user_data = {"scrapy": {"v": 1, "callback": "of_last_week"}}
+    await queue.add(Entry(id=request_id("a"), unique_key="a", url=site.url, user_data=user_data))
+    project = Project(tmp_path / "project", queue, First)
+    done = await project.run("crawl", First.name, "-a", f"site={site.url}")
+    assert (done.stats["finish_reason"], done.status) == ("apify_rq_missing", 1)
+
+
+async def test_exit_status_when_the_storage_is_deleted(
+    site: Site, queue: Queue, tmp_path: Path
+) -> None:
+    """``rm -rf storage`` under a crawl that has all but finished."""
+    last = Held("page")
+    site.serve({**PAGES, "/1/": last})
+    async with Project(tmp_path / "project", queue, First).begin(site=site.url) as process:
+        await wait_until(last.begun.is_set, "the last page")
+        shutil.rmtree(queue.folder)
+        last.go.set()
+        done = await process.end()
+    assert (done.status, done.stats["finish_reason"]) == (1, "apify_rq_gone")
+    assert "was deleted or emptied by somebody else" in done.log.splitlines()[-1]

@@ -13,58 +13,102 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.queues import TOKEN
+from tests.support.certificates import self_signed
+from tests.support.queues import NAME, TOKEN, Queue
 from tests.support.raw_calls import request
 from tests.support.scrapy_project import ROOT, Process
 from tests.support.waiting import wait_until
 
 
-def serve(folder: Path, *options: str) -> Process:
-    command = [sys.executable, "-W", "error", "-m", "scrapy", "rq", "serve", *options]
-    return Process(command, folder, {**os.environ, "PYTHONPATH": str(ROOT)}, None)
+def serve(folder: Path, *options: str, **environ: str) -> Process:
+    return rq(folder, "serve", *options, **environ)
 
 
-@pytest.mark.parametrize(
-    ("number", "options", "status"),
-    [(signal.SIGINT, (), 404), (signal.SIGTERM, ("--test-faults",), 204)],
-)
+def rq(folder: Path, *words: str, **environ: str) -> Process:
+    command = [sys.executable, "-W", "error", "-m", "scrapy", "rq", *words]
+    return Process(command, folder, {**os.environ, "PYTHONPATH": str(ROOT), **environ}, None)
+
+
+async def address(process: Process, storage: Path) -> str:
+    await wait_until(lambda: "\n" in process.output, "its first line")
+    line = rf"Serving request queues of {re.escape(str(storage))} on (https?://127\.0\.0\.1:\d+)\n"
+    found = re.fullmatch(line, process.output)
+    assert found
+    return found[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_serves_several_clients_until_a_signal(
-    tmp_path: Path, number: signal.Signals, options: tuple[str, ...], status: int
+    tmp_path: Path, number: signal.Signals
 ) -> None:
-    """Without the switch nobody can make it misbehave."""
     storage = tmp_path / "storage"
-    common = ("--port", "0", "--storage-dir", str(storage), "--token", TOKEN)
-    async with serve(tmp_path, *common, *options) as process:
-        await wait_until(lambda: "\n" in process.output, "its first line")
-        line = (
-            rf"Serving request queues of {re.escape(str(storage))} on (http://127\.0\.0\.1:\d+)\n"
-        )
-        address = re.fullmatch(line, process.output)
-        assert address
-        url = f"{address[1]}/v2/request-queues"
+    options = ("--port", "0", "--storage-dir", str(storage), "--token", TOKEN)
+    async with serve(tmp_path, *options) as process:
+        base = await address(process, storage)
+        url = f"{base}/v2/request-queues"
         async with httpx.AsyncClient(headers={"Authorization": f"Bearer {TOKEN}"}) as http:
             queue = (await http.post(url)).json()["data"]["id"]
             calls = (http.post(f"{url}/{queue}/requests", json=request(key)) for key in "abcdefgh")
             assert [call.status_code for call in await asyncio.gather(*calls)] == [201] * 8
-            assert (await http.put(f"{address[1]}/_faults", json={})).status_code == status
-            assert (await http.delete(f"{address[1]}/_calls")).status_code == status
+            # Nobody can make it misbehave.
+            for verb, path in (("PUT", "/_faults"), ("DELETE", "/_calls"), ("GET", "/_calls")):
+                assert (await http.request(verb, base + path)).status_code == 404
         async with httpx.AsyncClient() as http:
             assert (await http.get(url)).status_code == 401
+        # Words that are not HTTP cost a line.
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        writer.write(b"nonsense\r\n\r\n")
+        assert b" 400 " in await reader.readline()
+        writer.close()
         process.send(number)
         ended = await process.end()
-    assert (ended.status, ended.log, ended.output.count("\n")) == (0, "", 1)
+    assert (ended.status, ended.output.count("\n")) == (0, 1)
+    lines = (
+        r".*INFO: New client of the queue .* without a key\n.*INFO: Error handling .*nonsense.*\n"
+    )
+    assert re.fullmatch(lines, ended.log)
+
+
+async def test_serves_our_client_over_tls_with_the_token_of_a_file(tmp_path: Path) -> None:
+    certificate, key = map(str, self_signed(tmp_path))
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    storage = tmp_path / "storage"
+    options = ("--port", "0", "--storage-dir", str(storage), "--token-file", "token")
+    tls = ("--certfile", certificate, "--keyfile", key)
+    async with serve(tmp_path, *options, *tls) as process:
+        url = await address(process, storage)
+        assert url.startswith("https:")
+        environ = {"SSL_CERT_FILE": certificate, "APIFY_TOKEN": TOKEN, "APIFY_API_BASE_URL": url}
+        words = ("add", "https://example.com/", "-s", f"APIFY_RQ_NAME={NAME}")
+        async with rq(tmp_path, *words, **environ) as adding:
+            added = await adding.end()
+        assert added.status == 0, added.log
+        # Words that are not TLS cost a line.
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        assert await reader.read() == b""
+        writer.close()
+        process.send(signal.SIGINT)
+        ended = await process.end()
+    assert (await Queue(storage).entries())[0].url == "https://example.com/"
+    assert "with the key" in ended.log
+    assert "Traceback" not in ended.log
 
 
 async def test_what_is_wrong_ends_it_with_the_cure(tmp_path: Path) -> None:
     (tmp_path / "request_queues.sqlite").write_text("no database at all, but long enough for one")
     storage = ("--storage-dir", str(tmp_path))
     cases = [
-        (("--host", "0.0.0.0"), 2, "add --token, or leave --host out"),
+        (("--host", "0.0.0.0"), 2, "add --token-file, or set APIFY_RQ_SERVER_TOKEN"),
+        (("--host", "0.0.0.0", "--token-file", "empty"), 2, "the file is empty"),
+        (("--keyfile", "empty"), 2, "--keyfile needs --certfile"),
+        (("--certfile", "empty"), 2, "files in the format PEM"),
         (("--port", "99999"), 1, "use another --host or --port"),
         (("--nonsense",), 2, "unrecognized arguments: --nonsense"),
         (("--port", "0", *storage), 1, "APIFY_RQ_STORAGE_DIR"),
     ]
     (tmp_path / "programs").mkdir()
+    (tmp_path / "programs" / "empty").touch()
     async with AsyncExitStack() as stack:
         starts = (serve(tmp_path / "programs", *options) for options, _, _ in cases)
         processes = [await stack.enter_async_context(process) for process in starts]

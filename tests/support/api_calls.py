@@ -5,14 +5,16 @@ from __future__ import annotations
 import gzip
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from scrapy_apify_rq.limits import MAX_BODY
 from tests.support.api_description import OURS
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass
@@ -60,14 +62,14 @@ class Api:
             self.calls.append(call)
             answer = self.before(call)
             if answer == "drop":
-                return _drop(request)
+                return drop(request)
             if isinstance(answer, web.StreamResponse):
                 return answer
             given = await handler(request)
             if given.status < 300 and given.body and request.path.startswith("/v2/"):
                 data = self.after(call, json.loads(given.body)["data"])
                 if data == "drop":
-                    return _drop(request)
+                    return drop(request)
                 if isinstance(data, web.StreamResponse):
                     return data
                 given.text = json.dumps({"data": data})
@@ -78,12 +80,11 @@ class Api:
 
 async def _read(request: web.Request) -> Call:
     # What others send may be wrong on purpose.
-    is_ours = request.headers.get("User-Agent", "").startswith(OURS)
     body = b""
-    if is_ours or (request.content_length or 0) <= MAX_BODY:
+    if request.headers.get(hdrs.USER_AGENT, "").startswith(OURS):
+        body = await body_of(request)
+    elif (request.content_length or 0) <= MAX_BODY:
         body = await request.read()
-    if is_ours and request.headers.get("Content-Encoding") == "gzip":
-        body = gzip.decompress(body)
     parts = request.path.removeprefix("/v2/request-queues/").split("/", 1)
     path = request.path
     if request.path.startswith("/v2/request-queues/"):
@@ -94,13 +95,33 @@ async def _read(request: web.Request) -> Call:
         dict(request.query),
         dict(request.headers),
         body,
-        str(request.url),
+        f"{request.scheme}://{request.host}{request.path_qs}",
     )
 
 
-def _drop(request: web.Request) -> web.StreamResponse:
-    assert request.transport is not None
-    request.transport.abort()
+async def body_of(request: web.Request) -> bytes:
+    body = await request.read()
+    return gzip.decompress(body) if _is_gzip(request) else body
+
+
+def packed(request: web.Request, body: bytes) -> bytes:
+    """Compress the body as that of the request is."""
+    return gzip.compress(body) if _is_gzip(request) else body
+
+
+def _is_gzip(request: web.Request) -> bool:
+    return request.headers.get(hdrs.CONTENT_ENCODING) == "gzip"
+
+
+def data_of(answer: web.StreamResponse) -> Any:
+    assert isinstance(answer, web.Response)
+    return json.loads(answer.text or "")["data"]
+
+
+def drop(request: web.Request) -> web.Response:
+    """Cut the connection. The returned answer goes nowhere."""
+    if request.transport is not None:
+        request.transport.abort()
     return web.Response(status=500)
 
 

@@ -1,7 +1,7 @@
 """Holds calls and answers against the API's OpenAPI description, where that is at hand.
 
 The description lies beside the repository and is not part of it. Every server of these tests is
-held to it (``checked``), and so is every call of ours. Calls of other clients are not: they may be
+held to it (``checking``), and so is every call of ours. Calls of other clients are not: they may be
 wrong on purpose, and show it by their User-Agent.
 """
 
@@ -129,10 +129,9 @@ _description = cache(Description)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def checked(app: web.Application, report: Callable[[str], object]) -> None:
-    """Report what breaks the description from now on, if it is at hand."""
-    if missing() is None:
-        app.middlewares.append(_checking(_description(), report))
+def checking(report: Callable[[str], object]) -> list[Any]:
+    """The middleware that reports what breaks the description, if it is at hand."""
+    return [_checking(_description(), report)] if missing() is None else []
 
 
 def _checking(description: Description, report: Callable[[str], object]) -> Any:
@@ -144,7 +143,7 @@ def _checking(description: Description, report: Callable[[str], object]) -> Any:
             report(f"{where}: {what}: {error}"[:2000])
 
     @web.middleware
-    async def checking(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    async def check(request: web.Request, handler: _Handler) -> web.StreamResponse:
         if not request.path.startswith("/v2/"):
             return await handler(request)
         call = (request.method, request.path)
@@ -164,4 +163,4 @@ def _checking(description: Description, report: Callable[[str], object]) -> Any:
             hold(request, "the answer", description.check, verb, call[1], answer.status, body)
         return answer
 
-    return checking
+    return check

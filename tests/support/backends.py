@@ -70,12 +70,16 @@ class Handy(Base):
             await asyncio.sleep(self.lag)
 
     async def take(
-        self, limit: int = 100, known: Collection[Entry | str] = (), size: int = PLENTY
+        self,
+        limit: int = 100,
+        known: Collection[Entry | str] = (),
+        size: int = PLENTY,
+        share: int | None = None,
     ) -> Claim:
         """Claim; ``known`` holds entries or keys."""
         await self.settle()
         ids = [request_id(one) if isinstance(one, str) else one.id for one in known]
-        return await self.claim(limit, ids, size)
+        return await self.claim(limit, ids, size, share)
 
     async def entries(self, *args: Any, **options: Any) -> list[Entry]:
         """Those of a claim."""

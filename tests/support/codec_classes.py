@@ -9,7 +9,7 @@ import functools
 import json
 from collections import namedtuple
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import attr
 import attrs
@@ -102,6 +102,72 @@ class Wrapper(pydantic.RootModel[list[int]]):
 Pair = attrs.make_class(
     "Pair", {"_left": attrs.field(), "right": attrs.field(alias="r")}, frozen=True, slots=True
 )
+
+# Values that are no items, of the project or of others
+
+
+class Color(enum.Enum):
+    RED = (255, 0, 0)
+    ALIAS = RED
+
+
+class Access(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+class Step(NamedTuple):
+    url: Any
+    depth: int = 0
+
+
+class Plain:
+    """Its constructor must not run when it is read, because it may do anything."""
+
+    def __init__(self, *_: object) -> None:
+        run()
+
+    @classmethod
+    def of(cls, **attributes: Any) -> Plain:
+        made = cls.__new__(cls)
+        vars(made).update(attributes)
+        return made
+
+
+class Slotted:
+    __slots__ = ("__private", "here", "not_here")
+
+    def __init__(self, here: Any) -> None:
+        self.here = self.__private = here
+
+
+class Name(str):
+    """A text that knows where it is from."""
+
+    source: Any = None
+
+
+class Stack(list[Any]):
+    pass
+
+
+class Table(dict[Any, Any]):
+    __slots__ = ("title",)
+
+
+class Closing:
+    def __del__(self) -> None:
+        """Whatever it does, it must not do it to the attributes that a stranger gave it."""
+
+
+class Counted(int):
+    def __reduce__(self) -> Any:
+        return run, ()
+
+
+def a_function(page: Any) -> Any:
+    return page
+
 
 # What is no item, or none that comes back
 

@@ -13,14 +13,14 @@ from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.errors import CodecError
 from tests.support.codec_classes import SPIDER
-from tests.support.exact_values import describe
+from tests.support.exact_values import HERE, describe
 
 URL = "https://example.com/page"
 KEY = "key"
 
 
 def converter(**options: Any) -> RequestConverter:
-    return RequestConverter(SPIDER, **options)
+    return RequestConverter(SPIDER, **{"trusted": [HERE], **options})
 
 
 def encoded(request: Request, by: RequestConverter | None = None, **options: Any) -> Entry:

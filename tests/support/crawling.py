@@ -22,6 +22,7 @@ from tests.support.waiting import PATIENCE, wait_until
 _PACKAGE = "scrapy_apify_rq"
 _SETTINGS = {
     "ADDONS": {f"{_PACKAGE}.Addon": 500},
+    "APIFY_RQ_RETRY_DELAY": 0,
     "LOG_LEVEL": "DEBUG",
     "REMOTE_CONTROL_ENABLED": False,
     "ROBOTSTXT_OBEY": False,

@@ -86,12 +86,14 @@ class Remote(SqliteBackend):
         async with self._call("update", entries):
             return await super().update(entries, forefront=forefront)
 
-    async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
+    async def claim(
+        self, limit: int, known: Collection[str], size: int, share: int | None = None
+    ) -> Claim:
         async with self._call("claim"):
             since = now() - self.head_lag
             hidden = [id for id, at in self.written.items() if at > since]
             limit = min(limit, max(size // self.entry_size, 1))
-            claim = await super().claim(limit, {*known, *hidden}, size)
+            claim = await super().claim(limit, {*known, *hidden}, size, share)
             return claim._replace(alone=self.alone and claim.alone)
 
     @asynccontextmanager

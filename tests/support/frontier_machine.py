@@ -43,7 +43,7 @@ links = st.sampled_from([chance.sample(range(PAGES), n % 7) for n in range(70)])
 failures = st.sampled_from(
     [BackendError("down"), ValueError("a bug"), asyncio.CancelledError(), None]
 )
-HOWS = ["ack", "ack", "retry"]
+HOWS = ["ack", "ack", "retry", "wait"]
 hows = st.sampled_from([chance.choices(HOWS, k=n) for n in range(1, 13)])
 DELAYS = [[0.0], [0.0, 0.01, 0.3], [0.0, 0.0, SLOW], [0.3]]
 weathers = st.tuples(
@@ -343,8 +343,11 @@ class FrontierMachine(RuleBasedStateMachine):
         most_bytes = memory / 2 * 5 / 4 + largest * (1 + CONCURRENCY)
         assert len(outbox) <= limit * 5 // 4 + 1 + CONCURRENCY, "the outbox is too long"
         assert size_of(outbox) <= most_bytes, "the outbox is too large"
-        assert len(window) <= self.options["window"], "the window is too long"
-        assert size_of(window) <= memory / 4 + largest, "the window is too large"
+        # Retries that wait may take as much again as half of it, and what is in flight.
+        most_bytes = memory / 4 * 3 / 2 + largest * (1 + CONCURRENCY)
+        most = self.options["window"] * 3 // 2 + CONCURRENCY
+        assert len(window) <= most, "the window is too long"
+        assert size_of(window) <= most_bytes, "the window is too large"
 
     def check_end(self) -> None:
         """The crawl does not end as long as it has something to do."""

@@ -9,10 +9,12 @@ from typing import Any
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.frontier.notices import Bug, LeaseLost, Notice
 from scrapy_apify_rq.frontier.visit import Visit, entry_of
-from tests.support.frontier_driver import Driver
+from tests.support.frontier_driver import Driver, now
 from tests.support.unreliable_backend import UnreliableBackend
 from tests.support.virtual_time import Clock
 
+# Virtual seconds that some retries wait.
+BACK_OFF = 3.0
 HANDLED_AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -71,6 +73,8 @@ class Crawl(Driver):
         super().__init__(backend, **options)
         self.waiting_in_memory: set[Visit] = set()
         self.was_over = False
+        self.not_before: dict[str, float] = {}
+        """By id, until when a retry must wait."""
         self._model = model
 
     def refused(self, visit: Visit, reason: str) -> None:
@@ -78,6 +82,8 @@ class Crawl(Driver):
 
     def notice(self, notice: Notice) -> None:
         super().notice(notice)
+        if isinstance(notice, LeaseLost) and notice.while_ == "retried":
+            del self._model.unsaved_updates[notice.entry.id]
         if isinstance(notice, Bug) and self.backend.is_healthy:
             self._model.wrong.append(repr(notice.error))
 
@@ -104,6 +110,7 @@ class Crawl(Driver):
         id = visit.entry.id
         assert id not in self.in_flight, f"{id} is handed out twice"
         assert id in self._model.pending, f"{id} is handed out and not pending"
+        assert self.not_before.get(id, 0) <= now(), f"{id} is handed out before its time"
         self._model.known.add(id)
         self.in_flight[id] = visit
         return visit
@@ -117,7 +124,7 @@ class Crawl(Driver):
     def finish_page(self, visit: Visit, how: str) -> None:
         entry = entry_of(visit).model_copy(deep=True)
         del self.in_flight[entry.id]
-        is_retry = how == "retry"
+        is_retry = how != "ack"
         if is_retry:
             entry.retry_count += 1
         else:
@@ -125,10 +132,9 @@ class Crawl(Driver):
         self._model.update(entry.id)
         forefront = is_retry and entry.retry_count % 2 == 1
         options: Any = {"forefront": forefront, "lease": visit.lease, "size": visit.size}
+        if how == "wait":
+            self.not_before[entry.id] = options["not_before"] = now() + BACK_OFF
         self.frontier.update(Visit(entry, is_retry=is_retry, **options))
-        match self.notices[-1:]:
-            case [LeaseLost(lost, "retried")] if lost is entry:
-                self._model.unsaved_updates.pop(entry.id)
 
     async def finish(self) -> None:
         """Crawl all there is."""

@@ -6,6 +6,7 @@ from scrapy_apify_rq.actor import events
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 
 ADDONS = {"scrapy_apify_rq.Addon": 500}
+APIFY_RQ_RETRY_DELAY = 0
 EXTENSIONS = {"tests.support.stats_file.StatsFile": 0}
 ROBOTSTXT_OBEY = False
 TELNETCONSOLE_ENABLED = False

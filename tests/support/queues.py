@@ -16,9 +16,9 @@ from scrapy_apify_rq.backends.base import Info
 from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME, SqliteBackend
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.server.application import application
-from scrapy_apify_rq.server.faults import Faults
 from tests.support.api_calls import Api, Call
-from tests.support.api_description import checked
+from tests.support.api_description import checking
+from tests.support.faults import Faults, Misbehaviour
 from tests.support.loop_thread import LoopThread
 
 NAME = "test-queue"
@@ -127,11 +127,14 @@ class ServedQueue(Queue):
     crawl's. ``api`` records its calls and lets a test answer them.
     """
 
-    def __init__(self, folder: Path, api: Api, behave: Callable[[Faults], None]) -> None:
+    def __init__(self, folder: Path, api: Api, misbehaviour: Misbehaviour) -> None:
         super().__init__(folder)
         self.api = api
-        self.faults = behave
+        self.misbehaviour = misbehaviour
+
+    def faults(self, faults: Faults) -> None:
         """Misbehave from now on in these ways only."""
+        self.misbehaviour.set(faults)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -165,15 +168,14 @@ class ServedQueue(Queue):
 def serving(folder: Path, token: str | None = TOKEN) -> Iterator[ServedQueue]:
     """A server of the queues in ``folder``. Calls that break the API's description are an error."""
     api = Api()
-    # The server has a way to be told of faults over HTTP only; a thread may set them directly.
-    faults = Faults()
-    app = application(folder, token=token, faults=faults)
-    app.middlewares.append(api.middleware())
-    checked(app, api.complaints.append)
+    misbehaviour = Misbehaviour(folder)
+    outermost_first = (
+        api.middleware(),
+        *checking(api.complaints.append),
+        misbehaviour.middleware(),
+    )
+    app = application(folder, token=token, middlewares=outermost_first)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
-
-    def behave(other: Faults) -> None:
-        vars(faults).update(vars(other))
 
     async def start() -> None:
         await runner.setup()
@@ -190,7 +192,7 @@ def serving(folder: Path, token: str | None = TOKEN) -> Iterator[ServedQueue]:
     with LoopThread() as loop:
         try:
             loop.run(start())
-            yield ServedQueue(folder, api, behave)
+            yield ServedQueue(folder, api, misbehaviour)
         finally:
             loop.run(stop())
     assert not api.complaints, api.complaints

@@ -199,7 +199,9 @@ class UnreliableBackend(SqliteBackend):
 
     # Claiming.
 
-    async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
+    async def claim(
+        self, limit: int, known: Collection[str], size: int, share: int | None = None
+    ) -> Claim:
         await self._weather.pass_through()
         async with self._history.turn:
             shown = self._shown()
@@ -208,7 +210,7 @@ class UnreliableBackend(SqliteBackend):
             else:
                 # What it knows may come all the same.
                 unseen = (self._history.now.keys() - shown.keys()) | self.refused
-                claim = await super().claim(limit, unseen, size)
+                claim = await super().claim(limit, unseen, size, share)
         await self._weather.pass_through()
         return claim._replace(others=self.has_company, alone=not self.has_company)
 

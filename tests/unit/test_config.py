@@ -55,7 +55,7 @@ def refusal(settings: Values | None = None, environ: Values | None = None) -> st
 def test_defaults() -> None:
     """They are as declared, which is what the README's table shows, except for these."""
     resolved = {"backend": "sqlite", "memory": 64 * 2**20, "trusted_modules": ()}
-    resolved |= {"schemes": ("http", "https")}
+    resolved |= {"schemes": ("http", "https"), "project_packages": (), "plugin_packages": ()}
     resolved |= {"queue_name": "shop-quotes", "queue_is_default": True}
     resolved |= {"spider_name": "quotes", "queue_is_of_spider": True, "arguments": NO_ARGUMENTS}
     resolved |= {"storage_dir": Path.cwd() / "storage", "events_url": None, "timeout_at": None}
@@ -124,6 +124,7 @@ def test_add_on_names_the_setting_that_is_wrong() -> None:
         ("LOCK_SECS", [(1, 1)]),
         ("ORDER", [("lifo", "lifo")]),
         ("RETRY_FOREFRONT", [(False, False)]),
+        ("RETRY_DELAY", [("0", 0), (0.5, 0.5)]),
         ("RETRY_SPIDER_ERRORS", [("0", 0), (3, 3)]),
         ("UNIQUE_KEY", [("url", "url"), ("url-js", "url-js"), ("extended", "extended")]),
         ("CALLBACKS", [({"A": "parse_a"}, {"A": "parse_a"}), ('{"a": "b"}', {"a": "b"})]),
@@ -172,6 +173,7 @@ SECONDS = "write a number of seconds {}, for example {}"
         ("OUTBOX", WHOLE.format(1, 2000), [0, [10]]),
         ("LOCK_SECS", WHOLE.format(1, 180), ["0"]),
         ("MEMORY_MB", WHOLE.format(1, 64), [0, -1, 0.5, "1.5", "64 MB", True, math.inf]),
+        ("RETRY_DELAY", SECONDS.format("of at least 0", 1), [-1, "inf", "soon", True]),
         ("RETRY_SPIDER_ERRORS", WHOLE.format(0, 0), [-1, False]),
         ("IDLE_BEFORE_CLOSE", SECONDS.format("of at least 0", 0), [-0.1, "nan", "never", True]),
         ("UNAVAILABLE_TIMEOUT", SECONDS.format("above 0", 600), [0, math.inf]),

@@ -156,7 +156,7 @@ GET |= {"headers": {"Referer": "https://example.com/"}, "cb_kwargs": {"category"
 GET_JSON = """{"id":"LHDhK3oGRvkiefQ","uniqueKey":"key","url":"https://example.com/catalogue?page=2",
 "method":"GET","headers":{"Referer":"https://example.com/"},
 "userData":{"label":"parse_page","scrapy":{"v":1,"callback":"parse_page",
-"meta":{"depth":1,"download_timeout":180.0},"cb_kwargs":{"category":{"$tuple":["books",7]}}}},
+"meta":{"depth":1,"download_timeout":{"$float":"180.0"}},"cb_kwargs":{"category":{"$tuple":["books",7]}}}},
 "retryCount":0,"noRetry":false,"errorMessages":[]}"""
 POST: Any = {"data": {"query": "é"}, "callback": SPIDER.parse, "errback": SPIDER.failed}
 POST |= {"headers": {"X-Both": ["1", "2"]}, "cookies": {"session": "abc"}, "flags": ["slow"]}

@@ -30,6 +30,37 @@ def numbered(count: int, prefix: str = "/") -> list[str]:
     return [f"{prefix}{n}" for n in range(count)]
 
 
+# Retries that wait.
+
+
+async def test_a_retry_is_handed_out_at_its_time(backend: Remote) -> None:
+    async with Driver(backend, "/bad", "/good") as driver:
+        bad = await driver.next()
+        due_at = now() + 5
+        driver.requeue(bad, not_before=due_at)
+        good = await driver.next()
+        assert path_of(good) == "/good"
+        driver.ack(good)
+        again = await driver.next()  # nobody but the frontier itself can have woken the engine
+        assert path_of(again) == "/bad"
+        assert due_at <= now() < due_at + 0.1
+        driver.ack(again)
+        assert await driver.next() is None
+
+
+async def test_so_many_retries_wait_that_nothing_new_is_handed_out(backend: Remote) -> None:
+    async with Driver(backend, *numbered(30), window=8) as driver:
+        due_at = now() + 5
+        waiting = 0
+        while now() < due_at - 4:
+            if (visit := driver.hand_out()) is not None:
+                driver.requeue(visit, not_before=due_at)
+                waiting += 1
+            await asyncio.sleep(0.01)
+        assert waiting == 5  # more than half of the window
+        assert len(await driver.crawl()) == 30
+
+
 # The end.
 
 

@@ -20,6 +20,7 @@ from scrapy_apify_rq.frontier.leases import Leases
 from scrapy_apify_rq.frontier.outbox import Outbox, _Lane
 from scrapy_apify_rq.frontier.single import Single
 from scrapy_apify_rq.frontier.supply import Local, Reader
+from scrapy_apify_rq.frontier.waiting import Waiting
 from scrapy_apify_rq.frontier.window import Window
 from tests.support.frontier_machine import FrontierMachine
 from tests.support.virtual_time import Clock, in_thread, ruling
@@ -74,6 +75,10 @@ def forget_adds_before_acks(self: Any, most: int, before: Any, whole: Any = _Lan
     return whole(self, most, math.inf)
 
 
+def release_at_once(self: Waiting, now: float, whole: Any = Waiting.due) -> Any:
+    return whole(self, math.inf)
+
+
 IN_FLIGHT_IS_FORGOTTEN = (
     (Local, "ids", lambda self: {*self.window.stored, *self.outbox.visits}),
     (Local, "confirmed", lambda self, id: self.window.stored.get(id)),
@@ -92,6 +97,7 @@ STILL_AT_WORK = f"{TOO_EARLY}|another client is at work"
         (False, TOO_EARLY, [(Single, "_grow_backlog", lambda self, id: None)]),
         (False, TOO_EARLY, [(Single, "hidden_until", -math.inf)]),
         (False, "is handed out and not pending", [(Single, "acked", lambda self, id: None)]),
+        (False, "before its time", [(Waiting, "due", release_at_once)]),
         (False, "the window is too", [(Window, "evict", lambda self, last_size=0: [])]),
         (False, "does not end", [(Frontier, "confirmed", lambda self: None)]),
         (False, "left unsaved", [(Outbox, "flush", do_nothing)]),

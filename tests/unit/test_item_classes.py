@@ -13,19 +13,19 @@ from uuid import uuid4
 
 import pytest
 
-from scrapy_apify_rq.entries.item_classes import class_path, find_class
+from scrapy_apify_rq.entries.names import NOTHING, Names
 from scrapy_apify_rq.entries.value_reader import decode
 from scrapy_apify_rq.entries.values import encode
-from scrapy_apify_rq.errors import CodecError
+from scrapy_apify_rq.errors import CodecError, MissingError
 from tests.support import codec_classes as cc
 from tests.support.exact_values import HERE, ODD, describe, is_refused
 
 
 @pytest.mark.parametrize("cls", [cc.Product, cc.Point, cc.Holder.Inner, dict, Decimal])
 def test_class_path_round_trip(cls: type) -> None:
-    path = class_path(cls)
+    path = NOTHING.path_of_class(cls)
     assert path == f"{cls.__module__}:{cls.__qualname__}"
-    assert find_class(path) is cls
+    assert NOTHING.find_class(path) is cls
 
 
 def test_class_that_cannot_be_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +34,7 @@ def test_class_that_cannot_be_found_again(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(cc, ODD, odd, raising=False)
     for cls in (type(cc.LOCAL), type(cc.IMPOSTOR), odd):
         with pytest.raises(CodecError, match="cannot be found again"):
-            class_path(cls)
+            NOTHING.path_of_class(cls)
 
 
 NO_CLASSES = ["os:system", "builtins:eval", "builtins:__import__", ":Holder", ":", "", "..:x"]
@@ -50,8 +50,8 @@ def test_names_of_what_is_no_class_or_no_item() -> None:
     loaded = set(sys.modules)
     data = [{"$item": [path, []]} for path in (*NO_CLASSES, *NO_ITEMS)]
     assert [one for one in data if not is_refused(decode, one)] == []
-    assert [path for path in NO_CLASSES if not is_refused(find_class, path)] == []
-    assert [path for path in NO_CLASSES if not is_refused(find_class, path, ["elsewhere"])] == []
+    for names in (NOTHING, Names(["elsewhere"]), Names([HERE])):
+        assert [path for path in NO_CLASSES if not is_refused(names.find_class, path)] == []
     assert set(sys.modules) == loaded
     assert not {"this", "antigravity"} & loaded
 
@@ -70,7 +70,7 @@ def test_hooks_of_modules_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, f"codec_{name}", module)  # type: ignore[arg-type]
     asked.clear()
     for name in ("dynamic", "lazy", "none", "object"):
-        assert is_refused(find_class, f"codec_{name}:Point")
+        assert is_refused(NOTHING.find_class, f"codec_{name}:Point")
     assert asked == []
 
 
@@ -93,15 +93,24 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_trusted_module_is_imported(package: str, below: str) -> None:
     data: Any = {"$item": [f"{package}.items:Thing", [["a", 5]]]}
     for trusted in ([], [f"{package}.item", f"{package}.items.more", "x"]):
-        with pytest.raises(CodecError, match="trusted"):
-            decode(data, trusted)
+        with pytest.raises(MissingError, match="APIFY_RQ_TRUSTED_MODULES"):
+            decode(data, Names(trusted))
     assert package not in sys.modules
-    thing = decode(data, [package + below])
+    thing = decode(data, Names([package + below]))
     assert (thing.a, type(thing).__module__) == (5, f"{package}.items")
     assert describe(decode(encode(cc.Point(thing)))) == describe(cc.Point(thing))
 
 
+MISSING = [".missing:Thing", ".broken:Thing", ".items:Renamed", ".items:Thing.Inner"]
+
+
+@pytest.mark.parametrize("path", MISSING)
+def test_what_another_version_of_the_project_may_have(package: str, path: str) -> None:
+    with pytest.raises(MissingError):
+        decode({"a": [{"$item": [f"{package}{path}", []]}]}, Names([package]))  # type: ignore[dict-item]
+
+
 @pytest.mark.parametrize("module", ["x", ".missing", ".broken", ".", "..items", "./items", ".\0"])
 def test_what_is_below_a_trusted_module(package: str, module: str) -> None:
-    assert is_refused(decode, {"$item": [f"{package}{module}:Thing", []]}, [package])
+    assert is_refused(decode, {"$item": [f"{package}{module}:Thing", []]}, Names([package]))
     assert f"{package}x" not in sys.modules

@@ -14,6 +14,7 @@ from scrapy_apify_rq.frontier.notices import LeaseLost, LeasesKept
 from scrapy_apify_rq.frontier.visit import Visit
 from scrapy_apify_rq.frontier.window import Window
 from tests.support.frontier_driver import Driver, Gate, Remote, make_entry, now, path_of
+from tests.support.frontier_model import HANDLED_AT
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.virtual_time
@@ -56,6 +57,41 @@ def lease_of(visit: Visit | None) -> float:
     assert visit is not None
     assert visit.lease is not None
     return visit.lease
+
+
+async def test_a_retry_keeps_its_lease_until_its_time(backend: Shared) -> None:
+    async with Driver(backend, "/bad") as driver:
+        bad = await driver.next()
+        due_at = now() + 100  # the lease lasts for 60 seconds
+        driver.requeue(bad, not_before=due_at)
+        while now() < due_at - 1:
+            assert driver.hand_out() is None
+            assert driver.frontier.has_pending()
+            assert await locked_in(backend) == ["/bad"]
+            await asyncio.sleep(1)
+        assert backend.named("update") == []
+        again = await driver.next()
+        assert (path_of(again), backend.named("update")) == ("/bad", [["/bad"]])
+        assert due_at <= now()
+        assert driver.stats["apify_rq/leases_lost"] == 0
+        driver.ack(again)
+
+
+async def test_a_retry_that_waits_is_left_to_others_once_its_lease_is_lost(backend: Shared) -> None:
+    async with Driver(backend, "/bad") as driver:
+        bad = await driver.next()
+        driver.requeue(bad, not_before=now() + 100)
+        driver.patience = 200
+        other = Shared(backend.folder)
+        await other.open()
+        await backend.unlock()
+        (claimed,) = (await other.claim(1, (), 2**20)).entries
+        claimed.entry.handled_at = HANDLED_AT
+        await other.update([claimed.entry], forefront=False)
+        await other.close()
+        assert await driver.next() is None
+        assert driver.stats["apify_rq/leases_lost"] == 1
+        assert backend.named("update") == []
 
 
 # Who stays.

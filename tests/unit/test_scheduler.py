@@ -102,7 +102,7 @@ async def test_status_is_what_scrapys_tools_show(crawls: Crawls) -> None:
 async def test_an_entry_that_cannot_be_read_is_handled_with_the_reason(
     queue: Queue, crawls: Crawls
 ) -> None:
-    user_data = {"scrapy": {"v": 1, "callback": "gone"}}
+    user_data = {"scrapy": {"v": 1, "callback": "closed"}}
     await queue.add(
         *(
             Entry(id=request_id(url), unique_key=url, url=url, user_data=data)

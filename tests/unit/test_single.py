@@ -10,10 +10,11 @@ from typing import Any
 from scrapy_apify_rq.backends.base import Claim, Claimed
 from scrapy_apify_rq.frontier.outbox import Outbox
 from scrapy_apify_rq.frontier.single import Single
+from scrapy_apify_rq.frontier.slots import OneLine
 from scrapy_apify_rq.frontier.supply import Local
 from scrapy_apify_rq.frontier.visit import Visit
 from scrapy_apify_rq.frontier.window import Window
-from tests.support.frontier_driver import Driver, Remote, make_entry
+from tests.support.frontier_driver import Driver, Remote, make_entry, path_of
 
 
 def a_single(folder: Path, **limits: Any) -> tuple[Single, Window]:
@@ -69,12 +70,34 @@ def test_a_claim_asks_for_as_many_entries_and_bytes_as_fit(tmp_path: Path) -> No
     for n in range(2):
         window.push(a_visit(f"/{n}", size=100))
     assert single.is_low()
-    assert single.begin_claim(0.0) == (6, 800)
+    assert single.begin_claim(0.0)[:2] == (6, 800)
     window.push(a_visit("/2", size=100))
     assert not single.is_low()  # more than a quarter of the bytes
-    assert single.begin_claim(0.0) == (5, 700)
+    assert single.begin_claim(0.0)[:2] == (5, 700)
     window.push(a_visit("/large", size=10_000))
-    assert single.begin_claim(0.0) == (4, 1)
+    assert single.begin_claim(0.0)[:2] == (4, 1)
+
+
+class Hosts(OneLine):
+    are_hosts = True
+
+    def key(self, visit: Visit) -> str:
+        return path_of(visit)[1]
+
+
+def test_a_slot_that_ran_dry_gets_more_at_the_cost_of_the_longest_line(tmp_path: Path) -> None:
+    single, window = a_single(tmp_path, memory=10**6, slots=Hosts())
+    receive(single, *(f"/a{n}" for n in range(7)), "/b0", more=True)
+    assert not single.is_low()
+    window.pop()
+    assert path_of(window.pop()) == "/b0"
+    assert single.is_low()
+    assert single.again_at > time.monotonic()
+    entries, _, share = single.begin_claim(time.monotonic())
+    assert (entries, share) == (2, 3)
+    assert not single.is_low()  # until some slot runs dry again
+    assert single.receive(a_claim("/b1", "/b2", "/b3", more=True)) == 3
+    assert paths(window) == [f"/a{n}" for n in range(1, 6)] + ["/b1", "/b2", "/b3"]
 
 
 def test_a_claim_may_show_what_was_settled_lately(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import collections
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scrapy_apify_rq.entries.names import NOTHING, Names
 from scrapy_apify_rq.entries.value_reader import decode
 from scrapy_apify_rq.entries.values import encode
 from scrapy_apify_rq.errors import CodecError
@@ -21,6 +23,7 @@ from tests.support.exact_values import (
     JSON_LEAVES,
     MIDNIGHT,
     ODD,
+    OWN,
     TAG,
     is_refused,
     nested,
@@ -41,7 +44,7 @@ MALFORMED: dict[str, list[Any]] = {
     "$bytes": ["a", "YQ==\n", [1]],
     "$str": ["/w==", 1],
     "$int": [5, "05", "1_000", "9" * 5000],
-    "$float": ["1.0", 1.0],
+    "$float": ["1", "1.50", "1e5", "9" * 500, 1.0],
     "$decimal": [" 1", "x", 1],
     "$uuid": ["{12345678-1234-5678-1234-567812345678}", "x"],
     "$date": ["20240101", "2024-02-30"],
@@ -51,9 +54,57 @@ MALFORMED: dict[str, list[Any]] = {
     "$dict": [{"a": 1}, [["a"]], ["ab"], [["a", 1], ["a", 2]], [[[], 1]]],
     "$item": [f"{HERE}:Point", [], [5, []], ["collections:OrderedDict", []], ["builtins:dict", []]],
 }
+CLASSES = [f"{HERE}:Color", f"{HERE}:Access", f"{HERE}:Step"]
+MALFORMED |= {
+    "$complex": [[1, 2], [1.5], "1j"],
+    "$counter": [[1], 5],
+    "$defaultdict": [[5, []], [{"$class": "builtins:list"}], ["builtins:list", []]],
+    "$deque": [[[1, 2], 1], [[], -1], [[], True], [5, None]],
+    "$range": [[1, 2], [1, 2, 0], [1, 2, True], [1, 2, "3"]],
+    "$pattern": [["(", 0], ["a", 128], ["a", "i"], [5, 0], ["(" * 5000, 0], ["a", 4]],
+    "$path": [["PosixPath", "a"], ["Path", 5], ["Path", {"$bytes": ""}], [[], "a"]],
+    "$url": [["builtins:str", "a"], ["pydantic.networks:HttpUrl", "no url"], ["os:system", "a"]],
+    "$enum": [[CLASSES[0], "BLUE"], [CLASSES[0], 1], [CLASSES[1], 99], ["builtins:int", "real"]],
+    "$namedtuple": [[CLASSES[2], [1]], ["builtins:tuple", []], [CLASSES[2], 5]],
+    "$object": [["builtins:object", []], [f"{HERE}:Plain", []], ["scrapy.link:Link", [["no", 1]]]],
+    "$class": [f"{HERE}:Plain", f"{HERE}:a_function", 5],
+    "$function": [f"{HERE}:a_function", "builtins:len"],
+    "$method": ["parse"],
+    "$request": [["https://example.com", "GET", None, None, {"v": 1}]],
+}
 MALFORMED["$datetime"] += [[MIDNIGHT, fold, None] for fold in (2, True, [])]
 MALFORMED["$datetime"] += [[MIDNIGHT, 0, zone] for zone in BAD_ZONES]
 MALFORMED["$item"] += [[f"{HERE}:{name}", *fields] for name, *fields in ITEMS]
+
+
+DANGEROUS = ["subprocess:Popen", "tempfile:TemporaryDirectory", "tempfile:_TemporaryFileCloser"]
+DANGEROUS += ["scrapy.crawler:CrawlerProcess", "builtins:type", "builtins:eval", "os:system"]
+DANGEROUS += ["builtins:classmethod", "types:CodeType", "functools:partial", "shutil:rmtree"]
+DANGEROUS += ["tests.support.npm_packages:subprocess.Popen", "tests.support.queues:SqliteBackend"]
+DANGEROUS += [f"{HERE}:run.__code__", f"{HERE}:Closing", f"{HERE}:Counted", f"{HERE}:Meta"]
+FORMS: list[Callable[[str], Any]] = [
+    lambda path: {"$object": [path, []]},
+    lambda path: {"$object": [path, [["a", 1]]]},
+    lambda path: {"$object": [path, [], 5]},
+    lambda path: {"$item": [path, []]},
+    lambda path: {"$function": path},
+    lambda path: {"$enum": [path, "a"]},
+    lambda path: {"$url": [path, "a"]},
+    lambda path: {"$namedtuple": [path, []]},
+]
+VALUES: list[Callable[[str], Any]] = [
+    lambda path: {"$class": path},
+    lambda path: {"$defaultdict": [{"$class": path}, []]},
+]
+
+
+def test_nothing_harmful_is_made_or_named() -> None:
+    """Not even by the name that a module of the project's own has for it."""
+    own = Names(["tests"], ["tests"])
+    data = [form(path) for form in FORMS for path in DANGEROUS]
+    others = [path for path in DANGEROUS if not path.startswith(HERE)]
+    data += [form(path) for form in VALUES for path in others]
+    assert [one for one in data if not is_refused(decode, one, own)] == []
 
 
 def test_malformed_data() -> None:
@@ -92,13 +143,15 @@ def test_large_values_in_reasonable_time() -> None:
 @given(JSON_DATA)
 def test_any_json_is_read_or_refused(data: Any) -> None:
     loaded = set(sys.modules)
-    with contextlib.suppress(CodecError):
-        decode(data)
+    for names in (NOTHING, OWN):
+        with contextlib.suppress(CodecError):
+            decode(data, names)
     assert not {name for name in set(sys.modules) - loaded if not name.startswith("tzdata")}
 
 
 @seeded(120)
 @given(TAG, JSON_LEAVES | st.lists(JSON_LEAVES))
 def test_any_payload_is_read_or_refused(tag: str, payload: Any) -> None:
-    with contextlib.suppress(CodecError):
-        decode({tag: payload})
+    for names in (NOTHING, OWN):
+        with contextlib.suppress(CodecError):
+            decode({tag: payload}, names)

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import collections
 import datetime as dt
+import enum
 import inspect
 import json
 import math
+import os
+import re
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 from uuid import UUID
 from zoneinfo import TZPATH, ZoneInfo
 
 import pytest
 from hypothesis import given
+from pydantic import HttpUrl
+from scrapy import Request
+from scrapy.link import Link
 
 from scrapy_apify_rq.entries.value_reader import decode
 from scrapy_apify_rq.entries.values import encode
 from scrapy_apify_rq.errors import CodecError
 from tests.support import codec_classes as cc
 from tests.support.codec_classes import Model, Number, Open, Order, Pair, Point, Product, Visit
-from tests.support.exact_values import HERE, ODD, VALUES, describe, is_refused, nested, seeded
+from tests.support.exact_values import HERE, ODD, OWN, VALUES, describe, is_refused, nested, seeded
 
 
 def with_attribute(item: Any, name: str, value: object) -> Any:
@@ -33,7 +40,18 @@ def with_attribute(item: Any, name: str, value: object) -> Any:
 
 
 def through_json(value: object) -> Any:
-    return decode(json.loads(json.dumps(encode(value))))
+    return decode(json.loads(json.dumps(encode(value, names=OWN))), OWN)
+
+
+def through_javascript(data: object) -> Any:
+    """As JavaScript writes it again: all its numbers are floats, and whole ones have no point."""
+
+    def number(text: str) -> float | int:
+        value = float(text)
+        return int(value) if value.is_integer() and abs(value) < 1e21 else value
+
+    text = json.dumps(data, allow_nan=False)
+    return json.loads(text, parse_int=number, parse_float=number)
 
 
 ITEMS = [Product(name="a", related=("x", {1})), Product(), Point(b"x", [1, (2,)]), Order(3, 4)]
@@ -69,13 +87,14 @@ def mutable_parts(value: Any) -> Iterator[int]:
 def test_any_value(value: Any) -> None:
     """It is written as plain JSON, comes back exactly, and is neither changed nor shared."""
     before = describe(value)
-    data = encode(value)
+    data = encode(value, names=OWN)
     assert describe(value) == before
     text = json.dumps(data, allow_nan=False, ensure_ascii=False)
     text.encode()
     assert describe(json.loads(text)) == describe(data)
     assert not set(mutable_parts(value)) & set(mutable_parts(data))
-    assert not set(mutable_parts(data)) & set(mutable_parts(decode(data)))
+    assert not set(mutable_parts(data)) & set(mutable_parts(decode(data, OWN)))
+    assert describe(decode(through_javascript(data), OWN)) == before
     for _ in range(3):
         value = through_json(value)
         assert describe(value) == before
@@ -86,10 +105,16 @@ AZORES = dt.timezone(dt.timedelta(hours=-1), "AZOT")
 PRAGUE = dt.datetime(2024, 10, 27, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Prague"))
 UUID_TEXT = "12345678-1234-5678-1234-567812345678"
 ORDER = [f"{HERE}:Order", [["price", 2], ["count", 1]], [["total", 2]]]
+PLAIN = [f"{HERE}:Plain", [["b", 1], ["a", {"$tuple": [2]}]]]
+NAMED = [f"{HERE}:Name", [["source", 1]], "n"]
+TABLE = [f"{HERE}:Table", [["title", "t"]], {"a": 1}]
+LINK_PARTS = [["fragment", ""], ["nofollow", False], ["text", "t"], ["url", "http://a.org"]]
+LINK = ["scrapy.link:Link", LINK_PARTS]
 TAGGED: list[tuple[str, Any, Any]] = [
     ("$int", 2**53 + 1, "9007199254740993"),
     ("$int", -(2**53) - 1, "-9007199254740993"),
-    *(("$float", float(text), text) for text in ("inf", "-inf", "nan")),
+    *(("$float", float(text), text) for text in ("inf", "-inf", "nan", "10.0", "-0.0", "1e+300")),
+    ("$complex", 1.5 - 2j, [1.5, {"$float": "-2.0"}]),
     ("$str", ODD, "7aCA"),
     ("$dict", {ODD: 1}, [[{"$str": "7aCA"}, 1]]),
     ("$dict", {1: "a", "b": 2}, [[1, "a"], ["b", 2]]),
@@ -110,6 +135,30 @@ TAGGED: list[tuple[str, Any, Any]] = [
     ("$uuid", UUID(UUID_TEXT), UUID_TEXT),
     ("$item", Product(name="n"), [f"{HERE}:Product", [["name", "n"]]]),
     ("$item", Order(2), ORDER),
+    ("$ordereddict", collections.OrderedDict(b=1, a=2), [["b", 1], ["a", 2]]),
+    ("$counter", collections.Counter(a=2), [["a", 2]]),
+    ("$defaultdict", collections.defaultdict(None, a=1), [None, [["a", 1]]]),
+    ("$defaultdict", collections.defaultdict(list), [{"$class": "builtins:list"}, []]),
+    ("$deque", collections.deque([1, (2,)], 5), [[1, {"$tuple": [2]}], 5]),
+    ("$range", range(2**60, 0, -2), [{"$int": str(2**60)}, 0, -2]),
+    ("$pattern", re.compile("a(?x:b)", re.IGNORECASE), ["a(?x:b)", 34]),
+    ("$pattern", re.compile(b"a"), [{"$bytes": "YQ=="}, 0]),
+    ("$path", Path("a"), ["Path", "a"]),
+    ("$path", PureWindowsPath("c:/a"), ["PureWindowsPath", "c:\\a"]),
+    ("$url", HttpUrl("http://a.org"), ["pydantic.networks:HttpUrl", "http://a.org/"]),
+    ("$enum", cc.Color.ALIAS, [f"{HERE}:Color", "RED"]),
+    ("$enum", cc.Access(3), [f"{HERE}:Access", 3]),
+    ("$enum", Number.ONE, [f"{HERE}:Number", "ONE"]),
+    ("$namedtuple", cc.Step("u", 5), [f"{HERE}:Step", ["u", 5]]),
+    ("$class", Product, f"{HERE}:Product"),
+    ("$class", cc.Plain, f"{HERE}:Plain"),
+    ("$function", cc.a_function, f"{HERE}:a_function"),
+    ("$object", cc.Plain.of(b=1, a=(2,)), PLAIN),
+    ("$object", cc.Slotted(1), [f"{HERE}:Slotted", [["_Slotted__private", 1], ["here", 1]]]),
+    ("$object", with_attribute(cc.Name("n"), "source", 1), NAMED),
+    ("$object", with_attribute(cc.Table(a=1), "title", "t"), TABLE),
+    ("$object", cc.Growing(["a"]), [f"{HERE}:Growing", [["tags", ["a", "new"]]]]),
+    ("$object", Link("http://a.org", "t"), LINK),
 ]
 
 
@@ -117,10 +166,11 @@ def test_the_stored_form_stays_as_it_is() -> None:
     # Queues outlive versions.
     forms = [(value, value) for value in NATIVE]
     forms += [(value, {tag: payload}) for tag, value, payload in TAGGED]
-    written = [describe(encode(value)) for value, _ in forms]
+    written = [describe(encode(value, names=OWN)) for value, _ in forms]
     assert written == [describe(data) for _, data in forms]
-    read = [describe(decode(json.loads(json.dumps(data)))) for _, data in forms]
+    read = [describe(decode(json.loads(json.dumps(data)), OWN)) for _, data in forms]
     assert read == [describe(value) for value, _ in forms]
+    assert describe(decode({"a": 10.0})) == describe({"a": 10.0})  # as it was written before
 
 
 def test_order_and_identity() -> None:
@@ -140,9 +190,9 @@ CYCLE.append({"again": CYCLE})
 ABROAD = dt.datetime(2024, 1, 1, tzinfo=type("Zone", (dt.tzinfo,), {})())
 NAMELESS = dt.time(1, tzinfo=dt.timezone(dt.timedelta(0), ODD))
 DEEP_TUPLE = nested(1000, lambda inner: (inner,))
-REFUSED: list[Any] = [lambda: 0, cc.run, Product, object(), (n for n in [1]), 1j, range(3)]
-REFUSED += [memoryview(b""), Number.ONE, cc.Named(1), cc.Text("a"), Path("a"), ABROAD, CYCLE]
-REFUSED += [collections.OrderedDict(), collections.defaultdict(list), 10**5000, {10**5000: 1}]
+REFUSED: list[Any] = [lambda: 0, cc.run, cc.Plain, object(), (n for n in [1]), memoryview(b"")]
+REFUSED += [cc.Plain.of(), cc.Text("a"), cc.Counted(1), ABROAD, CYCLE, subprocess.Popen, os.system]
+REFUSED += [collections.defaultdict(lambda: 0), 10**5000, {10**5000: 1}, Request("data:,"), len]
 REFUSED += [cc.LOCAL, cc.IMPOSTOR, Point(1, lambda: 0), Visit(url=object())]
 REFUSED += [with_attribute(Point(1), "extra", extra) for extra in (1, object())]
 REFUSED += [with_attribute(Product(), "_extra", 1), with_attribute(Model(Name="n"), "_note", "x")]
@@ -166,12 +216,13 @@ def test_open_socket_and_file_are_refused(tmp_path: Path) -> None:
         encode({1: {"s": sock}, "file": file}, "cb_kwargs")
 
 
+LOCAL = enum.Enum("Local", ["A"]).A
 MESSAGES: dict[str, Any] = {
     r"^meta\['a'\]\[0\]\['b'\]: ": {"a": ({"b": lambda: 0},)},
     r"^meta\[1\]: ": {1: lambda: 0},
-    r"^meta\[<tuple>\]\[1\]: ": {(1, Number.ONE): 0},
-    rf"^meta\['name'\]\[0\]: a value of type {HERE}.Number ": Product(name=[Number.ONE]),
-    r"^meta\[<frozenset>\]\[<": {frozenset([Number.ONE])},
+    r"^meta\[<tuple>\]\[1\]: ": {(1, LOCAL): 0},
+    rf"^meta\['name'\]\[0\]: a value of type {HERE}.Plain ": Product(name=[cc.Plain.of()]),
+    r"^meta\[<frozenset>\]\[<": {frozenset([LOCAL])},
     r"^.{10,400}$": {"x" * 1_000_000: lambda: 0},
     r"the name of field .* cannot be written as JSON": Product({ODD: 1}),
     r"the name of field .* cannot be written as JSO": Open(x=1),
@@ -225,3 +276,32 @@ def test_little_stack_left() -> None:
                 function(argument)
     finally:
         sys.setrecursionlimit(limit)
+
+
+# What is the project's own
+
+
+NOT_EVEN_OWN = [cc.LOCAL, cc.IMPOSTOR, cc.Closing(), cc.Counted(1), cc.Exploit(), cc.DataError(1)]
+NOT_EVEN_OWN += [lambda: 0, cc.Holder.method, os.system, with_attribute(Point(1), "e", object())]
+
+
+def test_what_cannot_be_restored_even_of_the_project() -> None:
+    assert [one for one in NOT_EVEN_OWN if not is_refused(encode, one, "v", OWN)] == []
+
+
+def test_items_that_their_constructors_would_change() -> None:
+    changed = [with_attribute(Point(1), "extra", (1,)), with_attribute(Product(), "_extra", 1)]
+    changed += [with_attribute(Model(Name="n"), "_note", "x"), Open.model_construct(a="no number")]
+    changed += [cc.Growing(["a"]), cc.NeedsMore(1, 2), cc.Parsed("[1]"), cc.DataList(1)]
+    for item in [*changed, Point([changed]), Product(name=changed)]:
+        assert describe(through_json(item)) == describe(item)
+
+
+def test_scalars_of_numpy() -> None:
+    numpy = pytest.importorskip("numpy")
+    values = [numpy.float64(1), numpy.float32(0.5), numpy.int64(2**60), numpy.bool_(True)]
+    values += [numpy.str_("a"), numpy.bytes_(b"a")]
+    expected = [1.0, 0.5, 2**60, True, "a", b"a"]
+    assert describe(decode(encode(values))) == describe(expected)
+    for refused in (numpy.longdouble(1), numpy.datetime64("2024-01-01"), numpy.zeros(1)):
+        assert is_refused(encode, refused)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -97,21 +98,104 @@ def test_one_entry_always_fits() -> None:
     assert window.evict(last_size=1) == [make_entry("/b").id, make_entry("/large").id]
 
 
-def test_an_outranked_last() -> None:
-    window = a_window()
-    assert not window.outranks_last(Visit(make_entry("/any"), priority=9))
-    push(window, "/low", priority=-1)
-    push(window, "/high", priority=1)
-    assert window.outranks_last(Visit(make_entry("/0")))
-    assert not window.outranks_last(Visit(make_entry("/equal"), priority=-1))
-    assert window.outranks_last(Visit(make_entry("/retry"), priority=-1, is_retry=True))
+class Hosts:
+    """Each path begins with its slot; ``busy`` are the requests that slots have."""
+
+    are_hosts = True
+
+    def __init__(self, **busy: int) -> None:
+        self.busy = busy
+
+    def key(self, visit: Visit) -> str:
+        return visit.entry.unique_key[0] if visit.entry else "m"
+
+    def active(self, key: str) -> int:
+        return self.busy.get(key, 0)
+
+    def is_full(self, key: str) -> bool:
+        return self.active(key) >= 8
+
+
+@pytest.mark.parametrize(
+    ("busy", "pushed", "order"),
+    [
+        ({}, ["a1", "a2", "a3", "b1", "b2", "c1"], ["a1", "b1", "c1", "a2", "b2", "a3"]),
+        ({"a": 2, "b": 1, "c": 1}, ["a1", "b1", "c1", "b2"], ["b1", "c1", "b2", "a1"]),
+        ({"a": 1}, ["a1", "a2", "b1"], ["b1", "a1", "a2"]),
+    ],
+)
+def test_slots_take_turns(busy: dict[str, int], pushed: list[str], order: list[str]) -> None:
+    window = a_window(slots=Hosts(**busy))
+    for path in pushed:
+        push(window, path)
+    assert drain(window) == order
+
+
+def test_a_full_slot_does_not_stop_others_of_less_priority() -> None:
+    window = a_window(slots=Hosts(d=8))
+    push(window, "d1", priority=1)
+    push(window, "l1")
+    visits = [window.pop(is_all=False) for _ in range(2)]
+    assert [visit and visit.slot for visit in visits] == ["l", None]
+    assert window.is_stuck
+    assert drain(window) == ["d1"]
+    assert not window.is_stuck
+
+
+def test_retries_that_wait_leave_half_of_the_limits_to_others() -> None:
+    window = a_window(slots=Hosts(), limit=4)
+    later = time.monotonic() + 1000
+    for n in range(3):
+        push(window, f"a-late{n}", not_before=later, is_retry=True)
+    for path in ("a1", "b1", "b2"):
+        push(window, path)
+    assert [*window.evict()] == [make_entry("b2").id]
+    assert (len(window), window.ready, window.next_due_at) == (5, 2, later)
+    # More than half of the window waits, so slot a gets nothing new, except for retries.
+    assert drain(window) == ["b1"]
+    push(window, "a-retry", is_retry=True)
+    assert drain(window) == ["a-retry"]
+    for n in range(2):
+        push(window, f"b-late{n}", not_before=later, is_retry=True)
+    push(window, "c1")
+    assert drain(window) == []  # nobody gets anything new
+
+
+@pytest.mark.parametrize("limits", [{"limit": 4}, {"memory": 40}])
+def test_the_longest_line_is_evicted_from(limits: dict[str, int]) -> None:
+    window = a_window(slots=Hosts(), **limits)
+    for path in ("b1", "a1", "a2", "a3", "a4", "c1"):
+        push(window, path, size=10)
+    assert window.evict() == [make_entry(path).id for path in ("a4", "a3")]
+    assert drain(window) == ["a1", "b1", "c1", "a2"]
+
+
+def test_what_is_wanted_though_older_entries_wait_elsewhere() -> None:
+    window = a_window(slots=Hosts(), limit=3)
+
+    def is_wanted(path: str, **fields: Any) -> bool:
+        return window.is_wanted(Visit(make_entry(path), **fields))
+
+    assert not is_wanted("a", priority=9)
+    push(window, "a-low", priority=-1)
+    push(window, "a-high", priority=1)
+    assert is_wanted("a")
+    assert not is_wanted("a", priority=-1)
+    assert is_wanted("a", priority=-1, is_retry=True)
+    assert is_wanted("b", priority=-9)  # nothing waits for that slot
+    push(window, "b")
+    assert is_wanted("c")
+    window.pop()
+    push(window, "c")
+    assert not is_wanted("d")  # each line has one already, and no more fit
 
 
 def test_leased_visits_can_be_dropped() -> None:
-    window = a_window()
-    push(window, "/a", lease=5.0)
-    push(window, "/b")
-    push(window, "/c", lease=6.0)
-    assert window.drop_leased() == [make_entry(path).id for path in ("/a", "/c")]
-    assert window.size == 1
-    assert drain(window) == ["/b"]
+    window = a_window(slots=Hosts())
+    for path in ("a1", "a2", "c1"):
+        push(window, path, lease=5.0)
+    push(window, "b1")
+    push(window, "c2")
+    assert window.drop_leased() == [make_entry(path).id for path in ("a1", "a2", "c1")]
+    assert window.size == 2
+    assert drain(window) == ["b1", "c2"]

@@ -6,15 +6,24 @@ from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from scrapy_apify_rq.backends.base import Claim
+from scrapy_apify_rq.entries.models import Entry
 
 
 class Access(Protocol):
     """Claims entries. The backend reports to it every write that the API confirmed."""
 
     async def claim(
-        self, limit: int, known: Collection[str], refused: Collection[str], size: int
+        self,
+        limit: int,
+        known: Collection[str],
+        left: Collection[str],
+        size: int,
+        share: int | None,
     ) -> Claim:
-        """As ``Backend.claim``, but never entries whose id is in ``refused``."""
+        """As ``Backend.claim``. ``left`` are the ids of entries that are left to others."""
+
+    def leave(self, id: str) -> None:
+        """Note that a claimed entry is left to others."""
 
     async def prolong(self, ids: Collection[str]) -> dict[str, float]:
         """As ``Backend.prolong``."""
@@ -22,7 +31,7 @@ class Access(Protocol):
     async def unlock(self, ids: Collection[str] | None = None) -> None:
         """As ``Backend.unlock``."""
 
-    def wrote(self, id: str, text: bytes) -> None:
+    def wrote(self, entry: Entry, text: bytes) -> None:
         """Note that the entry is pending, stored with this JSON."""
 
     def acked(self, id: str) -> None:

@@ -49,12 +49,12 @@ class Adding:
             await self._send(batch)
         return [self._answer(entry) for entry in self._entries]
 
-    def new(self) -> Iterator[tuple[str, bytes]]:
-        """The id and stored JSON of each pending entry that the queue did not have before."""
+    def new(self) -> Iterator[tuple[Entry, bytes]]:
+        """The stored JSON of each pending entry that the queue did not have before."""
         for id, answer in self._answers.items():
             is_new = not (answer.was_already_present or answer.refused)
             if is_new and not self._first[id].is_handled:
-                yield id, wire.as_stored(id, self._texts[id])
+                yield self._first[id], wire.as_stored(id, self._texts[id])
 
     def _answer(self, entry: Entry) -> Added:
         answer = self._answers[entry.id]

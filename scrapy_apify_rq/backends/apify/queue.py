@@ -55,6 +55,7 @@ class ApifyBackend:
     linger = 0.1
     counts_reads = True
     items = None
+    keeps_records = False
 
     def __init__(
         self,
@@ -83,6 +84,8 @@ class ApifyBackend:
 
     def _begin(self) -> None:
         """Begin without knowledge of single entries."""
+        self._left: set[str] = set()
+        """Ids of entries that this process does not want again."""
         if self.lock_secs is None:
             self._reader = Reader(self._api, self._memory)
             self._access: Access = SingleAccess(
@@ -115,6 +118,9 @@ class ApifyBackend:
     async def occupy(self, *, alone: bool) -> None:
         pass  # the API has no such lock; the frontier notes other clients
 
+    async def check(self) -> None:
+        pass  # every call finds out
+
     async def close(self) -> None:
         await self._client.close()
 
@@ -128,13 +134,20 @@ class ApifyBackend:
         self._is_fresh = False
         adding = Adding(self._api, entries, forefront=forefront, inc_stat=self._inc_stat)
         answers = await adding.run()
-        for id, text in adding.new():
-            self._access.wrote(id, text)
+        for entry, text in adding.new():
+            self._access.wrote(entry, text)
         return answers
 
-    async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
+    def leave(self, id: str) -> None:
+        self._left.add(id)
+        self._access.leave(id)
+
+    async def claim(
+        self, limit: int, known: Collection[str], size: int, share: int | None = None
+    ) -> Claim:
         self._is_fresh = False
-        return await self._access.claim(limit, known, self._updates.refused, size)
+        left = self._left | self._updates.refused
+        return await self._access.claim(limit, known, left, size, share)
 
     async def update(
         self,
@@ -154,6 +167,14 @@ class ApifyBackend:
 
     async def unlock(self, ids: Collection[str] | None = None) -> None:
         await self._access.unlock(ids)
+
+    # These belong in a key-value store, which is not written yet.
+
+    async def load_records(self, prefix: str) -> dict[str, bytes]:
+        return {}
+
+    async def save_records(self, texts: Mapping[str, bytes | None]) -> None:
+        pass
 
     # For the tools.
 
@@ -191,7 +212,7 @@ class ApifyBackend:
     async def list(self, state: State | None = None) -> AsyncIterator[Entry]:
         # The platform's "pending" leaves out locked entries, ours does not.
         states = {"pending": "pending,locked", "locked": "locked"}.get(state or "")
-        async for id, text in self._reader.list(states):
+        async for id, text, _ in self._reader.list(states):
             entry = Entry.from_json(id, text)
             if _is_in(entry, state):
                 yield entry

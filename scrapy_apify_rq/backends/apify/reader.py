@@ -17,6 +17,7 @@ from scrapy_apify_rq.backends.apify import wire
 from scrapy_apify_rq.backends.apify.endpoints import Endpoints
 from scrapy_apify_rq.backends.apify.http import AnswerTooLong
 from scrapy_apify_rq.backends.apify.parallel import run_ahead
+from scrapy_apify_rq.entries.hosts import host, host_of
 from scrapy_apify_rq.entries.models import Entry
 
 # Entries that are fetched at a time: at most, and while their size is unknown.
@@ -38,27 +39,31 @@ _PAGE_BYTES: Final = 4 * 1024 * 1024
 
 
 class Complete:
-    """The JSON of pending entries by id, within ``memory`` bytes."""
+    """The JSON of pending entries by id, within ``memory`` bytes, and their hosts."""
 
     def __init__(self, memory: int) -> None:
         self.memory = memory
+        self.hosts: dict[str, str] = {}
+        """By id, in the order in which they came."""
         self._texts: dict[str, bytes] = {}
         self._size = 0
 
     def __contains__(self, id: str) -> bool:
         return id in self._texts
 
-    def keep(self, id: str, text: bytes) -> bool:
+    def keep(self, id: str, text: bytes, host: str) -> bool:
         """Keep an entry if there is room. The oldest stay, since they are needed first."""
         self.pop(id)
         fits = len(self._texts) < MOST_COMPLETE and self._size + len(text) <= self.memory
         if fits:
             self._texts[id] = text
+            self.hosts[id] = host
             self._size += len(text)
         return fits
 
     def pop(self, id: str) -> bytes | None:
         text = self._texts.pop(id, None)
+        self.hosts.pop(id, None)
         self._size -= len(text or b"")
         return text
 
@@ -132,7 +137,7 @@ class Reader:
                 if text is None or entry is None or entry.is_handled:
                     continue
                 if not read.add(entry, len(text)):
-                    self.complete.keep(id, text)
+                    self.complete.keep(id, text, host_of(entry))
                     read.rest = ids[n:]
                     break
                 await self._pause_after(len(text))
@@ -156,8 +161,8 @@ class Reader:
             self._parsed = 0
             await asyncio.sleep(0)
 
-    async def list(self, states: str | None) -> AsyncGenerator[tuple[str, bytes], None]:
-        """Yield id and JSON of all entries in these states of the API, page by page."""
+    async def list(self, states: str | None) -> AsyncGenerator[tuple[str, bytes, str], None]:
+        """Yield id, JSON and host of all entries in these states of the API, page by page."""
         limit = self.fit(_PAGE_BYTES, unknown=_FIRST_PAGE)
         cursor: str | None = None
         while True:
@@ -166,7 +171,7 @@ class Reader:
             for n, item in enumerate(page["items"]):
                 text = wire.to_json(item)
                 size += len(text)
-                yield item["id"], text
+                yield item["id"], text, host(item["url"], item.get("userData"))
                 if n % 100 == 99:
                     await asyncio.sleep(0)
             cursor = page.get("nextCursor")

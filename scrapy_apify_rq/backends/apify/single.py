@@ -3,19 +3,24 @@
 The head lists ids in the queue's order. It may be seconds behind our writes and says little about
 an entry. So this module remembers pending entries in full, which saves a call for each, and which
 entries were acked lately, which the head may still show as pending.
+
+The head shows 1,000 entries, which may all be of one host. Then hosts are chosen among the entries
+that are remembered, too.
 """
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
 
 from scrapy_apify_rq.backends.apify.endpoints import HEAD_LIMIT, Endpoints
 from scrapy_apify_rq.backends.apify.reader import MOST_COMPLETE, Reader
 from scrapy_apify_rq.backends.base import Claim, Claimed
+from scrapy_apify_rq.backends.fairness import choose_fairly
+from scrapy_apify_rq.entries.hosts import host, host_of
 from scrapy_apify_rq.entries.models import Entry
 
 # With this many entries to fetch, listing all pending ones is cheaper than a GET for each.
@@ -36,6 +41,8 @@ class SingleAccess:
         self._lag = lag
         self._consistency_delay = consistency_delay
         self._complete = reader.complete
+        self._hosts: dict[str, str] = {}
+        """By id, of the entries that the last claim could choose from, and of those it knew."""
         self._listable = True
         """Whether all pending entries fit into memory, as far as we know."""
         self._is_fresh = False
@@ -49,6 +56,8 @@ class SingleAccess:
         self._alone: bool | None = None
         """Whether the API knows of no other client; None before the first answer."""
 
+    def leave(self, id: str) -> None: ...
+
     async def prolong(self, ids: Collection[str]) -> dict[str, float]:
         return {}  # we take no leases
 
@@ -56,9 +65,9 @@ class SingleAccess:
         if ids is None:  # a run in shared access may have left some in our name
             await self._api.unlock_requests()
 
-    def wrote(self, id: str, text: bytes) -> None:
-        self._acked.pop(id, None)
-        self._complete.keep(id, text)
+    def wrote(self, entry: Entry, text: bytes) -> None:
+        self._acked.pop(entry.id, None)
+        self._complete.keep(entry.id, text, host_of(entry))
 
     def acked(self, id: str) -> None:
         self._complete.pop(id)
@@ -71,10 +80,15 @@ class SingleAccess:
             self._complete.pop(id)
 
     async def claim(
-        self, limit: int, known: Collection[str], refused: Collection[str], size: int
+        self,
+        limit: int,
+        known: Collection[str],
+        left: Collection[str],
+        size: int,
+        share: int | None,
     ) -> Claim:
         self._forget_acked()
-        unwanted = {*known, *refused} - self._acked.keys()
+        unwanted = {*known, *left} - self._acked.keys()
         # One more than wanted, to know whether there are more.
         asked = min(limit + len(unwanted) + 2 * self._stale + 1, HEAD_LIMIT)
         head = await self._api.get_head(asked)
@@ -82,8 +96,19 @@ class SingleAccess:
         ids = [item["id"] for item in head["items"]]
         self._stale = sum(id in self._acked for id in ids)
         wanted = [id for id in ids if id not in unwanted and id not in self._acked]
-        first = self._first(wanted[:limit])
-        more = len(ids) >= asked or len(first) < len(wanted)
+        hosts = {item["id"]: host(item["url"], None) for item in head["items"]}
+        if left and not wanted and len(ids) == HEAD_LIMIT:
+            hosts = await self._beyond_the_head(limit + 1, unwanted)
+            wanted = [*hosts]
+            asked = HEAD_LIMIT + 1  # the list says how many there are
+        chosen, more = wanted[:limit], len(ids) >= asked
+        if share is not None:
+            self._note_hosts(known, hosts)
+            # A head that is not full shows all there is.
+            candidates = [*wanted, *self._complete.hosts] if more else wanted
+            chosen = self._choose(candidates, limit, known, {*left}, share)
+        first = self._first(chosen)
+        more = more or len(first) < len(wanted)
         if first:
             entries, is_cut = await self._read(first, size)
         else:
@@ -93,12 +118,58 @@ class SingleAccess:
         # An id that does not exist yet may be a new entry. One that stays away is a deleted one.
         now = time.monotonic()
         is_expected = any(now - since < self._lag for since in self._absent.values())
+        self._hosts |= {entry.id: host_of(entry) for entry in entries}
         return Claim(
             [Claimed(entry, None) for entry in entries],
             more or is_cut or is_expected,
             others=others,
             alone=self._alone is True,
         )
+
+    async def _beyond_the_head(self, most: int, unwanted: Collection[str]) -> dict[str, str]:
+        """Find pending entries behind so many unwanted ones that the head shows nothing else.
+
+        Return the host of each by its id, in order.
+        """
+        found: dict[str, str] = {}
+        async with aclosing(self._reader.list("pending")) as stored:
+            async for id, text, at in stored:
+                if id not in unwanted and id not in self._acked:
+                    found[id] = at
+                    if id not in self._complete:
+                        self._complete.keep(id, text, at)
+                    if len(found) == most:
+                        break
+        return found
+
+    def _note_hosts(self, known: Collection[str], found: Mapping[str, str]) -> None:
+        """Remember the hosts of what is known or can be claimed, and no others."""
+        before = self._hosts
+        known_hosts = {id: before[id] for id in known if id in before}
+        self._hosts = {**found, **known_hosts, **self._complete.hosts}
+
+    def _choose(
+        self,
+        candidates: Iterable[str],
+        limit: int,
+        known: Collection[str],
+        left: Collection[str],
+        share: int,
+    ) -> list[str]:
+        """Choose by host, and return the chosen ones in the order of the candidates."""
+        lines: defaultdict[str, dict[str, None]] = defaultdict(dict)  # a set that keeps its order
+        for id in known:
+            if id in self._hosts:
+                lines[self._hosts[id]][id] = None
+        places: dict[str, int] = {}
+        for id in candidates:
+            if id not in left and id not in self._acked:
+                lines[self._hosts[id]][id] = None
+                places.setdefault(id, len(places))
+        chosen, _ = choose_fairly(
+            map(iter, lines.values()), limit, share, lambda id: id not in known
+        )
+        return sorted(chosen, key=places.__getitem__)
 
     def _forget_acked(self) -> None:
         """Drop ids whose ack is older than the lag."""
@@ -154,10 +225,10 @@ class SingleAccess:
     async def _read_list(self) -> None:
         """Keep all pending entries complete, as far as there is room."""
         async with aclosing(self._reader.list("pending")) as stored:
-            async for id, text in stored:
+            async for id, text, at in stored:
                 # The list may lag: what we have of an entry is newer.
                 if id in self._complete or id in self._acked:
                     continue
-                if not self._complete.keep(id, text):
+                if not self._complete.keep(id, text, at):
                     self._listable = False
                     return

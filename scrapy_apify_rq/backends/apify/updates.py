@@ -44,7 +44,7 @@ class Updates:
         if entry.is_handled:
             self._access.acked(entry.id)
         else:
-            self._access.wrote(entry.id, wire.as_stored(entry.id, text))
+            self._access.wrote(entry, wire.as_stored(entry.id, text))
         return Updated(answer.data["wasAlreadyHandled"] and not answer.maybe_repeated)
 
     def _note_refused(self, entry: Entry, error: Refused) -> None:

@@ -42,6 +42,7 @@ class QueueRecord(NamedTuple):
     deletes: int
     client_key: str | None
     had_multiple_clients: int
+    purges: int
 
 
 @dataclass(slots=True)
@@ -54,6 +55,7 @@ class Counters:
     last: int
     writes: int
     deletes: int
+    purges: int
 
     def place(self, handled: bool, forefront: bool) -> int | None:
         """Return the position for an entry that is added or replaced."""
@@ -91,11 +93,16 @@ class Catalog:
         query = f"{_RECORD} WHERE key = ?"
         row = self._database.connection.execute(query, (key,)).fetchone()
         if row is None:
-            raise self._deleted()
+            raise self.gone("deleted")
         return QueueRecord(*row)
 
-    def _deleted(self) -> BackendError:
-        return BackendError(f"The queue was deleted from {self._database.file}", "apify_rq_gone")
+    def gone(self, what: str) -> BackendError:
+        """``what`` somebody else did to the queue."""
+        return BackendError(
+            f"The queue in {self._database.file} was {what} while it was in use. What was pending"
+            " in it is lost: run the spider again to start from the beginning.",
+            "apify_rq_gone",
+        )
 
     def newest(self, limit: int) -> list[Known]:
         """Return queues that have names."""
@@ -144,6 +151,7 @@ class Catalog:
     def drop(self, key: int) -> None:
         db = self._database.connection
         db.execute("DELETE FROM requests WHERE queue = ?", (key,))
+        db.execute("DELETE FROM records WHERE queue = ?", (key,))
         db.execute("DELETE FROM occupants WHERE queue = ?", (key,))
         for table in ITEM_TABLES:
             db.execute(f"DELETE FROM {table} WHERE queue = ?", (key,))
@@ -187,7 +195,7 @@ class Catalog:
         db = self._database.connection
         row: tuple[int, ...] | None = db.execute(_READ_COUNTERS, (key,)).fetchone()
         if row is None:
-            raise self._deleted()
+            raise self.gone("deleted")
         counters = Counters(*row)
         result = work(counters)
         changed = _as_row(counters)

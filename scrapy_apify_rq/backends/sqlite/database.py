@@ -10,6 +10,7 @@ file; one that finds it locked waits without blocking the loop.
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -17,15 +18,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
+from scrapy_apify_rq.entries.hosts import host_of
+from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import BackendError, ConfigError
 
 FILE_NAME: Final = "request_queues.sqlite"
 _OLDEST_SQLITE: Final = (3, 35)  # RETURNING
 _APPLICATION_ID: Final = 0x5352_5131
-_SCHEMA_VERSION: Final = 1
-_SCHEMA: Final = """
-CREATE TABLE queues (
-    key INTEGER PRIMARY KEY,
+_SCHEMA_VERSION: Final = 2
+_QUEUES: Final = """
+CREATE TABLE {name} (
+    key INTEGER PRIMARY KEY AUTOINCREMENT,  -- of one queue for ever, also when it is deleted
     id TEXT NOT NULL UNIQUE,
     name TEXT UNIQUE,
     title TEXT,
@@ -44,8 +47,11 @@ CREATE TABLE queues (
     deletes INTEGER NOT NULL DEFAULT 0,
     -- Kept by the server only.
     client_key TEXT,                   -- the first client: '' = one without a key, NULL = none yet
-    had_multiple_clients INTEGER NOT NULL DEFAULT FALSE
-);
+    had_multiple_clients INTEGER NOT NULL DEFAULT FALSE,
+    purges INTEGER NOT NULL DEFAULT 0  -- how many times the queue was emptied
+)
+"""
+_REQUESTS: Final = """
 CREATE TABLE requests (
     queue INTEGER NOT NULL REFERENCES queues (key),
     id TEXT NOT NULL,
@@ -53,20 +59,27 @@ CREATE TABLE requests (
     failed INTEGER NOT NULL,
     lock_by TEXT,
     lock_expires_at REAL,
-    json TEXT NOT NULL                 -- the entry as the API would send it
+    json TEXT NOT NULL,                -- the entry as the API would send it
+    host TEXT                          -- see entries.hosts; NULL = stored without it
 );
 CREATE UNIQUE INDEX requests_by_id ON requests (queue, id);
 CREATE INDEX requests_pending ON requests (queue, position, id) WHERE position IS NOT NULL;
-CREATE INDEX requests_failed ON requests (queue) WHERE failed;
+CREATE INDEX requests_failed ON requests (queue) WHERE failed
 """
-# Newer than the format, and unknown to the first edition: the crawl that came last to a queue.
-_OCCUPANTS: Final = """
-CREATE TABLE IF NOT EXISTS occupants (
+# What version 1 lacks. Some of its files have the first table.
+_SINCE_2: Final = """
+CREATE TABLE IF NOT EXISTS occupants ( -- the crawl that came last to a queue
     queue INTEGER PRIMARY KEY REFERENCES queues (key),
     pid INTEGER NOT NULL,
     host TEXT NOT NULL,
     since REAL NOT NULL
-)
+);
+CREATE TABLE records (                 -- what crawls keep beside their entries
+    queue INTEGER NOT NULL REFERENCES queues (key),
+    name TEXT NOT NULL,
+    text BLOB NOT NULL,
+    PRIMARY KEY (queue, name)
+) WITHOUT ROWID
 """
 # Newer, too. What a crawl has scraped, and what it knows about its feeds (``crawl.feeds``).
 _ITEMS: Final = (
@@ -107,6 +120,13 @@ _ITEMS: Final = (
     """,
 )
 ITEM_TABLES: Final = ("items", "item_counts", "feeds")
+# Version 1 had no hosts. Those of its entries that come after so many others stay without.
+_NEW_COLUMN: Final = "ALTER TABLE requests ADD COLUMN host TEXT"
+_MOST_NOTED: Final = 10_000
+_HOST_INDEX: Final = (
+    "CREATE INDEX requests_by_host ON requests (queue, host, position, id)"
+    " WHERE position IS NOT NULL"
+)
 # Seconds for which SQLite may wait for another process's write. It blocks the loop meanwhile.
 _BLOCKING_WAIT: Final = 0.005
 # The same while the file is opened. Nothing else runs yet that could be held up.
@@ -162,41 +182,89 @@ def _unusable(file: Path, error: Exception) -> str:
 
 def _prepare(db: sqlite3.Connection, file: Path) -> None:
     db.execute("PRAGMA busy_timeout = 1000")
-    _is_empty(db, file)  # raises for another program's file, before the next line changes it
+    # Raises for another program's file, before the next lines change it.
+    if _version(db, file) < _SCHEMA_VERSION:
+        _hide(file)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
     db.execute("BEGIN IMMEDIATE")
     with db:
-        if _is_empty(db, file):
-            for statement in _SCHEMA.split(";\n"):
-                db.execute(statement)
+        version = _version(db, file)
+        if version < _SCHEMA_VERSION:
+            if version:
+                _rebuild_queues(db)
+                db.execute(_NEW_COLUMN)
+                _note_hosts(db)
+            else:
+                _execute(db, _QUEUES.format(name="queues"))
+                _execute(db, _REQUESTS)
+            _execute(db, _SINCE_2)
+            db.execute(_HOST_INDEX)
             db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        db.execute(_OCCUPANTS)
         for statement in _ITEMS:
             db.execute(statement)
     db.execute(f"PRAGMA busy_timeout = {round(_BLOCKING_WAIT * 1000)}")
 
 
-def _is_empty(db: sqlite3.Connection, file: Path) -> bool:
-    """Return whether the database is empty. Raises ConfigError if it is not one of our format."""
+def _note_hosts(db: sqlite3.Connection) -> None:
+    rows = db.execute(
+        "SELECT CAST(json AS BLOB), rowid FROM requests WHERE position IS NOT NULL"
+        " ORDER BY queue, position LIMIT ?",
+        (_MOST_NOTED,),
+    ).fetchall()
+    hosts = [(host_of(Entry.from_json("", json)), rowid) for json, rowid in rows]
+    db.executemany("UPDATE requests SET host = ? WHERE rowid = ?", hosts)
+
+
+def _execute(db: sqlite3.Connection, statements: str) -> None:
+    # Not executescript(), which would end the transaction.
+    for statement in statements.split(";\n"):
+        db.execute(statement)
+
+
+def _rebuild_queues(db: sqlite3.Connection) -> None:
+    """Give the table of version 1 its present form, the way of https://sqlite.org/lang_altertable.html#otheralter."""
+    columns = ", ".join(row[1] for row in db.execute("PRAGMA table_info(queues)"))
+    _execute(db, _QUEUES.format(name="queues_2"))
+    db.execute(f"INSERT INTO queues_2 ({columns}) SELECT {columns} FROM queues")
+    db.execute("DROP TABLE queues")
+    db.execute("ALTER TABLE queues_2 RENAME TO queues")
+
+
+def _hide(file: Path) -> None:
+    """Let nobody else read the file: requests and cookies hold passwords.
+
+    The first edition left that to the umask. Whoever opens the file for others after this has
+    decided so.
+    """
+    for name in (file.name, f"{file.name}-wal", f"{file.name}-shm"):
+        # Not there, or of another user, who decides.
+        with suppress(FileNotFoundError, PermissionError):
+            file.with_name(name).chmod(0o600)
+
+
+def _version(db: sqlite3.Connection, file: Path) -> int:
+    """Return the version of our format, 0 for an empty database. Raises ConfigError if it is not
+    one that we know.
+    """
     (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     (application_id,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if not tables:
-        return True
+        return 0
     if application_id != _APPLICATION_ID:
         raise ConfigError(
             f"{file} is the SQLite database of another program. Set APIFY_RQ_STORAGE_DIR to "
             "another folder."
         )
-    if version != _SCHEMA_VERSION:
+    if not 1 <= version <= _SCHEMA_VERSION:
         raise ConfigError(
             f"{file} was written by a newer version of scrapy-apify-rq (format {version}, this "
             f"one reads {_SCHEMA_VERSION}). Upgrade scrapy-apify-rq, or set "
             "APIFY_RQ_STORAGE_DIR to another folder."
         )
-    return False
+    return int(version)
 
 
 class Database:
@@ -207,8 +275,11 @@ class Database:
 
     def __init__(self, folder: Path, patience: float) -> None:
         self.file = folder / FILE_NAME
+        self._path = str(self.file)
         self.patience = patience
         self._connection: sqlite3.Connection | None = None
+        self._opened: os.stat_result | None = None
+        """The file that is open, which another one may replace."""
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -223,10 +294,32 @@ class Database:
         """Open the file, and create it if it is missing. May be called again."""
         self.close()
         self._connection = connect(self.file.parent)
+        self._opened = self.file.stat()
 
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
+
+    def is_there(self) -> bool:
+        """Whether the file that we opened is still in its place. SQLite itself goes on writing into
+        one that was deleted.
+        """
+        if self._opened is None:
+            return True
+        try:
+            # Path.stat() takes several times as long, and this is done in each call.
+            now = os.stat(self._path)  # noqa: PTH116
+            return os.path.samestat(self._opened, now)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _check(self) -> None:
+        if not self.is_there():
+            raise BackendError(
+                f"The embedded queue {self.file} was deleted, moved or replaced while it was in"
+                " use. Put it back, or run the spider again to start from the beginning.",
+                "apify_rq_gone",
+            )
 
     async def transaction(self, work: Callable[[], _T]) -> _T:
         """Run ``work`` in one transaction: all of it is stored, or none."""
@@ -245,6 +338,7 @@ class Database:
 
     async def patiently(self, read: Callable[[], _T]) -> _T:
         """Run ``read``. Retry while other processes lock the file, up to ``patience``."""
+        self._check()
         give_up_at = time.monotonic() + self.patience
         while True:
             try:

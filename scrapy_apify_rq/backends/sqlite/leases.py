@@ -13,7 +13,7 @@ from typing import NamedTuple
 from scrapy_apify_rq.backends.base import Lock
 from scrapy_apify_rq.backends.sqlite.catalog import Counters
 from scrapy_apify_rq.backends.sqlite.database import Database
-from scrapy_apify_rq.backends.sqlite.table import Place, Row, Table, Text
+from scrapy_apify_rq.backends.sqlite.table import Place, Table, Text
 
 
 class Taken(NamedTuple):
@@ -27,7 +27,7 @@ class Taken(NamedTuple):
 class Locked(NamedTuple):
     """What a client of the server has leased."""
 
-    rows: list[Row]
+    ids: list[str]
     expires_at: float
     any_locked: bool
     """Whether any client has locked an entry of the queue."""
@@ -43,25 +43,34 @@ class Leases:
         self._now = now
 
     def claim(
-        self, limit: int, known: Collection[str], size: int, secs: float, counters: Counters
+        self,
+        limit: int,
+        known: Collection[str],
+        size: int,
+        share: int | None,
+        secs: float,
+        counters: Counters,
     ) -> Taken:
         """Lease the first free entries, up to ``size`` bytes but at least one."""
         until = self._now() + secs
-        places, more = self._free(limit, known)
+        places, more = self._free(limit, known, share)
         texts, is_cut = self._table.read(places, size, even_if_large=True)
         self._take(places[: len(texts)], until, counters)
         return Taken(texts, more or is_cut, until)
 
-    def lock(self, limit: int, without: Collection[str], secs: float, counters: Counters) -> Locked:
+    def lock(self, limit: int, secs: float, counters: Counters) -> Locked:
         """Lease the first entries that no client holds, not even this one."""
         until = self._now() + secs
-        places, _ = self._free(limit, without)
+        places, _ = self._free(limit, ())
         self._take(places, until, counters)
-        rows = [row for _, id in places if (row := self._table.row(id))]
-        return Locked(rows, until, bool(rows) or self.any())
+        return Locked([id for _, id in places], until, bool(places) or self.any())
 
-    def _free(self, limit: int, known: Collection[str]) -> tuple[list[Place], bool]:
+    def _free(
+        self, limit: int, known: Collection[str], share: int | None = None
+    ) -> tuple[list[Place], bool]:
         is_free = f"AND (lock_expires_at IS NULL OR lock_expires_at <= {self._now()!r})"
+        if share is not None:
+            return self._table.head_by_host(limit, known, share, is_free)
         return self._table.head(limit, known, is_free)
 
     def _take(self, places: Sequence[Place], until: float, counters: Counters) -> None:

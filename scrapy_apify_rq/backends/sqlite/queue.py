@@ -102,6 +102,7 @@ class SqliteBackend:
     lag = 0.0
     consistency_delay = 0.0
     counts_reads = False
+    keeps_records = True
 
     def __init__(
         self,
@@ -119,11 +120,17 @@ class SqliteBackend:
         self._id = id
         self._about = about
         self._occupancy: Occupancy | None = None
+        self._purges: int | None = None
+        """How many times the queue was emptied before we occupied it, and by us."""
         self.lock_secs = lock_secs
         self._database = Database(folder, patience)
         self._catalog = Catalog(self._database, now)
         self._table = Table(self._database, now)
         client_key = client_key or secrets.token_hex(16)
+        self._left: set[str] = set()
+        """Ids of entries that this process does not want again."""
+        self._left_leased: list[str] = []
+        """Those among them on which we may still have a lease."""
         self._leases = Leases(self._database, self._table, client_key, now)
         self.items = SavedItems(
             self._database, self._table, None if lock_secs is None else client_key
@@ -163,7 +170,21 @@ class SqliteBackend:
             occupant = self._catalog.occupant(record.key)
             raise _occupied(record, self._database, occupant, alone=alone)
         self._occupancy = occupancy
+        self._purges = record.purges
         await self._database.transaction(lambda: self._catalog.note_occupant(record.key))
+
+    async def check(self) -> None:
+        await self._record()
+
+    async def _record(self) -> QueueRecord:
+        record = await self._database.patiently(lambda: self._catalog.get(self._table.key))
+        self._check_purges(record.purges)
+        return record
+
+    def _check_purges(self, purges: int) -> None:
+        """Who only looks at the queue need not mind that it was emptied."""
+        if self._purges not in (None, purges):
+            raise self._catalog.gone("emptied")
 
     async def close(self) -> None:
         if self._occupancy is not None:
@@ -171,7 +192,7 @@ class SqliteBackend:
         self._database.close()
 
     async def info(self) -> Info:
-        record = await self._database.patiently(lambda: self._catalog.get(self._table.key))
+        record = await self._record()
         return Info(
             record.id,
             record.name,
@@ -205,14 +226,27 @@ class SqliteBackend:
 
         return await self._write(work)
 
-    async def claim(self, limit: int, known: Collection[str], size: int) -> Claim:
-        if self.lock_secs is None:
-            return await self._claim_free(limit, known, size)
-        return await self._claim_leased(limit, known, size, self.lock_secs)
+    def leave(self, id: str) -> None:
+        self._left.add(id)
+        self._left_leased.append(id)
 
-    async def _claim_free(self, limit: int, known: Collection[str], size: int) -> Claim:
+    async def claim(
+        self, limit: int, known: Collection[str], size: int, share: int | None = None
+    ) -> Claim:
+        known = {*known, *self._left} if self._left else known
+        if self.lock_secs is None:
+            return await self._claim_free(limit, known, size, share)
+        return await self._claim_leased(limit, known, size, share, self.lock_secs)
+
+    async def _claim_free(
+        self, limit: int, known: Collection[str], size: int, share: int | None
+    ) -> Claim:
+        await self.check()  # a queue that is gone must not look like a finished one
         table, database = self._table, self._database
-        places, more = await database.patiently(lambda: table.head(limit, known))
+        if share is None:
+            places, more = await database.patiently(lambda: table.head(limit, known))
+        else:
+            places, more = await database.patiently(lambda: table.head_by_host(limit, known, share))
         entries: list[Entry] = []
         for start in range(0, len(places), _CHUNK):
             chunk = places[start : start + _CHUNK]
@@ -227,17 +261,31 @@ class SqliteBackend:
         return Claim([Claimed(entry, None) for entry in entries], more, alone=True)
 
     async def _claim_leased(
-        self, limit: int, known: Collection[str], size: int, lock_secs: int
+        self, limit: int, known: Collection[str], size: int, share: int | None, lock_secs: int
     ) -> Claim:
         limit = min(limit, _MOST_LEASED)
 
         def work(counters: Counters) -> Taken:
-            return self._leases.claim(limit, known, size, lock_secs, counters)
+            for id in self._left_leased:
+                self._leases.end(id, counters)
+            return self._leases.claim(limit, known, size, share, lock_secs, counters)
 
         taken = await self._write(work)
+        self._left_leased.clear()
         leased = bool(taken.texts) or await self._database.patiently(self._leases.any)
         entries = [Entry.from_json(id, text) for id, text in taken.texts]
-        return Claim([Claimed(entry, taken.until) for entry in entries], taken.more, leased)
+        return Claim(
+            [Claimed(entry, taken.until) for entry in entries],
+            taken.more,
+            leased,
+            left=len(self._left),
+        )
+
+    async def load_records(self, prefix: str) -> dict[str, bytes]:
+        return await self._database.patiently(lambda: self._table.load_records(prefix))
+
+    async def save_records(self, texts: Mapping[str, bytes | None]) -> None:
+        await self._write(lambda counters: self._table.save_records(texts))
 
     async def prolong(self, ids: Collection[str]) -> dict[str, float]:
         secs = self.lock_secs or 0
@@ -276,6 +324,8 @@ class SqliteBackend:
             self.items.clear()
 
         await self._write(work)
+        if self._purges is not None:
+            self._purges += 1
 
     async def get(self, id: str) -> Entry | None:
         found = await self._database.patiently(lambda: self._table.get(id))
@@ -304,6 +354,11 @@ class SqliteBackend:
 
     async def _write(self, work: Callable[[Counters], _T]) -> _T:
         """Run ``work`` in a transaction, and store the counters that it changed."""
+
+        def checked(counters: Counters) -> _T:
+            self._check_purges(counters.purges)
+            return work(counters)
+
         return await self._database.transaction(
-            lambda: self._catalog.counted(self._table.key, work)
+            lambda: self._catalog.counted(self._table.key, checked)
         )

@@ -5,25 +5,31 @@ Like the API, and unlike the backend of a crawl, a write answers how an entry wa
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from scrapy_apify_rq.backends.base import Added
 from scrapy_apify_rq.backends.sqlite.catalog import Catalog, Counters, QueueRecord
 from scrapy_apify_rq.backends.sqlite.database import Database
 from scrapy_apify_rq.backends.sqlite.leases import Leases, Locked
-from scrapy_apify_rq.backends.sqlite.table import Row, Table
+from scrapy_apify_rq.backends.sqlite.table import Row, Table, Text
 from scrapy_apify_rq.entries.models import Entry
 
 __all__ = ["QueueRecord", "Row", "Store", "StoredQueue"]
+
+# The event loop gets a turn after this many bytes were read and shown.
+_BYTES_PER_TURN: Final = 256 * 1024
 
 _T = TypeVar("_T")
 
 
 class Store:
-    """The file. Reads and accesses are counted in memory, and stored when they are asked for."""
+    """The file. Reads and accesses are counted in memory and stored in the end, so that no read has
+    to wait for another process.
+    """
 
     def __init__(self, folder: Path, patience: float, now: Callable[[], float]) -> None:
         self._database = Database(folder, patience)
@@ -35,26 +41,38 @@ class Store:
     async def open(self) -> None:
         self._database.open()
 
+    def _refresh(self) -> None:
+        """Begin a new file if somebody has deleted ours: its queues do not exist any more."""
+        if not self._database.is_there():
+            self._uses.clear()
+            self._accessed_at.clear()
+            self._database.open()
+
     async def close(self) -> None:
-        await self._store_uses()
-        self._database.close()
+        try:
+            if self._accessed_at:
+                await self._database.transaction(self._store_uses)
+        finally:
+            self._database.close()
 
     def find(self, *, id: str | None = None, name: str | None = None) -> QueueRecord | None:
+        self._refresh()
         return self._catalog.find(id=id, name=name)
 
     async def get(self, key: int) -> QueueRecord:
         """Return a record with up-to-date statistics. Raises BackendError if it was deleted."""
-        await self._store_uses()
-        return self._catalog.get(key)
+        self._refresh()
+        return self._with_uses(self._catalog.get(key))
 
     async def page(
         self, *, offset: int, limit: int, newest_first: bool, unnamed: bool
     ) -> tuple[list[QueueRecord], int]:
         """Return a page of queues in order of their creation, and how many queues there are."""
-        await self._store_uses()
-        return self._catalog.page(
+        self._refresh()
+        records, total = self._catalog.page(
             offset=offset, limit=limit, newest_first=newest_first, unnamed=unnamed
         )
+        return [self._with_uses(record) for record in records], total
 
     async def get_or_create(self, name: str | None) -> tuple[QueueRecord, bool]:
         """Return the queue of this name, and whether it is new. Without a name it always is."""
@@ -63,6 +81,7 @@ class Store:
             found = self._catalog.find(name=name)
             return (found.key, False) if found else (self._catalog.create(name), True)
 
+        self._refresh()
         key, created = await self._database.transaction(work)
         return await self.get(key), created
 
@@ -86,20 +105,23 @@ class Store:
         self._uses[key].update(reads=reads, head_items_read=head_items_read)
         self._accessed_at[key] = self._now()
 
-    async def _store_uses(self) -> None:
-        uses, self._uses = self._uses, defaultdict(Counter)
+    def _with_uses(self, record: QueueRecord) -> QueueRecord:
+        uses = self._uses[record.key]
+        return record._replace(
+            reads=record.reads + uses["reads"],
+            head_items_read=record.head_items_read + uses["head_items_read"],
+            accessed_at=max(record.accessed_at, self._accessed_at.get(record.key, 0)),
+        )
 
-        def work() -> None:
-            for key, count in uses.items():
-                self._catalog.add_uses(
-                    key,
-                    reads=count["reads"],
-                    head_items_read=count["head_items_read"],
-                    accessed_at=self._accessed_at.pop(key),
-                )
-
-        if uses:
-            await self._database.transaction(work)
+    def _store_uses(self) -> None:
+        for key, accessed_at in self._accessed_at.items():
+            uses = self._uses[key]
+            self._catalog.add_uses(
+                key,
+                reads=uses["reads"],
+                head_items_read=uses["head_items_read"],
+                accessed_at=accessed_at,
+            )
 
     def queue(self, key: int, client_key: str) -> StoredQueue:
         return StoredQueue(self._database, self._catalog, key, client_key, self._now)
@@ -133,21 +155,38 @@ class StoredQueue:
     def row(self, id: str) -> Row | None:
         return self._table.row(id)
 
-    def head(self, limit: int, *, locked: bool, without: Collection[str]) -> list[Row]:
-        """Return the first entries in the queue's order, locked ones only if ``locked``."""
-        rows = self._table.first_rows(limit + len(without), locked=locked)
-        return [row for row in rows if row.id not in without][:limit]
+    async def head(self, limit: int) -> AsyncIterator[Text]:
+        """Yield the first pending entries in the queue's order, whether they are locked or not."""
+        places, _ = self._table.head(limit, ())
+        async for text in self.texts(id for _, id in places):
+            yield text
 
-    def requests(
-        self, limit: int, *, after: str, states: frozenset[str], without: Collection[str]
-    ) -> list[Row]:
-        """Return entries in these states, or all entries, in the order of their ids."""
-        rows = self._table.rows_by_id(limit + len(without), after=after, states=states)
-        return [row for row in rows if row.id not in without][:limit]
+    async def texts(self, ids: Iterable[str]) -> AsyncIterator[Text]:
+        """Yield these entries, without those that are not there, one by one: each can have 9 MB.
 
-    async def lock(self, limit: int, secs: float, *, without: Collection[str]) -> Locked:
+        Other tasks get a turn in between, so an entry may have changed meanwhile.
+        """
+        size = 0
+        for id in ids:
+            if (text := self._table.get(id)) is None:
+                continue
+            yield text
+            size += len(text[1])
+            if size > _BYTES_PER_TURN:
+                size = 0
+                await asyncio.sleep(0)
+
+    def page(
+        self, limit: int, *, after: str, states: frozenset[str], size: int
+    ) -> tuple[list[Row], bool]:
+        """Return entries in these states, or all entries, in the order of their ids, up to about
+        ``size`` bytes but at least one; and whether there are more.
+        """
+        return self._table.page_by_id(limit, after=after, states=states, size=size)
+
+    async def lock(self, limit: int, secs: float) -> Locked:
         """Lock the first entries that no client holds, not even this one."""
-        return await self._write(lambda counters: self._leases.lock(limit, without, secs, counters))
+        return await self._write(lambda counters: self._leases.lock(limit, secs, counters))
 
     async def prolong_lock(self, id: str, secs: float, *, forefront: bool) -> float | None:
         """Prolong our lock and return when it ends, or None if we do not hold it."""

@@ -6,12 +6,14 @@ that stores them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from scrapy_apify_rq.backends.base import Added, State
+from scrapy_apify_rq.backends.fairness import choose_fairly
 from scrapy_apify_rq.backends.sqlite.catalog import Counters
 from scrapy_apify_rq.backends.sqlite.database import Database
+from scrapy_apify_rq.entries.hosts import host_of
 from scrapy_apify_rq.entries.models import Entry
 
 Place = tuple[int, str]
@@ -36,7 +38,7 @@ class Row(NamedTuple):
 
 
 _INSERT: Final = (
-    "INSERT INTO requests (queue, id, position, failed, json) VALUES (?, ?, ?, ?, ?)"
+    "INSERT INTO requests (queue, id, position, failed, json, host) VALUES (?, ?, ?, ?, ?, ?)"
     " ON CONFLICT DO NOTHING"
 )
 _ROW: Final = f"SELECT {', '.join(Row._fields)} FROM requests WHERE queue = :queue"
@@ -59,6 +61,24 @@ _IN_STATE: Final[dict[State | None, str]] = {
 }
 # As bytes, since another program may have written something that is not UTF-8.
 _JSON: Final = "CAST(json AS BLOB)"
+# SQLite has no skip scan of its own: each step finds the next host by the index.
+_NEXT_HOST: Final = (
+    "SELECT host FROM requests INDEXED BY requests_by_host WHERE queue = :queue AND host {}"
+    " AND position IS NOT NULL ORDER BY host LIMIT 1"
+)
+_HOSTS: Final = (
+    "WITH RECURSIVE hosts (host) AS (SELECT * FROM ({first}) UNION ALL SELECT ({next}) FROM hosts"
+    " WHERE host IS NOT NULL LIMIT :limit) SELECT host FROM hosts WHERE host IS NOT NULL"
+)
+_FIRST_HOSTS: Final = _HOSTS.format(
+    first=_NEXT_HOST.format("IS NOT NULL"), next=_NEXT_HOST.format("> hosts.host")
+)
+_HOSTS_AFTER: Final = _HOSTS.format(
+    first=_NEXT_HOST.format("> :after"), next=_NEXT_HOST.format("> hosts.host")
+)
+# How many hosts one claim looks at: each costs a few microseconds.
+_MOST_HOSTS: Final = 128
+_BEFORE_ALL: Final = -(2**63)
 
 
 class Table:
@@ -69,6 +89,8 @@ class Table:
         self._now = now
         self.key = key
         """0, which no queue has, until the backend of a crawl has found or made its queue."""
+        self._last_host: str | None = None
+        """After which the next claim goes on; None if it begins with the first."""
 
     # Changes
 
@@ -90,7 +112,8 @@ class Table:
 
     def _insert(self, entry: Entry, position: int | None) -> bool:
         """Return False if the queue has an entry of this id."""
-        values = (self.key, entry.id, position, entry.failed, entry.to_json())
+        json = entry.to_json()
+        values = (self.key, entry.id, position, entry.failed, json, host_of(entry))
         return self._database.connection.execute(_INSERT, values).rowcount == 1
 
     def replace(self, entry: Entry, forefront: bool, counters: Counters) -> Added:
@@ -108,9 +131,9 @@ class Table:
             counters.total += 1
         else:
             db.execute(
-                "UPDATE requests SET position = ?, failed = ?, json = ?, lock_by = NULL,"
+                "UPDATE requests SET position = ?, failed = ?, json = ?, host = ?, lock_by = NULL,"
                 " lock_expires_at = NULL WHERE rowid = ?",
-                (position, entry.failed, entry.to_json(), old[0]),
+                (position, entry.failed, entry.to_json(), host_of(entry), old[0]),
             )
         was_handled = old is not None and bool(old[1])
         counters.handled += handled - was_handled
@@ -137,8 +160,30 @@ class Table:
                 counters.deletes += 1
 
     def clear(self, counters: Counters) -> None:
-        self._database.connection.execute("DELETE FROM requests WHERE queue = ?", (self.key,))
+        db = self._database.connection
+        db.execute("DELETE FROM requests WHERE queue = ?", (self.key,))
+        db.execute("DELETE FROM records WHERE queue = ?", (self.key,))
         counters.total = counters.handled = 0
+        counters.purges += 1
+
+    # Records
+
+    def load_records(self, prefix: str) -> dict[str, bytes]:
+        rows = self._database.connection.execute(
+            "SELECT name, CAST(text AS BLOB) FROM records"
+            " WHERE queue = ? AND substr(name, 1, length(?)) = ?",
+            (self.key, prefix, prefix),
+        )
+        return dict(rows.fetchall())
+
+    def save_records(self, texts: Mapping[str, bytes | None]) -> None:
+        db = self._database.connection
+        for name, text in texts.items():
+            if text is None:
+                db.execute("DELETE FROM records WHERE queue = ? AND name = ?", (self.key, name))
+            else:
+                values = (self.key, name, text)
+                db.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", values)
 
     # Reads for a claim
 
@@ -156,6 +201,57 @@ class Table:
         )
         rows = [row for row in found if row[1] not in known]
         return rows[:limit], len(rows) > limit
+
+    def head_by_host(
+        self, limit: int, known: Collection[str], share: int, condition: str = ""
+    ) -> tuple[list[Place], bool]:
+        """The same, but with equally many of each host, up to ``share``, known ones included.
+
+        With very many hosts, each call is for some of them in turn.
+        """
+        # Entries without a host wait in a line of their own.
+        hosts: list[str | None] = [None, *self._next_hosts()]
+        each = min((limit + len(known)) // len(hosts) + 2, share)
+        found, more = choose_fairly(
+            [self._line(host, each, condition) for host in hosts],
+            limit,
+            share,
+            lambda row: row[2] not in known,
+        )
+        places = [(rowid, id) for _, rowid, id in sorted(found)]
+        return places, more or self._last_host is not None
+
+    def _next_hosts(self) -> list[str]:
+        """The hosts whose turn it is."""
+        last = self._last_host
+        hosts = self._hosts(_FIRST_HOSTS if last is None else _HOSTS_AFTER, _MOST_HOSTS)
+        if last is not None and len(hosts) < _MOST_HOSTS:
+            first = self._hosts(_FIRST_HOSTS, _MOST_HOSTS - len(hosts))
+            hosts += [host for host in first if host <= last]
+        self._last_host = hosts[-1] if len(hosts) == _MOST_HOSTS else None
+        return hosts
+
+    def _hosts(self, query: str, limit: int) -> list[str]:
+        values = {"queue": self.key, "after": self._last_host, "limit": limit}
+        return [host for (host,) in self._database.connection.execute(query, values)]
+
+    def _line(self, host: str | None, chunk: int, condition: str) -> Iterator[tuple[int, int, str]]:
+        """Position, rowid and id of the pending entries of a host, in the queue's order. They are
+        read so many at a time.
+        """
+        query = (
+            "SELECT position, rowid, id FROM requests INDEXED BY requests_by_host WHERE queue = ?"
+            f" AND host IS ? AND position > ? AND position IS NOT NULL {condition}"
+            " ORDER BY position LIMIT ?"
+        )
+        after = _BEFORE_ALL
+        while True:
+            values = (self.key, host, after, chunk)
+            rows = self._database.connection.execute(query, values).fetchall()
+            yield from rows
+            if len(rows) < chunk:
+                return
+            after = rows[-1][0]
 
     def read(
         self, places: Sequence[Place], size: int, *, even_if_large: bool
@@ -209,23 +305,23 @@ class Table:
     # Reads for the server
 
     def row(self, id: str) -> Row | None:
-        return next(iter(self._rows("AND id = :id", id=id)), None)
+        return next(self._rows("AND id = :id", id=id), None)
 
-    def first_rows(self, limit: int, *, locked: bool) -> list[Row]:
-        """Return the first pending entries in the queue's order, locked ones only if ``locked``."""
-        free = "" if locked else f"AND {_FREE}"
-        return self._rows(
-            f"AND position IS NOT NULL {free} ORDER BY position LIMIT :limit", limit=limit
-        )
+    def page_by_id(
+        self, limit: int, *, after: str, states: frozenset[str], size: int
+    ) -> tuple[list[Row], bool]:
+        """Read entries in these states, or all entries, in the order of their ids, and whether
+        there are more. After about ``size`` bytes it stops, but not before the first entry.
+        """
+        more = f"AND id > :after AND {_FILTERS[states]} ORDER BY id LIMIT :limit"
+        rows: list[Row] = []
+        for row in self._rows(more, after=after, limit=limit + 1):
+            size -= len(row.json)
+            if len(rows) == limit or (rows and size < 0):
+                return rows, True
+            rows.append(row)
+        return rows, False
 
-    def rows_by_id(self, limit: int, *, after: str, states: frozenset[str]) -> list[Row]:
-        """Return entries in these states, or all entries, in the order of their ids."""
-        return self._rows(
-            f"AND id > :after AND {_FILTERS[states]} ORDER BY id LIMIT :limit",
-            after=after,
-            limit=limit,
-        )
-
-    def _rows(self, more: str, **values: Any) -> list[Row]:
+    def _rows(self, more: str, **values: Any) -> Iterator[Row]:
         values |= {"queue": self.key, "now": self._now()}
-        return [Row(*row) for row in self._database.connection.execute(f"{_ROW} {more}", values)]
+        return map(Row._make, self._database.connection.execute(f"{_ROW} {more}", values))
