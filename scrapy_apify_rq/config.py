@@ -98,6 +98,8 @@ class Config:
         tuple[str, ...], Setting("APIFY_RQ_SCHEMES", ["http", "https"], read.schemes)
     ]
     """Of the URLs that a crawl fetches from an API queue."""
+    items: Annotated[bool | Literal["auto"], Setting("APIFY_RQ_ITEMS", "auto", read.items)]
+    """Whether to save what is scraped. "auto": where the crawl has feeds."""
     purge_on_start: Annotated[bool, Setting("APIFY_RQ_PURGE_ON_START", False, read.boolean)]
     window: Annotated[int, Setting("APIFY_RQ_WINDOW", 1000, read.whole(minimum=1))]
     outbox: Annotated[int, Setting("APIFY_RQ_OUTBOX", 2000, read.whole(minimum=1))]
@@ -142,6 +144,7 @@ class Config:
         if config.enabled:
             _require_token(config)
             _refuse_purge_by_many(config)
+            _refuse_items_over_the_api(config)
         return config
 
 
@@ -177,6 +180,14 @@ def _refuse_purge_by_many(config: Config) -> None:
             "APIFY_RQ_PURGE_ON_START = True with APIFY_RQ_ACCESS = 'shared': each worker that "
             "starts would delete what the others crawl; empty the queue once before you start "
             "them, with 'scrapy rq purge', and set APIFY_RQ_PURGE_ON_START = False"
+        )
+
+
+def _refuse_items_over_the_api(config: Config) -> None:
+    if config.items is True and config.backend == "apify":
+        raise ConfigError(
+            "APIFY_RQ_ITEMS = True with a queue of the API: items can be saved on the embedded "
+            "queue only; set APIFY_RQ_ITEMS = 'auto', and store them in a pipeline"
         )
 
 

@@ -6,6 +6,8 @@ makes the engine ask the scheduler again. Hence ``engine._slot`` with its ``inpr
 scraper.py, the same from 2.16 to 2.19). Nor can a spider be closed without waiting for its
 downloads, hence ``closing`` of both slots. ``verify`` refuses a Scrapy that lacks one of them.
 
+There is no public moment between the choice of a feed's address and the first write to it, hence
+``FeedExporter._start_new_batch`` (scrapy/extensions/feedexport.py).
 The jars of ``CookiesMiddleware`` have a public name, which nothing documents.
 
 Nothing keeps the arguments of ``Crawler.crawl()``, hence a look at its local variables. A crawl
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from scrapy import Request, __version__
 from scrapy.commands import ScrapyCommand
 from scrapy.downloadermiddlewares.cookies import CookiesMiddleware
+from scrapy.extensions.feedexport import FeedExporter, FeedSlot
 from twisted.internet.defer import Deferred
 
 if TYPE_CHECKING:
@@ -53,6 +57,7 @@ def verify(engine: ExecutionEngine) -> None:
         ),
         "_slot.scheduler": hasattr(slot, "scheduler"),
         "_slot.closing": hasattr(slot, "closing"),
+        "FeedExporter._start_new_batch": hasattr(FeedExporter, "_start_new_batch"),
         "scraper.slot": hasattr(scraper, "slot"),
         "scraper.slot.active": _scraper_slot_has_active(),
     }
@@ -61,6 +66,26 @@ def verify(engine: ExecutionEngine) -> None:
             f"scrapy-apify-rq does not know the engine of Scrapy {__version__}: it lacks"
             f" {', '.join(missing)}. Install a version of scrapy-apify-rq that supports it."
         )
+
+
+class FeedHooks:
+    """A base before ``FeedExporter`` that tells of each batch before its first write."""
+
+    def uri_of_batch(self, feed: str, batch: int, uri: str) -> str:
+        """Say where this batch goes, which Scrapy would store at ``uri``."""
+        raise NotImplementedError
+
+    def batch_begins(self, slot: FeedSlot) -> None:
+        raise NotImplementedError
+
+    def _start_new_batch(
+        self, *, batch_id: int, uri: str, uri_template: str, **options: Any
+    ) -> FeedSlot:
+        uri = self.uri_of_batch(uri_template, batch_id, uri)
+        start: Callable[..., FeedSlot] = super()._start_new_batch  # type: ignore[misc]
+        slot = start(batch_id=batch_id, uri=uri, uri_template=uri_template, **options)
+        self.batch_begins(slot)
+        return slot
 
 
 def _scraper_slot_has_active() -> bool:

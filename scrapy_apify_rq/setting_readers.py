@@ -194,6 +194,13 @@ def choice(*choices: ChoiceT) -> Reader[ChoiceT]:
     return read
 
 
+def items(source: Source, name: str) -> bool | Literal["auto"]:
+    if source.get(name) == "auto":
+        return "auto"
+    cure = "write 'auto', True or False"
+    return source.convert(name, (bool, int, str), source.settings.getbool, cure)
+
+
 KeyKind: TypeAlias = Literal["fingerprint", "url", "url-js", "extended"]
 _read_key_kind: Final = choice("fingerprint", "url", "url-js", "extended")
 

@@ -15,9 +15,5 @@ ROBOTSTXT_OBEY = True
 LOG_LEVEL = "INFO"
 TELNETCONSOLE_ENABLED = False
 
-# Not FEEDS, because they are buffered: see JsonLinesPipeline.
-ITEM_PIPELINES = {
-    "shop_example.pipelines.JsonLinesPipeline": 500,
-    "shop_example.pipelines.DatasetPipeline": 600,
-}
-SHOP_ITEMS = "items.jsonl"
+FEEDS = {"items.jsonl": {"format": "jsonlines", "overwrite": True}}
+ITEM_PIPELINES = {"shop_example.pipelines.DatasetPipeline": 600}

@@ -88,9 +88,78 @@ class Known(NamedTuple):
     pending: int
 
 
+class EntryItems(NamedTuple):
+    """The items of a request, for ``update``."""
+
+    texts: Sequence[str]
+    """Each is a JSON object."""
+    spill: str | None = None
+    """Names those that ``ItemStore.save`` has had already."""
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.texts))
+
+
+class LooseItems(NamedTuple):
+    """Items for ``ItemStore.save``."""
+
+    texts: Sequence[str]
+    key: str
+    """Without an entry: they are saved once under this key. With one: its spill."""
+    entry: str | None = None
+    """Id of the entry with whose update they become valid."""
+
+
+class SavedItem(NamedTuple):
+    number: int
+    """Greater for what was saved later. Items saved together have the same."""
+    entry: str | None
+    """Id of the entry that it is from."""
+    key: str
+    """Names it among all items of the queue."""
+    json: str
+
+
 class Lock(NamedTuple):
     client_key: str | None
     expires_at: datetime
+
+
+class ItemStore(Protocol):
+    """The items of the crawls of one queue. It is open while its backend is.
+
+    What ``update`` and ``save`` have confirmed survives the process. A crawl in shared access has
+    the items that were saved under its own client key, any other has all.
+    """
+
+    async def save(self, batches: Sequence[LooseItems]) -> None:
+        """Save items that do not come with an update. A key that is there already is left alone."""
+
+    def read(self, after: int = 0, *, own: bool = False) -> AsyncIterator[SavedItem]:
+        """Yield the items in the order of their numbers, from the first that is greater than
+        ``after``; or only those of this crawl's ``own`` client.
+        """
+
+    async def count(self) -> int: ...
+
+    async def last(self) -> int:
+        """Return the greatest number, 0 if there is none."""
+
+    async def keys(self, after: int) -> set[str]:
+        """Return the keys of items without an entry that have greater numbers."""
+
+    async def discard_spilled(self) -> None:
+        """Delete what was saved for updates that never came. Nobody else may use the queue."""
+
+    async def notes(self) -> Mapping[str, str]:
+        """Return the texts that this client has noted, by name, until the queue is purged."""
+
+    async def note(self, texts: Mapping[str, str], *, anew: bool = False) -> None:
+        """Store texts by name, in the place of those of the same name; of all, if ``anew``."""
+
+    async def notes_of_others(self, names: Collection[str]) -> Sequence[Mapping[str, str]]:
+        """Return which of these notes each other client has, and each other queue in this place."""
 
 
 class Backend(Protocol):
@@ -119,6 +188,10 @@ class Backend(Protocol):
     """``save_records`` stores something."""
     lock_secs: int | None
     """Seconds that a lease lasts. None in single access."""
+
+    @property
+    def items(self) -> ItemStore | None:
+        """None where items cannot be saved."""
 
     @property
     def patience(self) -> float:
@@ -187,9 +260,18 @@ class Backend(Protocol):
         ``known``, at ``unlock``, or by itself.
         """
 
-    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
+    async def update(
+        self,
+        entries: Sequence[Entry],
+        *,
+        forefront: bool,
+        items: Mapping[str, EntryItems] | None = None,
+    ) -> list[Updated]:
         """Replace whole entries. With ``handled_at`` an entry leaves the queue. Without it, the
         entry is pending again, at the end or at the very front. Its lease ends in both cases.
+
+        ``items``, by id, are saved no later than their entries, except for an entry that was
+        handled before: its items have been saved by whoever handled it.
 
         There is one answer for each entry, in the same order.
         """
@@ -220,7 +302,7 @@ class Backend(Protocol):
         """Return up to 1000 queues that have names, the newest first. Call ``find`` before."""
 
     async def purge(self) -> None:
-        """Delete all entries of the queue, including handled ones, and all records."""
+        """Delete all entries of the queue, including handled ones, all records and saved items."""
 
     async def get(self, id: str) -> Entry | None: ...
 

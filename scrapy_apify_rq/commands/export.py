@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO
 
 from scrapy.settings import Settings
 
-from scrapy_apify_rq.commands import output, queues
-from scrapy_apify_rq.errors import RequestQueueError
+from scrapy_apify_rq.commands import items_in_files, output, queues
 
 NAME = "export"
-HELP = "Write all entries to a file, one per line, as the API returns them; see import"
+HELP = (
+    "Write all entries to a file, one per line, as the API returns them, and all saved items after"
+    " them; see import"
+)
 EXAMPLE = "scrapy rq export backup.jsonl"
 
 
@@ -33,28 +30,12 @@ async def _export(settings: Settings, options: argparse.Namespace) -> int:
     count = 0
     async with queues.opened(settings, options) as queue:
         info = await queue.backend.info()
-        with _writing(options.file) as file:
+        with output.writing(options.file) as file:
             entries = queue.backend.list()
             async for entry in output.with_progress(entries, "exporting", info.total):
                 file.write(entry.to_json().encode() + b"\n")
                 count += 1
+            if queue.backend.items is not None:
+                async for item in queue.backend.items.read():
+                    file.write(items_in_files.line(item))
     return count
-
-
-@contextmanager
-def _writing(file: str) -> Iterator[BinaryIO]:
-    """Open the standard output for "-", else a file that gets its name once it is complete."""
-    if file == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    path = Path(file)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as target:
-            yield target
-        part.replace(path)
-    except OSError as error:
-        raise RequestQueueError(f"cannot write {file}: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -7,15 +7,15 @@ import json
 
 from scrapy.settings import Settings
 
-from scrapy_apify_rq.commands import adding, output, queues
+from scrapy_apify_rq.commands import adding, items_in_files, output, queues
 from scrapy_apify_rq.entries.mending import well_formed_json
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 
 NAME = "import"
 HELP = (
-    "Add the entries of a file that export wrote. Handled entries stay handled. Entries that are"
-    " already in the queue are not changed, so an import can be repeated. If there is no queue of"
+    "Add the entries and items of a file that export wrote. Handled entries stay handled. What is"
+    " already in the queue is not changed, so an import can be repeated. If there is no queue of"
     " this name, it is created"
 )
 EXAMPLE = "scrapy rq import backup.jsonl -q copy"
@@ -34,7 +34,9 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 async def _import(settings: Settings, options: argparse.Namespace) -> None:
     with adding.read_lines(options.file) as lines:
         async with queues.opened(settings, options, create=True, exact=True) as queue:
-            await adding.add_lines(queue, lines, _entry, options, forefront=False)
+            rest = items_in_files.Rest(lines)
+            await adding.add_lines(queue, rest.entries(), _entry, options, forefront=False)
+            await rest.add_items(queue)
 
 
 def _entry(line: bytes) -> Entry:

@@ -12,7 +12,8 @@ import re
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Protocol, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
@@ -20,8 +21,9 @@ from rich.table import Table
 from rich.text import Text
 from scrapy.exceptions import UsageError
 
-from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import RequestQueueError
+
+_T = TypeVar("_T")
 
 # Entries per update of a progress bar. An update for each entry would cost more than the work.
 _STEP: Final = 100
@@ -110,13 +112,32 @@ def progress(what: str, total: int | None, *, quiet: bool = False) -> Iterator[A
 
 
 async def with_progress(
-    entries: AsyncIterator[Entry], what: str, total: int | None, *, quiet: bool = False
-) -> AsyncGenerator[Entry, None]:
-    """Pass the entries on and show a progress bar, unless ``quiet``."""
+    source: AsyncIterator[_T], what: str, total: int | None, *, quiet: bool = False
+) -> AsyncGenerator[_T, None]:
+    """Pass everything on and show a progress bar, unless ``quiet``."""
     with progress(what, total, quiet=quiet) as advance:
         count = 0
-        async for entry in entries:
-            yield entry
+        async for one in source:
+            yield one
             count += 1
             if count % _STEP == 0:
                 advance(_STEP)
+
+
+@contextmanager
+def writing(file: str) -> Iterator[BinaryIO]:
+    """Open the standard output for "-", else a file that gets its name once it is complete."""
+    if file == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    path = Path(file)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as target:
+            yield target
+        part.replace(path)
+    except OSError as error:
+        raise RequestQueueError(f"cannot write {file}: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)

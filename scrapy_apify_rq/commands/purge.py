@@ -7,11 +7,13 @@ import argparse
 from scrapy.settings import Settings
 
 from scrapy_apify_rq.commands import output, queues
+from scrapy_apify_rq.commands.queues import Queue
 
 NAME = "purge"
 HELP = (
-    "Delete all entries of a queue, including the handled ones. Stop its crawl first. Over the API,"
-    " a queue that you address by name is deleted and created again, and gets a new id"
+    "Delete all entries of a queue, including the handled ones, and its saved items. Stop its crawl"
+    " first. Over the API, a queue that you address by name is deleted and created again, and gets"
+    " a new id"
 )
 EXAMPLE = "scrapy rq purge --yes"
 
@@ -25,22 +27,29 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
     if not options.yes:
         question = queues.run(_question(settings, options))
         output.confirm(question, if_refused="nothing was deleted")
-    count = queues.run(_purge(settings, options))
-    output.say(f"{count:,} deleted")
+    count, items = queues.run(_purge(settings, options))
+    output.say(f"{count:,} deleted" + (f", and {items:,} saved items" if items else ""))
 
 
 async def _question(settings: Settings, options: argparse.Namespace) -> str:
     async with queues.opened(settings, options) as queue:
         info = await queue.backend.info()
+        items = await _items(queue)
         return (
-            f"Delete all {info.total:,} entries, {info.pending:,} of them pending, of request queue"
+            f"Delete all {info.total:,} entries, {info.pending:,} of them pending,"
+            f"{f' and {items:,} saved items' if items else ''} of request queue"
             f" {info.title} in {queue.backend.location}?"
         )
 
 
-async def _purge(settings: Settings, options: argparse.Namespace) -> int:
+async def _items(queue: Queue) -> int:
+    return 0 if queue.backend.items is None else await queue.backend.items.count()
+
+
+async def _purge(settings: Settings, options: argparse.Namespace) -> tuple[int, int]:
     async with queues.opened(settings, options) as queue:
         await queue.backend.occupy(alone=True)  # so that no crawl has it or starts meanwhile
         info = await queue.backend.info()
+        items = await _items(queue)
         await queue.backend.purge()
-        return info.total
+        return info.total, items

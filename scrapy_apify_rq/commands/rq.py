@@ -39,6 +39,7 @@ _MODULES: Final = (
     "list_errors",
     "retry",
     "add",
+    "items",
     "export",
     "import_entries",
     "import_jobdir",

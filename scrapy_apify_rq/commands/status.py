@@ -97,6 +97,8 @@ class Snapshot:
     location: str
     failed: int | None = None
     locked: int | None = None
+    items: int | None = None
+    """How many are saved."""
     by: str | None = None
     groups: dict[str, Counts] = field(default_factory=dict)
     """By host or label, whichever ``by`` names."""
@@ -151,6 +153,8 @@ async def _take_snapshot(queue: Queue, options: argparse.Namespace) -> Snapshot:
     info = await queue.backend.info()
     snapshot = Snapshot(info, queue.backend.location, by=options.by)
     is_cheap = not queue.backend.counts_reads
+    if queue.backend.items is not None:
+        snapshot.items = await queue.backend.items.count()
     if options.by or not (is_cheap or options.watch):
         await _count_all(queue, snapshot, quiet=bool(options.watch))
     elif is_cheap:
@@ -231,7 +235,7 @@ def _largest_first(snapshot: Snapshot) -> list[tuple[str, Counts]]:
 
 
 def _progress(snapshot: Snapshot) -> str:
-    texts = []
+    texts = [f"{snapshot.items:,} items saved"] if snapshot.items else []
     if snapshot.info.modified_at is not None:
         age = datetime.now(UTC) - snapshot.info.modified_at
         texts.append(f"last change {_duration(max(age.total_seconds(), 0))} ago")
@@ -272,6 +276,7 @@ def _as_json(snapshot: Snapshot) -> dict[str, Any]:
         "pending": info.pending,
         "failed": snapshot.failed,
         "locked": snapshot.locked,
+        "items": snapshot.items,
         "progress": round(snapshot.done, 4),
         "modifiedAt": info.modified_at and info.modified_at.isoformat(timespec="milliseconds"),
         "pagesPerMinute": snapshot.rate and round(snapshot.rate, 1),

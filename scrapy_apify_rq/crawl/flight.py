@@ -11,6 +11,7 @@ from scrapy import Request
 from scrapy.utils.python import global_object_name
 from scrapy.utils.response import response_status_message
 
+from scrapy_apify_rq.backends.base import EntryItems
 from scrapy_apify_rq.crawl.outgoing import Outgoing
 from scrapy_apify_rq.entries.mending import well_formed
 from scrapy_apify_rq.frontier.visit import Visit
@@ -54,6 +55,11 @@ class Flight:
     """What it led to and what lives in memory only: a crash must bring it back by repeating this
     request, so the verdict waits for it."""
 
+    items: list[str] = field(default_factory=list)
+    """What was scraped from it and is to be saved with its verdict, as JSON."""
+    items_size: int = 0
+    spill: str | None = None
+    """Names those of its items that were sent ahead, because they are many."""
     made: Counter[str] = field(default_factory=Counter)
     """How many requests of each kind it has led to that must not be filtered."""
 
@@ -64,6 +70,13 @@ class Flight:
         if entry is not None:
             return f"{entry.id}:{entry.retry_count}"
         return f"{self.visit.key}:{self.request.meta.get('retry_times', 0)}"
+
+    @property
+    def harvest(self) -> EntryItems | None:
+        """All its items; None if it has none."""
+        if not self.items and self.spill is None:
+            return None
+        return EntryItems(self.items, self.spill)
 
     @property
     def _status_text(self) -> str | None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from weakref import ref
 
 from scrapy import Request
@@ -51,11 +51,30 @@ class _Mark(Enum):
     START = "a start request on its way to the scheduler"
 
 
-class _Origin(Enum):
+class StartItem:
+    """An item of ``start()`` on its way to the pipelines. A middleware may make several of it."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._made = 0
+
+    def next_key(self) -> str:
+        """The same for the same item in each run."""
+        self._made += 1
+        return self._key if self._made == 1 else f"{self._key}/{self._made}"
+
+
+class Origin(Enum):
     """What leads to a request again, besides a page."""
 
     START = "start() yields it in each run"
     NOTHING = "nothing that we know of"
+
+
+Holder: TypeAlias = "Flight | StartItem | Origin | None"
+"""With what an item is saved: with the verdict of a request that the queue holds; by itself, as an
+item of ``start()``; by what leads to a request that lives in memory only; None for nobody's.
+"""
 
 
 class GivenUp(NamedTuple):
@@ -69,7 +88,9 @@ class GivenUp(NamedTuple):
 # On whose behalf the present code runs. None: nobody's, for example an extension's.
 # The reference is weak, because contexts outlive a request: a connection that is kept open holds
 # the one in which it was made.
-_behalf: ContextVar[ref[Flight] | _Mark | None] = ContextVar("scrapy_apify_rq_behalf", default=None)
+_behalf: ContextVar[ref[Flight] | _Mark | StartItem | None] = ContextVar(
+    "scrapy_apify_rq_behalf", default=None
+)
 
 
 def mark_start_requests(are_next: bool) -> None:
@@ -81,9 +102,20 @@ def mark_start_requests(are_next: bool) -> None:
     _behalf.set(_Mark.START if are_next else None)
 
 
+def mark_start_item(item: StartItem) -> None:
+    """Say that what this task hands to the engine next is this item."""
+    _behalf.set(item)
+
+
 def is_start() -> bool:
     """Whether the present code schedules a start request."""
-    return _behalf.get() is _Mark.START
+    return isinstance(_behalf.get(), _Mark | StartItem)
+
+
+def start_item() -> StartItem | None:
+    """The item of ``start()`` for which the present code runs."""
+    behalf = _behalf.get()
+    return behalf if isinstance(behalf, StartItem) else None
 
 
 class InFlight:
@@ -107,7 +139,7 @@ class InFlight:
         self._report = report
         self._flights: dict[Request, Flight] = {}
         self._visits: dict[str, Visit] = {}
-        self._origins: dict[Visit, Flight | _Origin] = {}
+        self._origins: dict[Visit, Flight | Origin] = {}
         """Of each visit that lives in memory only and is not finished: what leads to it again."""
         self._size = 0
         """Bytes of what Scrapy has, entries and live requests, about. What waits for its children
@@ -210,6 +242,18 @@ class InFlight:
         if (flight := self.match(request, Stage.SCRAPING)) is not None:
             flight.callback_error = describe(error)
 
+    def holder(self, response: Response | None) -> Holder:
+        """With what an item is to be saved that is scraped now."""
+        flight = self.match(None if response is None else response.request, Stage.SCRAPING)
+        if flight is None:
+            return start_item()
+        while flight.visit.entry is None:
+            origin = self._origins[flight.visit]
+            if not isinstance(origin, Flight):
+                return origin
+            flight = origin
+        return flight
+
     # What is scheduled on behalf of a request in flight.
 
     def is_retry(self, request: Request) -> bool:
@@ -263,13 +307,13 @@ class InFlight:
             self._origins[visit] = flight
             flight.children.add(visit)
         else:
-            self._origins[visit] = _Origin.START if is_start() else _Origin.NOTHING
+            self._origins[visit] = Origin.START if is_start() else Origin.NOTHING
 
     def adopt_late(self, visit: Visit) -> None:
         """The queue has refused a request, which lives in memory from now on. The page that led to
         it may be acked already.
         """
-        self._origins[visit] = _Origin.NOTHING
+        self._origins[visit] = Origin.NOTHING
 
     def given_up(self) -> GivenUp:
         """What lives in memory only and would be given up if the crawl ended now."""
@@ -284,7 +328,7 @@ class InFlight:
         origin = self._origins[visit]
         while isinstance(origin, Flight) and origin.visit in self._origins:
             origin = self._origins[origin.visit]
-        return origin is _Origin.NOTHING
+        return origin is Origin.NOTHING
 
     # The verdict.
 
@@ -305,6 +349,7 @@ class InFlight:
 
     def _judge(self, flight: Flight) -> None:
         visit = flight.visit
+        visit.items = flight.harvest
         if visit.entry is not None:
             del self._visits[visit.entry.id]
         if flight.retry is not None:
@@ -335,7 +380,7 @@ class InFlight:
             self._report.count_problem(problem)
         visit.forefront = False
         visit.request = None
-        visit.size = entry.size
+        visit.size = entry.size + (visit.items.size if visit.items else 0)
         self._frontier.update(visit)
 
     def _requeue(self, flight: Flight, request: Request, reason: str) -> None:
@@ -352,6 +397,7 @@ class InFlight:
             not_before=time.monotonic() + wait if wait else 0.0,
             spider_errors=old.spider_errors,
             lease=old.lease,
+            items=old.items,
             key=old.key,
         )
         if old.entry is None:
@@ -362,7 +408,7 @@ class InFlight:
             self._frontier.keep(again)
             return
         again.entry = self._retried(flight, old.entry, request, reason)
-        again.size = live_size(again.entry)
+        again.size = live_size(again.entry) + (again.items.size if again.items else 0)
         self._frontier.update(again)
 
     def _retried(self, flight: Flight, old: Entry, request: Request, reason: str) -> Entry:

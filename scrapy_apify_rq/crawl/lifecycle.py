@@ -15,14 +15,18 @@ from scrapy_apify_rq import scrapy_private
 from scrapy_apify_rq.actor.events import RunEvents
 from scrapy_apify_rq.backends import backend_for
 from scrapy_apify_rq.crawl.duplicates import Duplicates
+from scrapy_apify_rq.crawl.exporter import adopt
+from scrapy_apify_rq.crawl.feeds import Feeds, History
 from scrapy_apify_rq.crawl.flight import describe
 from scrapy_apify_rq.crawl.inflight import InFlight
+from scrapy_apify_rq.crawl.items import Items
 from scrapy_apify_rq.crawl.progress import Progress
 from scrapy_apify_rq.crawl.report import Report
-from scrapy_apify_rq.crawl.resume import begin, remember_foreign_starts
+from scrapy_apify_rq.crawl.resume import Beginning, begin, remember_foreign_starts
 from scrapy_apify_rq.crawl.slots import slots_of
 from scrapy_apify_rq.crawl.state import State
 from scrapy_apify_rq.entries.converter import RequestConverter
+from scrapy_apify_rq.entries.saved_items import ItemCodec
 from scrapy_apify_rq.errors import BackendError, ConfigError
 from scrapy_apify_rq.frontier.frontier import Frontier
 from scrapy_apify_rq.frontier.notices import Bug, Notice
@@ -66,6 +70,9 @@ class Lifecycle:
         )
         self.duplicates = Duplicates(crawler, config, self.frontier)
         self.inflight = InFlight(crawler, config, self.frontier, self.converter, self.report)
+        self._exporter = adopt(crawler)
+        self.feeds: Feeds | None = None  # once open, where the backend saves items
+        self.start_has_ended = False
         self._progress = Progress(crawler, self._backend, self.report, bar=config.progress)
         self.state = State(crawler, config, self._backend, self.converter, self.report)
         self._run_events = RunEvents(crawler, config, self._hold)
@@ -85,7 +92,7 @@ class Lifecycle:
         async with AsyncExitStack() as opened:
             await self.duplicates.open()
             opened.push_async_callback(lambda: self.duplicates.close(self._close_reason))
-            opened.push_async_callback(self._backend.close)
+            opened.push_async_callback(self._close_backend)
             opened.push_async_callback(self._progress.stop)
             try:
                 await self._open_queue()
@@ -105,12 +112,14 @@ class Lifecycle:
         if folder := self._crawler.settings["JOBDIR"]:
             self.report.job_directory(folder)
         self.report.vague_arguments()
-        beginning = await begin(self._backend, self._config, self.report)
+        history = await History.read(self._backend.items)
+        beginning = await begin(self._backend, self._config, self.report, history)
         if not beginning.is_new:
             await self.duplicates.resume(self._backend, self.converter)
         await remember_foreign_starts(self._backend, self._config, self.frontier)
         await self.state.open()
         self.frontier.open(has_pending=beginning.has_pending, is_new=beginning.is_new)
+        await self._open_items(beginning, history)
         self._settler = asyncio.create_task(self._settle_regularly())
         self._crawler.signals.connect(self._on_idle, signals.spider_idle)
         self._saver = asyncio.create_task(self.frontier.guard(self.state.run()))
@@ -118,6 +127,42 @@ class Lifecycle:
         self._crawler.signals.connect(self._save_late, signals.spider_closed)
         self._progress.start()
         self._run_events.open()
+
+    async def _open_items(self, beginning: Beginning, history: History) -> None:
+        wanted, store = self._config.items, self._backend.items
+        is_saving = wanted is True or (wanted == "auto" and self._exporter is not None)
+        if store is None:
+            if is_saving:
+                self.report.items_not_saved()
+            return
+        if self._config.access == "single":
+            await store.discard_spilled()
+        codec = ItemCodec(self.converter.names)
+        feeds = Feeds(
+            store,
+            codec,
+            self.report,
+            history=history,
+            is_continued=beginning.is_continued,
+            fail=self.failed,
+        )
+        if is_saving:
+            if beginning.is_continued and feeds.crawl.has_gaps:
+                self.report.has_gaps()
+            feeds.items = Items(
+                codec,
+                await store.keys(feeds.crawl.after) if beginning.is_continued else set(),
+                inflight=self.inflight,
+                frontier=self.frontier,
+                report=self.report,
+                stats=self._crawler.stats,
+            )
+            if self._exporter is None:
+                self._crawler.signals.connect(feeds.items.scraped, signals.item_scraped)
+            elif self._config.access == "shared" and self._config.client_key is None:
+                self.report.unnamed_worker()
+        await feeds.open()
+        self.feeds = feeds
 
     async def close(self, reason: str) -> None:
         if self._opened is None:
@@ -142,6 +187,33 @@ class Lifecycle:
             if given_up.lost:
                 scrapy_private.fail_command()
             self.report.close(await self._closing_line() + self.report.memory(given_up))
+            await self._end_crawl()
+
+    async def _end_crawl(self) -> None:
+        """Note it if nothing is left to do but to store the feeds."""
+        if self.feeds is None or self.frontier.error is not None or self.failure is not None:
+            return
+        try:
+            info = await self._backend.info()
+            self.feeds.is_complete = not info.pending and self.start_has_ended
+            if self._exporter is None:
+                await self.feeds.end()
+        except BackendError as error:
+            self.report.failed(error)
+
+    async def _close_backend(self) -> None:
+        # Until the feeds are stored, nobody else may take the queue.
+        if self.feeds is None or not self.feeds.wait_for(self._close_late):
+            await self._backend.close()
+
+    async def _close_late(self) -> None:
+        try:
+            if self.frontier.error is None and self.state.has_new_values():
+                await self.state.save()
+        except BackendError as error:
+            self.report.not_kept(f"spider.state as closed() has left it is not saved: {error}")
+        finally:
+            await self._backend.close()
 
     async def _closing_line(self) -> str:
         if self._settler is None:
@@ -162,6 +234,8 @@ class Lifecycle:
 
     async def _save_late(self) -> None:
         """Save what the spider has put into its state when it was closed, as Scrapy does."""
+        if self.feeds is not None and self.feeds.is_waited_for:
+            return  # the queue is still ours, and it is done before that ends
         if self.frontier.error is None and self.state.has_new_values():
             try:
                 await self._backend.open()

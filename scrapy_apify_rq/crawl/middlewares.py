@@ -123,12 +123,24 @@ class SpiderMiddleware:
 
     async def process_start(self, start: AsyncIterator[Any]) -> AsyncIterator[Any]:
         scheduler = self._scheduler()
-        async for output in start:
-            if scheduler is not None and isinstance(output, Request) and scheduler.is_full():
-                await scheduler.room(output)
-            mark_start_requests(True)
-            yield output
-            mark_start_requests(False)
+        try:
+            async for output in start:
+                mark_start_requests(True)
+                if scheduler is not None:
+                    if not isinstance(output, Request):
+                        if not scheduler.begin_start_item(output):
+                            continue
+                    elif scheduler.is_full():
+                        await scheduler.room(output)
+                yield output
+                mark_start_requests(False)
+        except Exception:
+            # It would raise again in the next run.
+            if scheduler is not None:
+                scheduler.end_start()
+            raise
+        if scheduler is not None:
+            scheduler.end_start()
         # A middleware may still hold back some, for example to yield them in another order.
         mark_start_requests(True)
 

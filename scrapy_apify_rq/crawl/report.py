@@ -69,6 +69,7 @@ class Report:
         self._missing: Counter[str] = Counter()
         """How many entries stay pending, by what the project lacks."""
         self._has_logged_unserializable = False
+        self._has_logged_unsaved_item = False
         self._not_kept: set[str] = set()
 
     def log(self, level: int, text: str) -> None:
@@ -78,13 +79,19 @@ class Report:
 
     # Opening.
 
-    def opened(self, info: Info) -> None:
+    def opened(self, info: Info, *, is_over: bool) -> None:
         title = f"{self._title(info)}{self._why()}"
         if not info.total:
             self.log(logging.INFO, f"{title}: new")
         elif info.pending:
             counts = f"{info.pending} pending, {info.handled} handled"
             self.log(logging.INFO, f"{title}: resuming, {counts}")
+        elif not is_over:
+            self.log(
+                logging.INFO,
+                f"{title}: resuming, all {info.handled} handled. The last run ended before it was"
+                " closed, or its feeds were not stored, which is made up for now",
+            )
         else:
             self.log(
                 logging.WARNING,
@@ -105,12 +112,13 @@ class Report:
                 f"{' with -a for each argument of this crawl' if self._arguments.names else ''}",
             )
 
-    def emptied(self, info: Info, *, asked_for: bool) -> None:
+    def emptied(self, info: Info, items: int, *, asked_for: bool) -> None:
         why = "its crawl was finished"
         if asked_for:
             why = f"{info.pending} of them pending, since APIFY_RQ_PURGE_ON_START is set"
+        and_items = f" and {items} saved items" if items else ""
         title = f"{self._title(info)}{self._why()}"
-        self.log(logging.INFO, f"{title}: emptied of {info.total} entries, {why}")
+        self.log(logging.INFO, f"{title}: emptied of {info.total} entries{and_items}, {why}")
 
     def _why(self) -> str:
         """Why it is this queue, if the spider's arguments decided."""
@@ -129,6 +137,64 @@ class Report:
 
     def _title(self, info: Info) -> str:
         return f"Request queue {info.title!r} in {self._backend.location}"
+
+    # Items.
+
+    def items_not_saved(self) -> None:
+        self.log(
+            logging.INFO,
+            "The items of this crawl are not saved, since its queue is one of the API. After a kill"
+            " its feeds begin anew, without the items of the pages that are handled",
+        )
+
+    def has_gaps(self) -> None:
+        self.log(
+            logging.WARNING,
+            "Earlier runs of this crawl have not saved their items, so its feeds lack them. Give"
+            " all runs the same FEEDS, or set APIFY_RQ_ITEMS = True",
+        )
+
+    def unnamed_worker(self) -> None:
+        self.log(
+            logging.INFO,
+            "This worker's feeds get what it scrapes in this run. To give them what it has saved in"
+            " earlier ones, name it with APIFY_RQ_CLIENT_KEY; scrapy rq items exports what all"
+            " workers have saved",
+        )
+
+    def unsaved_item(self, item: object, error: CodecError) -> None:
+        self._stats.inc_value("apify_rq/items_unsaved")
+        if not self._has_logged_unsaved_item:
+            self._has_logged_unsaved_item = True
+            self.log(
+                logging.WARNING,
+                f"An item of type {type(item).__qualname__} cannot be saved: {error}. It is"
+                " exported as ever, but a kill may lose it. No more of these are logged; see the"
+                " stat apify_rq/items_unsaved",
+            )
+
+    def replayed(self, count: int, *, is_complete: bool) -> None:
+        self._stats.inc_value("apify_rq/items_replayed", count)
+        given = f"The feeds have got the {count} items that earlier runs have saved"
+        if not is_complete:
+            given = (
+                f"The feeds have got only {count} of the items that earlier runs have saved, since"
+                " the crawl is to end. The next run gives them all"
+            )
+        self.log(logging.INFO, given)
+
+    def replaced_feed(self, path: str) -> None:
+        self._left_alone(path, "is not the one that earlier runs have written to")
+
+    def shared_feed(self, path: str) -> None:
+        self._left_alone(path, "is one that another crawl has written to, too")
+
+    def _left_alone(self, path: str, why: str) -> None:
+        self.log(
+            logging.WARNING,
+            f"The feed {path} {why}. What is in it stays, and only new items are appended. All"
+            " that this crawl has saved: scrapy rq items",
+        )
 
     def no_records(self, why: str) -> None:
         text = f"spider.state and cookies {why}. The next run begins without those of this run"
@@ -293,9 +359,11 @@ class Report:
         except BackendError as error:  # all is saved, so the run is as good as any
             location = self._backend.location
             return f"Request queue in {location}: {run}; its counts are unknown: {error}"
+        items = 0 if self._backend.items is None else await self._backend.items.count()
+        saved = f" and {items} items" if items else ""
         return (
             f"{self._title(info)}: {run}; the queue holds {info.handled} handled,"
-            f" {info.pending} pending{self._reasons(failed)}{self._left()}"
+            f" {info.pending} pending{saved}{self._reasons(failed)}{self._left()}"
         )
 
     def _left(self) -> str:

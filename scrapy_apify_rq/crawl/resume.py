@@ -11,6 +11,7 @@ from scrapy_apify_rq.entries.unique_keys import request_id, start_key
 if TYPE_CHECKING:
     from scrapy_apify_rq.backends.base import Backend
     from scrapy_apify_rq.config import Config
+    from scrapy_apify_rq.crawl.feeds import History
     from scrapy_apify_rq.crawl.report import Report
     from scrapy_apify_rq.frontier.frontier import Frontier
 
@@ -20,21 +21,29 @@ class Beginning(NamedTuple):
     """The queue holds pending entries."""
     is_new: bool
     """The queue holds nothing at all."""
+    is_continued: bool
+    """An earlier run has begun this crawl."""
 
 
-async def begin(backend: Backend, config: Config, report: Report) -> Beginning:
-    """Empty the queue if that is asked for, or if its last crawl was finished and it is ours."""
+async def begin(backend: Backend, config: Config, report: Report, history: History) -> Beginning:
+    """Empty the queue if that is asked for, or if its last crawl is over and it is ours."""
     info = await backend.info()
-    is_finished = info.total > 0 and not info.pending
+    is_over = history.is_over and not info.pending
     # Over the API the queue may hold what others want to keep, as may a queue with a name. In
     # shared access a worker may start when the others have done everything.
     is_ours = config.queue_is_default and config.backend == "sqlite" and config.access == "single"
-    if info.total and (config.purge_on_start or (is_finished and is_ours)):
+    has_any = info.total > 0 or history.crawl is not None
+    if has_any and (config.purge_on_start or (is_over and is_ours)):
+        items = 0 if backend.items is None else await backend.items.count()
         await backend.purge()
-        report.emptied(info, asked_for=config.purge_on_start)
-        return Beginning(has_pending=False, is_new=True)
-    report.opened(info)
-    return Beginning(has_pending=bool(info.pending), is_new=not info.total)
+        report.emptied(info, items, asked_for=config.purge_on_start)
+        return Beginning(has_pending=False, is_new=True, is_continued=False)
+    report.opened(info, is_over=is_over)
+    # What others have added to a queue with a name is another crawl.
+    is_continued = history.crawl is not None and (
+        not history.is_over or (config.queue_is_default and info.pending > 0)
+    )
+    return Beginning(bool(info.pending), not info.total, is_continued)
 
 
 async def remember_foreign_starts(backend: Backend, config: Config, frontier: Frontier) -> None:

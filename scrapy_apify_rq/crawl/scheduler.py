@@ -9,7 +9,7 @@ https://docs.scrapy.org/en/latest/topics/scheduler.html
 from __future__ import annotations
 
 from collections.abc import Sized
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from queuelib.queue import LifoMemoryQueue
 from scrapy import Request, Spider
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from scrapy.crawler import Crawler
     from scrapy.settings import BaseSettings
+
+    from scrapy_apify_rq.crawl.feeds import Feeds
 
 
 class Scheduler(BaseScheduler):
@@ -98,6 +100,16 @@ class Scheduler(BaseScheduler):
         """As long as the line of requests that wait in memory only."""
         return range(self.frontier.ready_in_memory)
 
+    @property
+    def feeds(self) -> Feeds | None:
+        """What the feed exporter is to know; None where items cannot be saved."""
+        return self._life.feeds
+
+    @property
+    def has_failed(self) -> bool:
+        """The spider is to be closed, since the queue cannot be used."""
+        return self._life.failure is not None
+
     def open(self, spider: Spider) -> Deferred[None]:
         return deferred_from_coro(self._life.open())
 
@@ -153,6 +165,15 @@ class Scheduler(BaseScheduler):
         """Wait until the queue can take this request, which it need not do with a duplicate."""
         if self._duplicates.needs_room(request):
             await self.frontier.room()
+
+    def begin_start_item(self, item: Any) -> bool:
+        """``start()`` yields this item. Return False if an earlier run has scraped and saved it."""
+        items = None if self.feeds is None else self.feeds.items
+        return items is None or items.begin_start_item(item)
+
+    def end_start(self) -> None:
+        """``start()`` yields nothing more."""
+        self._life.start_has_ended = True
 
     # From the queue to Scrapy.
 

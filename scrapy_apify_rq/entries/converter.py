@@ -94,7 +94,7 @@ class RequestConverter:
     ) -> None:
         self._methods = SpiderMethods(spider)
         self._callbacks = callbacks or {}
-        self._names = Names(trusted, plugins, self._methods, requests=self)
+        self.names = Names(trusted, plugins, self._methods, requests=self)
         self._schemes = schemes
         self._known_bases: dict[type[Request], type[Request] | None] = {}
         for label, name in self._callbacks.items():
@@ -116,11 +116,11 @@ class RequestConverter:
 
     def write_value(self, value: object, where: str) -> JsonValue:
         """Raises CodecError, which says ``where``, for what would not come back the same."""
-        return encode(value, where, self._names)
+        return encode(value, where, self.names)
 
     def read_value(self, data: JsonValue) -> Any:
         """Raises CodecError for what ``write_value`` would not have written."""
-        return decode(data, self._names)
+        return decode(data, self.names)
 
     # Writing
 
@@ -203,7 +203,7 @@ class RequestConverter:
         def write(value: object, name: str) -> JsonValue:
             if place is not None:
                 return part(value, place, name, 3)
-            return encode(value, name, self._names)
+            return encode(value, name, self.names)
 
         request, cls = parts.request, type(parts.request)
         blob: dict[str, Any] = {"v": VERSION}
@@ -222,7 +222,7 @@ class RequestConverter:
             if value:
                 blob[name] = write(value, name)
         if cls is not Request:
-            blob["class"] = self._names.path_of_class(cls)
+            blob["class"] = self.names.path_of_class(cls)
             blob["attributes"] = {
                 name: write(getattr(request, name), name)
                 for name in cls.attributes
@@ -318,7 +318,7 @@ class RequestConverter:
             if isinstance(blob, dict) and "v" in blob:
                 request = self._decode_own(entry, blob)
             elif "scrapy_request" in entry.user_data:
-                request = read_apify(entry, self._methods, self._names)
+                request = read_apify(entry, self._methods, self.names)
             else:
                 request = read_plain(entry, self._methods, self._callbacks)
         except MissingError:
@@ -337,12 +337,12 @@ class RequestConverter:
             raise CodecError(
                 f"userData.scrapy has version {blob['v']!r}, this scrapy-apify-rq reads {VERSION}"
             )
-        cls = find_request_class(blob["class"], self._names) if "class" in blob else Request
+        cls = find_request_class(blob["class"], self.names) if "class" in blob else Request
         values: dict[str, Any] = {
-            name: decode(blob[name], self._names, depth) for name in _VALUES if name in blob
+            name: decode(blob[name], self.names, depth) for name in _VALUES if name in blob
         }
         for name in set(cls.attributes) & set(blob.get("attributes", ())):
-            values[name] = decode(blob["attributes"][name], self._names, depth)
+            values[name] = decode(blob["attributes"][name], self.names, depth)
         for name, types in _TYPES.items():
             value = values.get(name, blob.get(name))
             if name in blob and not isinstance(value, types):

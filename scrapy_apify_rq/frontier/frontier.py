@@ -11,7 +11,7 @@ import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
-from scrapy_apify_rq.backends.base import Added, Backend, Updated
+from scrapy_apify_rq.backends.base import Added, Backend, LooseItems, Updated
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.frontier.alarm import Alarm
 from scrapy_apify_rq.frontier.idle import Idle
@@ -214,6 +214,13 @@ class Frontier:
         self._outbox.update(visit)
         self._note_put()
 
+    def save(self, items: LooseItems) -> None:
+        """Put items into the outbox that are not those of an update, or are sent ahead of it."""
+        self._outbox.save(items)
+
+    async def room_for_items(self) -> None:
+        await self._outbox.room_for_items()
+
     def _note_put(self) -> None:
         self._idle.disturb()
         self._stats.max_value("apify_rq/outbox_max", len(self._outbox.visits))
@@ -253,7 +260,7 @@ class Frontier:
 
     def updated(self, visit: Visit, answer: Updated) -> None:
         entry = entry_of(visit)
-        visit.lease = None
+        visit.lease = visit.items = None
         if answer.was_handled:
             self._stats.inc_value("apify_rq/handled_twice")
             self._supply.note_others()

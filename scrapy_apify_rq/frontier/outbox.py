@@ -1,7 +1,8 @@
-"""What the backend has not confirmed yet: adds, and updates (acks and requeues).
+"""What the backend has not confirmed yet: adds, updates (acks and requeues), and items.
 
-Both are sent in the order in which they came, several calls at a time. An update leaves only after
-every add made before it is confirmed.
+All are sent in the order in which they came, several calls at a time. An update takes the items of
+its request with it, and leaves only after every add made before it is confirmed, and all items that
+were sent ahead.
 
 The update of a retry ends its lease, so that any worker could try it again at once. In shared
 access the update therefore waits for the retry's time, while the lease is kept; a kill meanwhile
@@ -16,9 +17,11 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
-from scrapy_apify_rq.backends.base import Added, Backend, Updated
+from scrapy_apify_rq.backends.base import Added, Backend, LooseItems, Updated
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.frontier.alarm import Alarm
 from scrapy_apify_rq.frontier.visit import Visit, entry_of
@@ -28,6 +31,8 @@ T = TypeVar("T")
 
 # Bytes sent in one call, unless one entry alone has more: a call needs its entries' texts, too.
 _CALL_SIZE: Final = 4 * 2**20
+# Calls with items sent ahead that may wait, about 1 MB each.
+_MOST_ITEMS: Final = 4
 # More updates than this share of the limits, and nothing is handed out: adds need room, too, and a
 # kill repeats every page whose ack still waits.
 _UPDATES_SHARE: Final = 4
@@ -104,10 +109,13 @@ class Outbox:
         self._size = 0
         self._updates_size = 0
         self._adds = _Lane()
-        """The numbers count the adds."""
+        """The numbers count the adds, and the items sent ahead."""
         self._adds_made = 0
         self._unconfirmed: OrderedDict[int, None] = OrderedDict()
-        """The numbers of the adds that are not confirmed, in order."""
+        """The numbers of these that are not confirmed, in order."""
+        self._items: dict[int, LooseItems] = {}
+        """By number, the items sent ahead that are not confirmed."""
+        self._items_ready = asyncio.Event()
         self._updates = _Lane()
         """The number is that of the last add that must be confirmed first."""
         self._retries = Waiting()
@@ -141,6 +149,19 @@ class Outbox:
         self._updates_size += visit.size
         self._updates.put(self._adds_made, visit)
 
+    def save(self, items: LooseItems) -> None:
+        """Send items ahead of an update, or items that belong to none."""
+        self._adds_made += 1
+        self._unconfirmed[self._adds_made] = None
+        self._items[self._adds_made] = items
+        self._items_ready.set()
+
+    async def room_for_items(self) -> None:
+        """Wait until few items sent ahead are waiting."""
+        while len(self._items) >= _MOST_ITEMS and not (self._has_failed or self._is_closing):
+            self._changed.clear()
+            await self._changed.wait()
+
     def send_retries(self) -> None:
         """Send those of retries before their time, too, from now on."""
         self._is_hurried = True
@@ -160,11 +181,11 @@ class Outbox:
 
     @property
     def unsaved_adds(self) -> int:
-        return len(self._unconfirmed)
+        return len(self._unconfirmed) - len(self._items)
 
     @property
     def unsaved_updates(self) -> int:
-        return len(self.visits) - len(self._unconfirmed)
+        return len(self.visits) - self.unsaved_adds
 
     def has_too_many_updates(self) -> bool:
         """So many acks wait that nothing more should be handed out."""
@@ -216,10 +237,16 @@ class Outbox:
     @property
     def is_done(self) -> bool:
         """There is nothing to send any more."""
-        return self._has_failed or (self._is_closing and not self.visits)
+        return self._has_failed or (self._is_closing and not self.visits and not self._items)
 
     def _end_work(self) -> None:
-        for event in (self._changed, self._batch_is_full, self._adds.ready, self._updates.ready):
+        for event in (
+            self._changed,
+            self._batch_is_full,
+            self._adds.ready,
+            self._updates.ready,
+            self._items_ready,
+        ):
             event.set()
 
     # Sending.
@@ -230,7 +257,7 @@ class Outbox:
         updating = [
             self._repeat(self._send_updates, owner) for _ in range(self._backend.update_parallel)
         ]
-        return adding + updating
+        return [*adding, *updating, self._repeat(self._send_items, owner)]
 
     async def _repeat(self, send: Callable[[Owner], Awaitable[None]], owner: Owner) -> None:
         """Repeat ``send``, a call of its own so that what it has sent is let go afterwards."""
@@ -280,7 +307,10 @@ class Outbox:
             self._note_sent(place[1])
             owner.lapsed(place[1])
         if batch:
-            answers = await _send(self._backend.update, [visit for _, visit in batch])
+            visits = [visit for _, visit in batch]
+            items = {entry_of(visit).id: visit.items for visit in visits if visit.items is not None}
+            update = partial(self._backend.update, items=items) if items else self._backend.update
+            answers = await _send(update, visits)
             for (_, visit), answer in zip(batch, answers, strict=True):
                 self._note_sent(visit)
                 owner.updated(visit, answer)
@@ -289,6 +319,20 @@ class Outbox:
     def _note_sent(self, update: Visit) -> None:
         self._updates_size -= update.size
         self._remove(update)
+
+    async def _send_items(self, owner: Owner) -> None:
+        await self._items_ready.wait()
+        self._items_ready.clear()
+        items = self._backend.items
+        if not self._items or items is None or self.is_done:
+            return
+        batch = dict(islice(self._items.items(), _MOST_ITEMS))
+        await items.save(list(batch.values()))
+        for number in batch:
+            del self._items[number], self._unconfirmed[number]
+        if self._items:
+            self._items_ready.set()
+        self._confirmed(owner)
 
     def _remove(self, visit: Visit) -> None:
         del self.visits[entry_of(visit).id]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from scrapy import Request
 
+from scrapy_apify_rq.backends.base import EntryItems
 from scrapy_apify_rq.entries.converter import stored_priority, stored_spider_errors
 from scrapy_apify_rq.entries.models import Entry
 
@@ -38,6 +39,8 @@ class Visit:
     """Unix time at which the lease ends, 0 once it is lost; None where no lease is needed."""
     size: int = 0
     """Bytes that it holds in memory, about. Not to be changed while it waits in the frontier."""
+    items: EntryItems | None = None
+    """What was scraped from it, to be saved with its ack or requeue."""
     slot: str | None = None
     """The download slot in whose line it waits; None until it has been in the window."""
     key: str = ""

@@ -128,8 +128,8 @@ async def test_a_file_that_is_damaged_later(tmp_path: Path) -> None:
         await backend.fill(*numbered(1000))
     with (tmp_path / FILE_NAME).open("r+b") as file:
         size = file.seek(0, 2)
-        file.seek(9 * 4096)
-        file.write(b"\xa5" * (size - 9 * 4096))
+        file.seek(40 * 4096)
+        file.write(b"\xa5" * (size - 40 * 4096))
     async with opened_in(tmp_path) as backend:
         with pytest.raises(BackendError, match=FILE_NAME):
             await backend.take(1000)

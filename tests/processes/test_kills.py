@@ -46,14 +46,42 @@ def most_repeated(queue: Queue) -> int:
     return KILLS * CONCURRENCY * (2 + math.ceil((HELD_BACK + linger) / DELAY))
 
 
-def items_in(file: Path, shop: ShopServer) -> dict[str, dict[str, object]]:
-    """By sku, without what depends on which link to a product came first, or on the shop's port."""
-    items = {}
-    for line in file.read_text().splitlines():
-        item = json.loads(line)
-        del item["found_in"], item["position"]
-        items[item["sku"]] = {**item, "url": item["url"].removeprefix(shop.url)}
-    return items
+def items_in(folder: Path, shop: ShopServer) -> list[tuple[str, dict[str, dict[str, object]]]]:
+    """Of each feed by sku, and how many times each item is there. Without what depends on which
+    link to a product came first, or on the shop's port.
+    """
+    feeds: dict[str, list[dict[str, object]]] = {}
+    for file in sorted(folder.iterdir()):
+        text = file.read_text()
+        items = json.loads(text) if file.suffix == ".json" else map(json.loads, text.splitlines())
+        feeds.setdefault(file.name.partition("-")[0], []).extend(items)
+    for items in feeds.values():
+        for item in items:
+            del item["found_in"], item["position"]
+            item["url"] = str(item["url"]).removeprefix(shop.url)
+    found = []
+    for name, items in feeds.items():
+        by_sku = {str(item["sku"]): item for item in items}
+        found.append((name, by_sku))
+        # A pipeline that does without us writes at least once.
+        assert len(items) == len(by_sku) or name == "pipeline.jsonl"
+    return found
+
+
+def feeds_in(folder: Path, queue: Queue) -> dict[str, object]:
+    """Settings: feeds survive on the embedded queue, and only pipelines do over the API."""
+    folder.mkdir()
+    if isinstance(queue, ServedQueue):
+        pipeline = "tests.support.flushing_pipeline.JsonLinesPipeline"
+        file = str(folder / "pipeline.jsonl")
+        return {"FEEDS": {}, "ITEM_PIPELINES": {pipeline: 1}, "TEST_ITEMS": file}
+    return {
+        "FEEDS": {
+            str(folder / "add.jsonl"): {"format": "jsonlines"},
+            str(folder / "over.json"): {"format": "json", "overwrite": True},
+            str(folder / "batch-%(batch_id)d"): {"format": "jsonlines", "batch_item_count": 20},
+        }
+    }
 
 
 async def shop_with_kills(
@@ -65,14 +93,15 @@ async def shop_with_kills(
     """
     chance = random.Random(kills)
     with ShopServer(products=products) as shop:
-        file = tmp_path / "stock.jsonl"
-        stock = {"ADDONS": {}, "CONCURRENT_REQUESTS": CONCURRENCY}
-        await crawls.run(ShopSpider, {**shop_settings(shop, file), **stock}, patience=STARTING)
-        expected, whole = shop_hits(shop), items_in(file, shop)
+        folder = tmp_path / "stock"
+        stock = {"ADDONS": {}, "CONCURRENT_REQUESTS": CONCURRENCY, **feeds_in(folder, queue)}
+        await crawls.run(ShopSpider, {**shop_settings(shop), **stock}, patience=STARTING)
+        expected, whole = shop_hits(shop), items_in(folder, shop)
     assert len(expected) > products
     with ShopServer(products=products, delay=DELAY) as shop:
-        file = tmp_path / "items.jsonl"
-        settings = {**shop_settings(shop, file), "CONCURRENT_REQUESTS": CONCURRENCY}
+        folder = tmp_path / "feeds"
+        settings = {**shop_settings(shop), **feeds_in(folder, queue)}
+        settings["CONCURRENT_REQUESTS"] = CONCURRENCY
         project = Project(tmp_path / "project", queue, ShopSpider, settings)
         for moment in sorted(chance.sample(range(2, len(expected)), kills)):
             async with project.begin() as process:
@@ -81,7 +110,8 @@ async def shop_with_kills(
                 await asyncio.sleep(chance.uniform(0, DELAY))
                 assert not process.has_ended, process.log
             # What a kill in the middle of a write would leave; no test can hit that moment.
-            with file.open("a") as lines:
+            name = "pipeline.jsonl" if isinstance(queue, ServedQueue) else "add.jsonl"
+            with (folder / name).open("a") as lines:
                 lines.write('{"sku": "cut o')
         crawl = await crawls.run(ShopSpider, settings, queue=queue, patience=STARTING)
         assert crawl.reason == "finished"
@@ -89,7 +119,7 @@ async def shop_with_kills(
         # Scrapy 2.19 lets all but the first of those requests pass that wait for robots.txt.
         hits.pop(Hit("GET", "/private/stock", ""), None)
         assert set(hits) == set(expected) - {Hit("GET", "/private/stock", "")}
-        assert items_in(file, shop) == whole
+        assert items_in(folder, shop) == whole
     assert [entry.url for entry in await queue.entries() if entry.handled_at is None] == []
     assert (await queue.info()).pending == 0
     return hits - expected

@@ -14,12 +14,13 @@ PRODUCTS = 207
 """So many items has the shop if it lists 200."""
 
 
-def shop_settings(shop: ShopServer, items: Path) -> dict[str, Any]:
+def shop_settings(shop: ShopServer, items: Path | None = None) -> dict[str, Any]:
     """Those of the example, for a crawl of this shop that writes its items to this file."""
     values = {name: value for name, value in vars(settings).items() if name.isupper()}
     del values["EXTENSIONS"]  # it serves the shop
     del values["ADDONS"], values["SPIDER_MODULES"]  # all tests set them
-    return {**values, "SHOP_URL": shop.url, "SHOP_ITEMS": str(items)}
+    feeds = {} if items is None else {str(items): {"format": "jsonlines"}}
+    return {**values, "SHOP_URL": shop.url, "FEEDS": feeds}
 
 
 def shop_hits(shop: ShopServer) -> Counter[Hit]:

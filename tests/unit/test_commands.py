@@ -433,6 +433,8 @@ async def test_examples_of_the_help_and_the_readme_work(
     await any_queue.add(*failed)
     for line in dict.fromkeys(shlex.join(words) for words in (*shown, *examples.values())):
         assert line.startswith("scrapy rq ")
+        if " items" in line and isinstance(any_queue, ServedQueue):
+            continue  # there are none over the API
         if " retry " in line:  # other examples may have changed the entries
             await ok(any_queue, "purge --yes")
             await any_queue.add(*failed)

@@ -131,6 +131,7 @@ def test_add_on_names_the_setting_that_is_wrong() -> None:
         ("CALLBACKS", [(BaseSettings({"A": "parse_a"}), {"A": "parse_a"})]),
         ("TRUSTED_MODULES", [(["shop.items"], ("shop.items",)), (("a", "b.c"), ("a", "b.c"))]),
         ("TRUSTED_MODULES", [("shop.items, more", ("shop.items", "more")), ("", ())]),
+        ("ITEMS", [("auto", "auto"), ("True", True), (False, False)]),
         ("PURGE_ON_START", [("1", True), ("True", True)]),
         ("WINDOW", [(500, 500), ("500", 500), (1, 1)]),
         ("OUTBOX", [("1", 1)]),
@@ -164,6 +165,7 @@ SECONDS = "write a number of seconds {}, for example {}"
     [
         ("ENABLED", BOOLEAN, ["yes", []]),
         ("RETRY_FOREFRONT", BOOLEAN, ["front"]),
+        ("ITEMS", "write 'auto', True or False", ["", "some", 2.5]),
         ("PURGE_ON_START", BOOLEAN, [""]),
         ("PROGRESS", BOOLEAN, ["on"]),
         ("GC_FREEZE", BOOLEAN, ["yes"]),
@@ -314,6 +316,10 @@ def test_no_worker_of_many_may_empty_the_queue() -> None:
     message = refusal({"APIFY_RQ_ACCESS": "shared", "APIFY_RQ_PURGE_ON_START": True})
     assert "each worker that starts would delete what the others crawl" in message
     assert "'scrapy rq purge'" in message
+
+
+def test_items_over_the_api_are_not_saved() -> None:
+    assert "store them in a pipeline" in refusal({**AT_APIFY, "APIFY_RQ_ITEMS": True})
 
 
 def test_what_is_switched_off_is_checked_by_itself_only() -> None:

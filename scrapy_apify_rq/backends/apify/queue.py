@@ -25,6 +25,7 @@ from scrapy_apify_rq.backends.apify.updates import Updates
 from scrapy_apify_rq.backends.base import (
     Added,
     Claim,
+    EntryItems,
     Info,
     Known,
     Lock,
@@ -53,6 +54,7 @@ class ApifyBackend:
     consistency_delay = 3.0
     linger = 0.1
     counts_reads = True
+    items = None
     keeps_records = False
 
     def __init__(
@@ -147,7 +149,14 @@ class ApifyBackend:
         left = self._left | self._updates.refused
         return await self._access.claim(limit, known, left, size, share)
 
-    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
+    async def update(
+        self,
+        entries: Sequence[Entry],
+        *,
+        forefront: bool,
+        items: Mapping[str, EntryItems] | None = None,
+    ) -> list[Updated]:
+        assert not items, "self.items is None"
         self._is_fresh = False
         if len(entries) == 1:  # as the frontier calls it; a task would cost more than the rest
             return [await self._updates.put(entries[0], forefront)]

@@ -15,7 +15,7 @@ from operator import attrgetter
 from typing import Final, NamedTuple, TypeVar
 
 from scrapy_apify_rq.backends.base import Known
-from scrapy_apify_rq.backends.sqlite.database import Database
+from scrapy_apify_rq.backends.sqlite.database import ITEM_TABLES, Database
 from scrapy_apify_rq.backends.sqlite.occupancy import Occupant
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.limits import ID_LENGTH
@@ -153,6 +153,8 @@ class Catalog:
         db.execute("DELETE FROM requests WHERE queue = ?", (key,))
         db.execute("DELETE FROM records WHERE queue = ?", (key,))
         db.execute("DELETE FROM occupants WHERE queue = ?", (key,))
+        for table in ITEM_TABLES:
+            db.execute(f"DELETE FROM {table} WHERE queue = ?", (key,))
         db.execute("DELETE FROM queues WHERE key = ?", (key,))
 
     def occupant(self, key: int) -> Occupant | None:

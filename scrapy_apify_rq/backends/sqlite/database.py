@@ -81,6 +81,45 @@ CREATE TABLE records (                 -- what crawls keep beside their entries
     PRIMARY KEY (queue, name)
 ) WITHOUT ROWID
 """
+# Newer, too. What a crawl has scraped, and what it knows about its feeds (``crawl.feeds``).
+_ITEMS: Final = (
+    """
+    CREATE TABLE IF NOT EXISTS items (
+        number INTEGER PRIMARY KEY,
+        queue INTEGER NOT NULL REFERENCES queues (key),
+        entry TEXT,                    -- id; NULL for items of no request
+        key TEXT,                      -- of items of no request, or of a spill
+        client TEXT,                   -- NULL in single access
+        valid INTEGER NOT NULL,        -- FALSE for a spill whose request is not finished
+        count INTEGER NOT NULL
+    )
+    """,
+    # Apart, since SQLite would write all of a row again when it becomes valid.
+    """
+    CREATE TABLE IF NOT EXISTS item_texts (
+        number INTEGER PRIMARY KEY REFERENCES items (number),
+        json TEXT NOT NULL             -- JSON Lines
+    )
+    """,
+    "CREATE TRIGGER IF NOT EXISTS items_deleted AFTER DELETE ON items"
+    " BEGIN DELETE FROM item_texts WHERE number = OLD.number; END",
+    "CREATE INDEX IF NOT EXISTS items_valid ON items (queue, valid)",
+    "CREATE UNIQUE INDEX IF NOT EXISTS items_loose ON items (queue, key)"
+    " WHERE key IS NOT NULL AND valid",
+    "CREATE INDEX IF NOT EXISTS items_spilled ON items (queue, key) WHERE NOT valid",
+    "CREATE TABLE IF NOT EXISTS item_counts"
+    " (queue INTEGER PRIMARY KEY REFERENCES queues (key), count INTEGER NOT NULL)",
+    """
+    CREATE TABLE IF NOT EXISTS feeds (
+        queue INTEGER NOT NULL REFERENCES queues (key),
+        client TEXT NOT NULL,          -- '' in single access
+        name TEXT NOT NULL,
+        json TEXT NOT NULL,
+        PRIMARY KEY (queue, client, name)
+    ) WITHOUT ROWID
+    """,
+)
+ITEM_TABLES: Final = ("items", "item_counts", "feeds")
 # Version 1 had no hosts. Those of its entries that come after so many others stay without.
 _NEW_COLUMN: Final = "ALTER TABLE requests ADD COLUMN host TEXT"
 _MOST_NOTED: Final = 10_000
@@ -163,6 +202,8 @@ def _prepare(db: sqlite3.Connection, file: Path) -> None:
             db.execute(_HOST_INDEX)
             db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        for statement in _ITEMS:
+            db.execute(statement)
     db.execute(f"PRAGMA busy_timeout = {round(_BLOCKING_WAIT * 1000)}")
 
 

@@ -15,6 +15,7 @@ from scrapy_apify_rq.backends.base import (
     Added,
     Claim,
     Claimed,
+    EntryItems,
     Info,
     Known,
     Lock,
@@ -23,6 +24,7 @@ from scrapy_apify_rq.backends.base import (
 )
 from scrapy_apify_rq.backends.sqlite.catalog import Catalog, Counters, QueueRecord
 from scrapy_apify_rq.backends.sqlite.database import FILE_NAME, Database, connect
+from scrapy_apify_rq.backends.sqlite.items import SavedItems
 from scrapy_apify_rq.backends.sqlite.leases import Leases, Taken
 from scrapy_apify_rq.backends.sqlite.occupancy import Occupancy, Occupant
 from scrapy_apify_rq.backends.sqlite.table import Table
@@ -130,6 +132,9 @@ class SqliteBackend:
         self._left_leased: list[str] = []
         """Those among them on which we may still have a lease."""
         self._leases = Leases(self._database, self._table, client_key, now)
+        self.items = SavedItems(
+            self._database, self._table, None if lock_secs is None else client_key
+        )
 
     @property
     def location(self) -> str:
@@ -200,10 +205,24 @@ class SqliteBackend:
     async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
         return await self._write(lambda counters: self._table.add(entries, forefront, counters))
 
-    async def update(self, entries: Sequence[Entry], *, forefront: bool) -> list[Updated]:
+    async def update(
+        self,
+        entries: Sequence[Entry],
+        *,
+        forefront: bool,
+        items: Mapping[str, EntryItems] | None = None,
+    ) -> list[Updated]:
         def work(counters: Counters) -> list[Updated]:
-            answers = (self._table.replace(entry, forefront, counters) for entry in entries)
-            return [Updated(answer.was_already_handled) for answer in answers]
+            answers = []
+            for entry in entries:
+                answer = self._table.replace(entry, forefront, counters)
+                answers.append(Updated(answer.was_already_handled))
+                if items and (scraped := items.get(entry.id)) is not None:
+                    if answer.was_already_handled:
+                        self.items.drop(scraped)
+                    else:
+                        self.items.add(entry.id, scraped)
+            return answers
 
         return await self._write(work)
 
@@ -300,7 +319,11 @@ class SqliteBackend:
         return await self._database.patiently(lambda: self._catalog.newest(_MOST_QUEUES))
 
     async def purge(self) -> None:
-        await self._write(self._table.clear)
+        def work(counters: Counters) -> None:
+            self._table.clear(counters)
+            self.items.clear()
+
+        await self._write(work)
         if self._purges is not None:
             self._purges += 1
 

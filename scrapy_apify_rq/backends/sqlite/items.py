@@ -1,0 +1,207 @@
+"""The items that were scraped from one queue: rows of the table of items.
+
+A row holds up to 64 KB of items, so a request with a hundred thousand of them is validated at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+from scrapy_apify_rq.backends.base import EntryItems, LooseItems, SavedItem
+from scrapy_apify_rq.backends.sqlite.database import ITEM_TABLES, Database
+from scrapy_apify_rq.backends.sqlite.table import Table
+
+# Bytes of a row, unless one item alone has more; rows read at once, and deleted at once.
+_ROW_SIZE: Final = 64 * 1024
+_CHUNK: Final = 20
+_DELETED: Final = 200
+
+_INSERT: Final = (
+    "INSERT INTO items (queue, entry, key, client, valid, count) VALUES (?, ?, ?, ?, ?, ?)"
+    " ON CONFLICT DO NOTHING"
+)
+_INSERT_TEXT: Final = "INSERT INTO item_texts (number, json) VALUES (?, ?)"
+_COUNT: Final = (
+    "INSERT INTO item_counts (queue, count) VALUES (?, ?)"
+    " ON CONFLICT (queue) DO UPDATE SET count = count + excluded.count"
+)
+
+
+class SavedItems:
+    """``ItemStore`` says what each public method promises. ``client`` is None in single access."""
+
+    def __init__(self, database: Database, table: Table, client: str | None) -> None:
+        self._database = database
+        self._table = table
+        self._client = client
+
+    # Within a transaction of the backend.
+
+    def add(self, entry: str, items: EntryItems) -> None:
+        """Save the items of a request that has just been finished or retried."""
+        count = self._insert(items.texts, entry, None, valid=True)
+        if items.spill is not None:
+            count += sum(
+                spilled
+                for (spilled,) in self._database.connection.execute(
+                    "UPDATE items SET valid = TRUE, key = NULL"
+                    " WHERE queue = ? AND key = ? AND NOT valid RETURNING count",
+                    (self._table.key, items.spill),
+                )
+            )
+        self._add_count(count)
+
+    def drop(self, items: EntryItems) -> None:
+        """Forget the items of a request that somebody else has finished."""
+        self._database.connection.execute(
+            "DELETE FROM items WHERE queue = ? AND key = ? AND NOT valid",
+            (self._table.key, items.spill),
+        )
+
+    def clear(self) -> None:
+        for table in ITEM_TABLES:
+            self._database.connection.execute(
+                f"DELETE FROM {table} WHERE queue = ?", (self._table.key,)
+            )
+
+    def _insert(
+        self, texts: Sequence[str], entry: str | None, key: str | None, *, valid: bool
+    ) -> int:
+        """Return how many were inserted."""
+        db, inserted = self._database.connection, 0
+        for lines in _rows(texts):
+            values = (self._table.key, entry, key, self._client, valid, len(lines))
+            cursor = db.execute(_INSERT, values)
+            if cursor.rowcount == 1:
+                db.execute(_INSERT_TEXT, (cursor.lastrowid, "\n".join(lines)))
+                inserted += len(lines)
+        return inserted
+
+    def _add_count(self, count: int) -> None:
+        self._database.connection.execute(_COUNT, (self._table.key, count))
+
+    # The protocol.
+
+    async def save(self, batches: Sequence[LooseItems]) -> None:
+        def work() -> None:
+            for texts, key, entry in batches:
+                count = self._insert(texts, entry, key, valid=entry is None)
+                if entry is None:
+                    self._add_count(count)
+
+        await self._database.transaction(work)
+
+    async def read(self, after: int = 0, *, own: bool = False) -> AsyncIterator[SavedItem]:
+        mine = "AND client = :client" if own and self._client is not None else ""
+        query = (
+            "SELECT number, entry, key, json FROM items JOIN item_texts USING (number)"
+            " WHERE queue = :queue AND valid = TRUE AND number > :after"
+            f" {mine} ORDER BY number LIMIT {_CHUNK}"
+        )
+        while True:
+            values = {"queue": self._table.key, "after": after, "client": self._client}
+            fetch = partial(self._fetch, query, values)
+            rows = await self._database.patiently(fetch)
+            if not rows:
+                return
+            for after, entry, key, json in rows:
+                for index, line in enumerate(json.split("\n")):
+                    yield SavedItem(after, entry, key or f"{entry}:{after}:{index}", line)
+            await asyncio.sleep(0)
+
+    def _fetch(
+        self, query: str, values: Mapping[str, object]
+    ) -> list[tuple[int, str | None, str | None, str]]:
+        return self._database.connection.execute(query, values).fetchall()
+
+    async def count(self) -> int:
+        return await self._number("SELECT count FROM item_counts WHERE queue = ?")
+
+    async def last(self) -> int:
+        return await self._number("SELECT max(number) FROM items WHERE queue = ? AND valid = TRUE")
+
+    async def _number(self, query: str) -> int:
+        def read() -> int:
+            row = self._database.connection.execute(query, (self._table.key,)).fetchone()
+            return 0 if row is None or row[0] is None else int(row[0])
+
+        return await self._database.patiently(read)
+
+    async def keys(self, after: int) -> set[str]:
+        query = "SELECT key FROM items WHERE queue = ? AND key IS NOT NULL AND valid AND number > ?"
+
+        def read() -> set[str]:
+            rows = self._database.connection.execute(query, (self._table.key, after))
+            return {key for (key,) in rows}
+
+        return await self._database.patiently(read)
+
+    async def discard_spilled(self) -> None:
+        query = (
+            "DELETE FROM items WHERE number IN"
+            f" (SELECT number FROM items WHERE queue = ? AND NOT valid LIMIT {_DELETED})"
+        )
+
+        def work() -> int:
+            return self._database.connection.execute(query, (self._table.key,)).rowcount
+
+        deleted = 1
+        while deleted:
+            deleted = await self._database.transaction(work)
+            await asyncio.sleep(0)
+
+    # What the crawl knows about its feeds.
+
+    async def notes(self) -> dict[str, str]:
+        query = "SELECT name, json FROM feeds WHERE queue = ? AND client = ?"
+
+        def read() -> dict[str, str]:
+            return dict(self._database.connection.execute(query, self._owner).fetchall())
+
+        return await self._database.patiently(read)
+
+    async def note(self, texts: Mapping[str, str], *, anew: bool = False) -> None:
+        query = "INSERT OR REPLACE INTO feeds (queue, client, name, json) VALUES (?, ?, ?, ?)"
+        rows = [(*self._owner, name, text) for name, text in texts.items()]
+
+        def work() -> None:
+            if anew:
+                forget = "DELETE FROM feeds WHERE queue = ? AND client = ?"
+                self._database.connection.execute(forget, self._owner)
+            self._database.connection.executemany(query, rows)
+
+        await self._database.transaction(work)
+
+    async def notes_of_others(self, names: Collection[str]) -> list[dict[str, str]]:
+        query = "SELECT queue, client, json FROM feeds WHERE name = ? AND (queue, client) <> (?, ?)"
+
+        def read() -> list[dict[str, str]]:
+            notes: defaultdict[tuple[int, str], dict[str, str]] = defaultdict(dict)
+            for name in names:
+                values = (name, *self._owner)
+                for queue, client, text in self._database.connection.execute(query, values):
+                    notes[queue, client][name] = text
+            return list(notes.values())
+
+        return await self._database.patiently(read)
+
+    @property
+    def _owner(self) -> tuple[int, str]:
+        return self._table.key, self._client or ""
+
+
+def _rows(texts: Sequence[str]) -> Iterator[list[str]]:
+    row: list[str] = []
+    size = 0
+    for text in texts:
+        size += len(text)
+        if row and size > _ROW_SIZE:
+            yield row
+            row, size = [], len(text)
+        row.append(text)
+    if row:
+        yield row

@@ -1,0 +1,70 @@
+"""Saved items in the file of ``export``: below the entries, one per line.
+
+    {"#scrapy": {"entry": ID, "key": KEY}, "item": ITEM}
+
+``entry`` is the entry that it was scraped from, or null. An item is imported once under its key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import chain
+from typing import Final
+
+from scrapy_apify_rq.backends.base import LooseItems, SavedItem
+from scrapy_apify_rq.commands import output
+from scrapy_apify_rq.commands.adding import Line
+from scrapy_apify_rq.commands.queues import Queue
+from scrapy_apify_rq.errors import RequestQueueError
+
+_BEGIN: Final = b'{"#scrapy": '
+_BATCH: Final = 100
+
+
+def line(item: SavedItem) -> bytes:
+    about = json.dumps({"entry": item.entry, "key": item.key})
+    return _BEGIN + f'{about}, "item": {item.json}}}\n'.encode()
+
+
+class Rest:
+    """The lines of a file: first those of entries, then those of items."""
+
+    def __init__(self, lines: Iterator[Line]) -> None:
+        self._lines = lines
+
+    def entries(self) -> Iterator[Line]:
+        for where, text in self._lines:
+            if text.startswith(_BEGIN):
+                self._lines = chain([(where, text)], self._lines)
+                return
+            yield where, text
+
+    async def add_items(self, queue: Queue) -> None:
+        """Raises RequestQueueError at a line that is none of an item."""
+        store, count = queue.backend.items, 0
+        batch: list[LooseItems] = []
+        for where, text in self._lines:
+            if store is None:
+                raise RequestQueueError(
+                    f"{where}: the items of the file cannot be saved in a queue of the API"
+                )
+            batch.append(_parsed(where, text))
+            count += 1
+            if len(batch) == _BATCH:
+                await store.save(batch)
+                batch = []
+        if store is not None and batch:
+            await store.save(batch)
+        if count:
+            output.say(f"{count:,} items read")
+
+
+def _parsed(where: str, text: bytes) -> LooseItems:
+    try:
+        data = json.loads(text)
+        return LooseItems(
+            [json.dumps(data["item"], ensure_ascii=False)], str(data["#scrapy"]["key"])
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RequestQueueError(f"{where} is not an item: {error!r}") from error

@@ -1,0 +1,201 @@
+"""Scrapy's feed exports, for a crawl that survives: see ``feeds``.
+
+Scrapy's exporters, filters and storages do the work. Here the items of earlier runs are given to
+them first, and what is scraped is saved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from pydispatch.errors import DispatcherKeyError  # type: ignore[import-untyped]
+from pydispatch.robustapply import robustApply  # type: ignore[import-untyped]
+from scrapy import signals
+from scrapy.extensions.feedexport import FeedExporter, FeedSlot
+from scrapy.utils.defer import maybe_deferred_to_future
+from twisted.internet.defer import Deferred
+
+from scrapy_apify_rq import scrapy_private
+from scrapy_apify_rq.errors import BackendError
+
+if TYPE_CHECKING:
+    from scrapy import Spider
+    from scrapy.crawler import Crawler
+    from scrapy.http import Response
+
+    from scrapy_apify_rq.crawl.feeds import Feeds
+
+logger = logging.getLogger(__name__)
+
+# Seconds for which items are exported before other work gets its turn.
+_TURN: Final = 0.005
+_HANDLERS: Final = {
+    "open_spider": signals.spider_opened,
+    "close_spider": signals.spider_closed,
+    "item_scraped": signals.item_scraped,
+}
+_FAILED: Final = "feedexport/failed_count/"
+
+
+class SavedFeeds(scrapy_private.FeedHooks):
+    """The part of it that goes before any ``FeedExporter``, the project's own included."""
+
+    crawler: Crawler
+    slots: list[FeedSlot]
+    _feeds: Feeds | None = None
+
+    def uri_of_batch(self, feed: str, batch: int, uri: str) -> str:
+        return uri if self._feeds is None else self._feeds.uri(feed, batch, uri)
+
+    def batch_begins(self, slot: FeedSlot) -> None:
+        if self._feeds is not None:
+            self._feeds.begins(slot)
+
+    async def open_spider(self, spider: Spider) -> None:
+        scheduler: Any = scrapy_private.scheduler(self.crawler)
+        if getattr(scheduler, "has_failed", False):
+            return  # a feed without its items would only be in the way of a complete one
+        self._feeds = feeds = getattr(scheduler, "feeds", None)
+        await _finished(self._stock("open_spider", spider=spider))
+        if feeds is None:
+            return
+        feeds.opened()
+        try:
+            await feeds.save()
+            await self._replay(feeds, spider)
+        except OSError as error:
+            feeds.fail(
+                BackendError(
+                    f"The feeds cannot be given the items of earlier runs: {error}. These are still"
+                    " saved: fix the cause and run the spider again.",
+                    "apify_rq_items",
+                )
+            )
+        except BackendError as error:
+            feeds.fail(error)
+
+    async def _replay(self, feeds: Feeds, spider: Spider) -> None:
+        """Give the feeds the items of earlier runs."""
+        feeds.is_replayed = False
+        own = self.slots
+        # What each feed's storage has already; greatest last.
+        waiting = [
+            (feeds.begins_after(slot), slot)
+            for slot in own
+            if slot.uri_template not in feeds.left_alone
+        ]
+        waiting.sort(key=lambda one: one[0], reverse=True)
+        self.slots = []
+        count = 0
+        turn_ends = time.monotonic() + _TURN
+        async for number, item in feeds.saved():
+            if not self.crawler.crawling:
+                break  # Ctrl-C: the next run does it all again
+            while waiting and waiting[-1][0] < number:
+                self.slots.append(waiting.pop()[1])
+            try:
+                await self._export(feeds, item, None, spider)
+            except OSError:
+                raise
+            except Exception:  # as Scrapy does with an item that cannot be exported
+                logger.error(
+                    "Error exporting a saved item", exc_info=True, extra={"spider": spider}
+                )
+            count += 1
+            if time.monotonic() > turn_ends:
+                await asyncio.sleep(0)
+                turn_ends = time.monotonic() + _TURN
+        else:
+            feeds.is_replayed = True
+        self.slots += [slot for _, slot in waiting]
+        self.slots += [slot for slot in own if slot.uri_template in feeds.left_alone]
+        feeds.report_replay(count)
+
+    async def item_scraped(
+        self, item: Any, spider: Spider, response: Response | None = None
+    ) -> None:
+        feeds = self._feeds
+        if feeds is None:
+            await _finished(
+                self._stock("item_scraped", item=item, spider=spider, response=response)
+            )
+        elif feeds.items is None or await feeds.items.scraped(item, response):
+            await self._export(feeds, item, response, spider)
+
+    async def _export(
+        self, feeds: Feeds, item: Any, response: Response | None, spider: Spider
+    ) -> None:
+        if feeds.has_unsaved:
+            await feeds.save()
+        await _finished(self._stock("item_scraped", item=item, spider=spider, response=response))
+        for slot in self.slots:
+            feeds.written(slot)
+
+    async def close_spider(self, spider: Spider) -> None:
+        feeds = self._feeds
+        if feeds is None:
+            await _finished(self._stock("close_spider", spider=spider))
+            return
+        slots, closed = list(self.slots), list[FeedSlot]()
+
+        def note(slot: FeedSlot) -> None:
+            closed.append(slot)
+
+        self.crawler.signals.connect(note, signals.feed_slot_closed)
+        try:
+            await _finished(self._stock("close_spider", spider=spider))
+            await feeds.stored(slots, self._failed_storages(slots, closed))
+        except BackendError as error:
+            feeds.fail(error)
+        finally:
+            self.crawler.signals.disconnect(note, signals.feed_slot_closed)
+            await feeds.let_go()
+
+    def _failed_storages(self, slots: list[FeedSlot], closed: list[FeedSlot]) -> set[str]:
+        """The classes of storages that have failed. Scrapy counts what was not stored, and says
+        nothing if an exporter could not end.
+        """
+        assert self.crawler.stats is not None
+        stats = self.crawler.stats.get_stats()
+        failed = {name.removeprefix(_FAILED) for name in stats if name.startswith(_FAILED)}
+        unclosed = (slot for slot in slots if slot.itemcount and slot not in closed)
+        return failed | {type(slot.storage).__name__ for slot in unclosed}
+
+    def _stock(self, method: str, **arguments: Any) -> Any:
+        # A subclass of the project may take fewer arguments, or more.
+        return robustApply(getattr(super(), method), **arguments)
+
+
+async def _finished(result: Any) -> None:
+    """Wait for a signal handler of any kind."""
+    if isinstance(result, Deferred):
+        await maybe_deferred_to_future(result)
+    elif isinstance(result, Awaitable):
+        await result
+
+
+def adopt(crawler: Crawler) -> SavedFeeds | None:
+    """Put our part before the feed exporter of this crawl. None if it has none.
+
+    Not by a setting, which would have to name the project's own subclass: to load the modules of
+    its extensions while add-ons are loaded could install the wrong reactor.
+    """
+    exporter = crawler.get_extension(FeedExporter)
+    if exporter is None or isinstance(exporter, SavedFeeds):
+        return exporter
+    connected = []
+    for name, signal in _HANDLERS.items():
+        with suppress(DispatcherKeyError):  # a subclass may have its own ways
+            crawler.signals.disconnect(getattr(exporter, name), signal)
+            connected.append((name, signal))
+    cls = type(exporter)
+    saved: Any = type(cls.__name__, (SavedFeeds, cls), {"__module__": cls.__module__})
+    exporter.__class__ = saved
+    for name, signal in connected:
+        crawler.signals.connect(getattr(exporter, name), signal)
+    return exporter  # type: ignore[return-value]
