@@ -26,20 +26,21 @@ class Appetite:
 
     def is_low(self, waiting: int, *, is_stuck: bool = False) -> bool:
         """``is_stuck``: what waits is for hosts that are busy."""
-        return waiting <= (self._size * 2 if is_stuck else self._size // 2)
+        # It takes no more than otherwise, only earlier: other workers may have those hosts free.
+        return waiting < self._size if is_stuck else waiting <= self._size // 2
 
     def starve(self) -> None:
         """The worker has nothing left to crawl and could take more."""
         self._is_starving = True
 
-    def claim(self, waiting: int, *, is_stuck: bool = False) -> int:
+    def claim(self, waiting: int) -> int:
         """How many to claim now."""
         if self._is_starving and self._was_rich:
             self._size = min(self._size * 2, self._most)
             self._was_rich = False  # a rich claim lets it grow once
         elif not self._is_starving and time.monotonic() > self._fed_at + _LONG:
             self._size = max(self._size // 2, 1)
-        return max(self._size - waiting, self._size // 2 if is_stuck else 1, 1)
+        return max(self._size - waiting, 1)
 
     def feed(self, *, is_rich: bool) -> None:
         """A claim has brought something; a rich one brought all that was asked for."""

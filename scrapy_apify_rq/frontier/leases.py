@@ -131,13 +131,14 @@ class Leases:
         )
 
     def starve(self) -> None:
-        self._appetite.starve()
+        if not self._window.is_stuck:
+            self._appetite.starve()
 
     def begin_claim(self, asked_at: float) -> Amount:
         self._asked_at = asked_at
         window, waiting = self._window, self._waiting()
         return Amount(
-            self._appetite.claim(waiting.entries, is_stuck=window.is_stuck),
+            self._appetite.claim(waiting.entries),
             max(window.memory - waiting.size, 1),
             window.share(),
         )
