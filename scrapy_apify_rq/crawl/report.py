@@ -415,7 +415,7 @@ def _of_all(totals: Totals) -> str:
     return (
         f"; all {totals.runs} runs handled {totals.pages} ({totals.failed} of them failed), retried"
         f" {totals.retries} and scraped {totals.items} items in"
-        f" {timedelta(seconds=round(totals.seconds))}"
+        f" {timedelta(seconds=round(totals.seconds))} (without the last seconds before a kill)"
     )
 
 
