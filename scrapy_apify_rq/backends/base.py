@@ -205,8 +205,11 @@ class Backend(Protocol):
     def rate_reached(self) -> str | None:
         """The rate that updates are waiting for, for people. None if they do not wait."""
 
-    def refusal(self, entry: Entry) -> str | None:
-        """Say why ``add`` would refuse this entry. None if it will not, or has to find out."""
+    def refusal(self, entry: Entry, size: int) -> str | None:
+        """Say why ``add`` would refuse this entry. None if it will not, or has to find out.
+
+        ``size`` is no less than ``entry.size``, which takes time to count.
+        """
 
     async def open(self) -> None:
         """Get or create the queue. Raises ConfigError if the settings lead to nothing usable."""

@@ -7,10 +7,11 @@ second, and an outage of two seconds would cost every page that was in flight.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Final
+
+from scrapy_apify_rq import retry_after as header
 
 # Seconds: no wait grows beyond the first; what a site asks for is granted up to the second.
 LONGEST: Final = 60.0
@@ -35,21 +36,5 @@ class BackOff:
             return 0.0
         jitter = 1 + _JITTER * self._chance()
         wait = min(self._delay * 2.0 ** min(retries, 60) * jitter, LONGEST)
-        return max(wait, min(_read(retry_after), LONGEST_ASKED_FOR))
-
-
-def _read(retry_after: bytes | None) -> float:
-    """The seconds that a site asks for: as a number, or until a date. 0 for anything else.
-
-    https://www.rfc-editor.org/rfc/rfc9110#field.retry-after
-    """
-    text = (retry_after or b"").decode("latin-1").strip()
-    if text.isascii() and text.isdigit():
-        return float(text[:9])
-    try:
-        date = parsedate_to_datetime(text)
-        if date.tzinfo is None:
-            date = date.replace(tzinfo=UTC)
-        return (date - datetime.now(UTC)).total_seconds()
-    except (ValueError, OverflowError):
-        return 0.0
+        asked_for = header.seconds((retry_after or b"").decode("latin-1"), time.time())
+        return max(wait, min(asked_for, LONGEST_ASKED_FOR))

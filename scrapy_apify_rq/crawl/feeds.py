@@ -77,9 +77,11 @@ class History(NamedTuple):
 
 
 class Feeds:
-    """The feeds of this run. ``is_continued`` says that it is not the first run of its crawl.
+    """The feeds of this run.
 
-    ``fail`` closes the spider with an error.
+    ``items`` is None if the run saves none; then its feeds are on their own. ``history`` is what
+    earlier runs of the same crawl have noted, empty for its first run. ``fail`` closes the spider
+    with an error.
     """
 
     def __init__(
@@ -87,27 +89,25 @@ class Feeds:
         store: ItemStore,
         codec: ItemCodec,
         report: Report,
+        items: Items | None,
         *,
         history: History,
-        is_continued: bool,
         fail: Callable[[BackendError], None],
     ) -> None:
         self._store = store
         self._codec = codec
         self._report = report
         self.fail = fail
-        self.items: Items | None = None
-        """None if this run saves none; then its feeds are on their own."""
-        self.is_continued = is_continued
+        self.items = items
+        self.is_continued = history.crawl is not None
         self.is_complete = False
         """The crawl has nothing left to do but to store its feeds."""
         self.is_replayed = True
         """The feeds have all items of earlier runs."""
         self.left_alone: set[str] = set()
         """Feeds that get no items of earlier runs."""
-        self._notes = dict(history.notes) if is_continued else {}
-        crawl = history.crawl if is_continued else None
-        self.crawl = crawl or CrawlNote(began=time.time())
+        self._notes = dict(history.notes)
+        self.crawl = history.crawl or CrawlNote(began=time.time())
         self._others: list[tuple[CrawlNote | None, set[str]]] = []
         self._unsaved: dict[str, str] = {}
         self._when_stored: Callable[[], Awaitable[None]] | None = None

@@ -22,7 +22,7 @@ from scrapy_apify_rq.crawl.inflight import InFlight
 from scrapy_apify_rq.crawl.items import Items
 from scrapy_apify_rq.crawl.progress import Progress
 from scrapy_apify_rq.crawl.report import Report
-from scrapy_apify_rq.crawl.resume import Beginning, begin, remember_foreign_starts
+from scrapy_apify_rq.crawl.resume import begin, remember_foreign_starts
 from scrapy_apify_rq.crawl.slots import slots_of
 from scrapy_apify_rq.crawl.state import State
 from scrapy_apify_rq.entries.converter import RequestConverter
@@ -119,7 +119,7 @@ class Lifecycle:
         await remember_foreign_starts(self._backend, self._config, self.frontier)
         await self.state.open()
         self.frontier.open(has_pending=beginning.has_pending, is_new=beginning.is_new)
-        await self._open_items(beginning, history)
+        await self._open_items(history if beginning.is_continued else History(None, {}))
         self._settler = asyncio.create_task(self._settle_regularly())
         self._crawler.signals.connect(self._on_idle, signals.spider_idle)
         self._saver = asyncio.create_task(self.frontier.guard(self.state.run()))
@@ -128,7 +128,8 @@ class Lifecycle:
         self._progress.start()
         self._run_events.open()
 
-    async def _open_items(self, beginning: Beginning, history: History) -> None:
+    async def _open_items(self, history: History) -> None:
+        """``history`` is that of this crawl: empty if this is its first run."""
         wanted, store = self._config.items, self._backend.items
         is_saving = wanted is True or (wanted == "auto" and self._exporter is not None)
         if store is None:
@@ -137,30 +138,24 @@ class Lifecycle:
             return
         if self._config.access == "single":
             await store.discard_spilled()
-        codec = ItemCodec(self.converter.names)
-        feeds = Feeds(
-            store,
-            codec,
-            self.report,
-            history=history,
-            is_continued=beginning.is_continued,
-            fail=self.failed,
-        )
+        codec, items = ItemCodec(self.converter.names), None
         if is_saving:
-            if beginning.is_continued and feeds.crawl.has_gaps:
+            crawl = history.crawl
+            if crawl is not None and crawl.has_gaps:
                 self.report.has_gaps()
-            feeds.items = Items(
+            items = Items(
                 codec,
-                await store.keys(feeds.crawl.after) if beginning.is_continued else set(),
+                set() if crawl is None else await store.keys(crawl.after),
                 inflight=self.inflight,
                 frontier=self.frontier,
                 report=self.report,
                 stats=self._crawler.stats,
             )
             if self._exporter is None:
-                self._crawler.signals.connect(feeds.items.scraped, signals.item_scraped)
+                self._crawler.signals.connect(items.scraped, signals.item_scraped)
             elif self._config.access == "shared" and self._config.client_key is None:
                 self.report.unnamed_worker()
+        feeds = Feeds(store, codec, self.report, items, history=history, fail=self.failed)
         await feeds.open()
         self.feeds = feeds
 
@@ -203,16 +198,7 @@ class Lifecycle:
 
     async def _close_backend(self) -> None:
         # Until the feeds are stored, nobody else may take the queue.
-        if self.feeds is None or not self.feeds.wait_for(self._close_late):
-            await self._backend.close()
-
-    async def _close_late(self) -> None:
-        try:
-            if self.frontier.error is None and self.state.has_new_values():
-                await self.state.save()
-        except BackendError as error:
-            self.report.not_kept(f"spider.state as closed() has left it is not saved: {error}")
-        finally:
+        if self.feeds is None or not self.feeds.wait_for(self._save_and_close):
             await self._backend.close()
 
     async def _closing_line(self) -> str:
@@ -234,17 +220,20 @@ class Lifecycle:
 
     async def _save_late(self) -> None:
         """Save what the spider has put into its state when it was closed, as Scrapy does."""
-        if self.feeds is not None and self.feeds.is_waited_for:
-            return  # the queue is still ours, and it is done before that ends
-        if self.frontier.error is None and self.state.has_new_values():
-            try:
-                await self._backend.open()
-                await self._backend.occupy(alone=self._config.access == "single")
+        if self.feeds is None or not self.feeds.is_waited_for:
+            await self._save_and_close(is_closed=True)
+
+    async def _save_and_close(self, *, is_closed: bool = False) -> None:
+        try:
+            if self.frontier.error is None and self.state.has_new_values():
+                if is_closed:
+                    await self._backend.open()
+                    await self._backend.occupy(alone=self._config.access == "single")
                 await self.state.save()
-            except (BackendError, ConfigError) as error:
-                self.report.not_kept(f"spider.state as closed() has left it is not saved: {error}")
-            finally:
-                await self._backend.close()
+        except (BackendError, ConfigError) as error:
+            self.report.not_kept(f"spider.state as closed() has left it is not saved: {error}")
+        finally:
+            await self._backend.close()
 
     def _on_idle(self) -> None:
         """All is crawled, unless this version of the project cannot read all that is pending."""

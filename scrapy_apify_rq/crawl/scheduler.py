@@ -143,7 +143,8 @@ class Scheduler(BaseScheduler):
         )
         try:
             entry = self._converter.encode(request, key, **changes)
-            if reason := self.frontier.refusal(entry):
+            size = live_size(entry)
+            if reason := self.frontier.refusal(entry, size):
                 raise CodecError(reason)
         except CodecError as error:
             visit.key = key
@@ -153,7 +154,7 @@ class Scheduler(BaseScheduler):
             self.frontier.keep(visit)
         else:
             visit.entry = entry
-            visit.size = live_size(entry)
+            visit.size = size
             self.frontier.add(visit)
         return True
 

@@ -157,9 +157,9 @@ class Frontier:
     def remember(self, id: str) -> None:
         self._local.seen.add(id.encode())
 
-    def refusal(self, entry: Entry) -> str | None:
+    def refusal(self, entry: Entry, size: int) -> str | None:
         """Why the queue can never take this entry, if that is known before it is sent."""
-        return self._backend.refusal(entry)
+        return self._backend.refusal(entry, size)
 
     def add(self, visit: Visit) -> None:
         """Put a new entry into the outbox; it can be handed out once it is confirmed."""

@@ -14,11 +14,9 @@ import gzip
 import json
 import logging
 import random
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from importlib.metadata import version
 from socket import gaierror
@@ -28,6 +26,7 @@ from urllib.parse import urlencode
 
 import httpx2
 
+from scrapy_apify_rq import retry_after
 from scrapy_apify_rq.backends.apify.pace import Pace
 from scrapy_apify_rq.backends.apify.transport import AiohttpTransport
 from scrapy_apify_rq.errors import BackendError
@@ -275,7 +274,10 @@ class Client:
         if not is_transient:
             raise Refused(status, problem)
         raise TransientError(
-            problem, maybe_done=not is_limit, delay=_retry_after(answer), is_limit=is_limit
+            problem,
+            maybe_done=not is_limit,
+            delay=retry_after.seconds(answer.headers.get("Retry-After", ""), time.time()),
+            is_limit=is_limit,
         )
 
     def _problem(self, answer: httpx2.Response, body: bytearray) -> tuple[str, str]:
@@ -352,14 +354,3 @@ def _encoded(body: bytes | None) -> tuple[dict[str, str], bytes | None]:
     if not _COMPRESS_FROM <= len(body) <= _COMPRESS_TO:
         return headers, body
     return {**headers, "Content-Encoding": "gzip"}, gzip.compress(body, 1)
-
-
-def _retry_after(answer: httpx2.Response) -> float:
-    """The seconds that the header names, or those until the date that it names."""
-    text = answer.headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", text):
-        return float(text)
-    try:
-        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0)
-    except (ValueError, TypeError, OverflowError):
-        return 0

@@ -105,9 +105,9 @@ class ApifyBackend:
     def rate_reached(self) -> str | None:
         return f"{CRUD_RATE} updates a second" if self._client.is_paced(CRUD_RATE) else None
 
-    def refusal(self, entry: Entry) -> str | None:
+    def refusal(self, entry: Entry, size: int) -> str | None:
         # Writing it as JSON takes time, and makes up to six bytes of one character.
-        may_be_long = 6 * entry.size > wire.PAYLOAD_LIMIT
+        may_be_long = 6 * size > wire.PAYLOAD_LIMIT
         return wire.too_long(wire.to_send(entry)) or None if may_be_long else None
 
     async def open(self) -> None:

@@ -148,7 +148,7 @@ class SqliteBackend:
     def patience(self) -> float:
         return self._database.patience
 
-    def refusal(self, entry: Entry) -> None:
+    def refusal(self, entry: Entry, size: int) -> None:
         return None
 
     async def open(self) -> None:
