@@ -15,8 +15,6 @@ from benchmarks import report
 from benchmarks.contestants import contestant
 from benchmarks.track import Track, track
 
-_CONTESTANTS = ("stock", "embedded", "api@50")
-
 
 def run(place: Track, name: str, hosts: int, options: argparse.Namespace) -> dict[str, Any]:
     place.set_site(delay=options.delay)
@@ -52,6 +50,7 @@ def print_runs(hosts: int, runs: dict[str, list[Any]], options: argparse.Namespa
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--contestants", nargs="+", default=["embedded", "api@50"])
     parser.add_argument("--hosts", type=int, nargs="+", default=[6, 100])
     parser.add_argument("--pages", type=int, default=1200, help="of all hosts together")
     parser.add_argument("--connections", type=int, default=16)
@@ -62,7 +61,8 @@ def _options() -> argparse.Namespace:
     report.add_options(parser, plot=False)
     options = parser.parse_args()
     if options.quick:
-        options.hosts, options.pages, options.rounds = [6], 48, 1
+        options.contestants, options.hosts = ["embedded"], [6]
+        options.pages, options.rounds = 48, 1
     return options
 
 
@@ -77,7 +77,7 @@ def main() -> None:
         track(Path(folder), pin=True, hosts=most) as place,
     ):
         for hosts in options.hosts:
-            runs: dict[str, list[Any]] = {name: [] for name in _CONTESTANTS}
+            runs: dict[str, list[Any]] = {name: [] for name in ("stock", *options.contestants)}
             for _ in range(options.rounds):
                 for name, group in runs.items():
                     group.append(run(place, name, hosts, options))

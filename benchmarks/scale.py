@@ -47,7 +47,6 @@ _BATCH = 25
 _WINDOW = 1000
 _MEMORY = 16 * 1024 * 1024
 _FILL = 1000
-_PAGES = 300
 
 
 class _Links(Spider):
@@ -149,12 +148,12 @@ def _in_a_process(*arguments: object) -> dict[str, float]:
 # The benchmark
 
 
-def resume(place: Track, folder: Path, queue: str) -> dict[str, float]:
+def resume(place: Track, folder: Path, queue: str, pages: int) -> dict[str, float]:
     """Open the queue and crawl some of its pages: the time to the first page, and the memory."""
     embedded = contestant("embedded")
     where = Place(folder, queue, "", "", "")
-    settings = {"CLOSESPIDER_PAGECOUNT": _PAGES}
-    crawl = finish(place.start(embedded, where, f"/many/{_PAGES}", settings))
+    settings = {"CLOSESPIDER_PAGECOUNT": pages}
+    crawl = finish(place.start(embedded, where, f"/many/{pages}", settings))
     return {"opening": crawl["opening"], "memory": crawl["memory"]}
 
 
@@ -162,8 +161,8 @@ def measure(place: Track, folder: Path, options: argparse.Namespace) -> list[dic
     rows = []
     for size in options.sizes:
         asyncio.run(fill(folder / str(size), place.site, size))
-        empty = resume(place, folder / str(size), "empty")
-        full = resume(place, folder / str(size), _QUEUE)
+        empty = resume(place, folder / str(size), "empty", options.pages)
+        full = resume(place, folder / str(size), _QUEUE, options.pages)
         rows.append(
             {
                 "size": size,
@@ -224,13 +223,15 @@ def _options() -> argparse.Namespace:
         "--sizes", type=int, nargs="+", default=[10_000, 30_000, 100_000, 300_000, 1_000_000]
     )
     parser.add_argument("--known", type=int, default=1_000_000, help="how many known requests")
+    parser.add_argument("--pages", type=int, default=300, help="crawled of a resumed queue")
     parser.add_argument("--rounds", type=int, default=100, help="timed calls in a row")
     parser.add_argument("--repeat", type=int, default=5, help="how often to repeat the rounds")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     report.add_options(parser)
     options = parser.parse_args()
     if options.quick:
-        options.sizes, options.known, options.rounds, options.repeat = [2_000], 10_000, 5, 1
+        options.sizes, options.known, options.pages = [2_000], 10_000, 20
+        options.rounds, options.repeat = 5, 1
     return options
 
 

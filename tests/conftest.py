@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from tests.support.queues import Queue, ServedQueue, serving
 from tests.support.virtual_time import run_in_virtual_time
 from tests.support.waiting import run_async
 from tests.support.website import Site
+
+# Some machines forbid it, and then each of our many processes would compile the package again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -84,7 +84,7 @@ def test_generated_calls(served: ServedQueue, api: Caller, verb: str, path: str)
 
     @given(case=cases, good=st.booleans(), batch=BATCHES)
     @settings(
-        max_examples=12,
+        max_examples=8,
         derandomize=True,
         database=None,
         deadline=None,

@@ -113,16 +113,16 @@ async def test_many_small_crawls_end_in_time_while_the_head_and_the_counters_lag
         return reasons
 
     with Site({}, default=Page()) as site, called(served) as api:
-        small = [(n, shape, one) for n in range(3) for shape, one in shapes(api, site).items()]
+        small = [(n, shape, one) for n in range(1) for shape, one in shapes(api, site).items()]
         reasons = await asyncio.gather(*(crawl(*one) for one in small))
         served.faults(Faults())
         infos = [api("GET", f"/~{n}-{shape}").data for n, shape, _ in small]
 
     ends = Counter(reason for rounds in reasons for reason in rounds)
-    assert ends == {"finished": 27, "closespider_pagecount": 3}
+    assert ends == {"finished": 9, "closespider_pagecount": 1}
     hits = Counter(site.paths)
     assert (hits - expected, expected - hits) == ({}, {})
-    assert [info["pendingRequestCount"] for info in infos] == [0] * 27
+    assert [info["pendingRequestCount"] for info in infos] == [0] * 9
 
 
 async def test_page_costs_1_1_calls(site: Site, served: ServedQueue, crawls: Crawls) -> None:

@@ -82,12 +82,12 @@ class Terminal:
         os.write(self._ours, text.encode())
 
 
-async def test_watch_refreshes_until_ctrl_c(any_queue: Queue) -> None:
+async def test_watch_refreshes_until_ctrl_c(queue: Queue) -> None:
     words = "status --watch 0.2 --by host"
     with Terminal() as terminal:
-        async with running(any_queue, words, **terminal.streams) as process:
+        async with running(queue, words, **terminal.streams) as process:
             await terminal.shows("62.5% handled")
-            await any_queue.add(entry(8))
+            await queue.add(entry(8))
             await terminal.shows("55.6% handled", "0 pages/min")
             process.send_signal(signal.SIGINT)
     assert process.returncode == 0
@@ -127,30 +127,30 @@ async def test_watch_prints_json_to_a_pipe(any_queue: Queue) -> None:
     assert looks[0]["failed"] == (None if isinstance(any_queue, ServedQueue) else 3)
 
 
-async def test_closed_pipe_gives_no_traceback(any_queue: Queue) -> None:
-    async with running(any_queue, "list", stdout=PIPE, stderr=PIPE) as process:
+async def test_closed_pipe_gives_no_traceback(queue: Queue) -> None:
+    async with running(queue, "list", stdout=PIPE, stderr=PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
 
 
-async def test_interrupted_import_can_be_repeated(tmp_path: Path, any_queue: Queue) -> None:
+async def test_interrupted_import_can_be_repeated(tmp_path: Path, queue: Queue) -> None:
     lines = "".join(f"{entry(number).to_json()}\n" for number in range(150)).encode()
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    async with running(any_queue, f"import {fifo}", stderr=PIPE) as process:
+    async with running(queue, f"import {fifo}", stderr=PIPE) as process:
         with fifo.open("wb") as file:
             file.write(lines)
             file.flush()
             async with asyncio.timeout(30):
-                while (await any_queue.info()).total < 100:  # noqa: ASYNC110 (there is no event)
+                while (await queue.info()).total < 100:  # noqa: ASYNC110 (there is no event)
                     await asyncio.sleep(0.02)
             process.send_signal(signal.SIGINT)
             said = process.stderr.read().decode()
     kept = "interrupted. What it did so far is kept; you can safely run it again"
     assert (process.returncode, said) == (130, f"scrapy rq import: {kept}\n")
-    await rq_ok(any_queue, "import", "-", stdin=lines)
-    assert (await any_queue.info()).total == 150
+    await rq_ok(queue, "import", "-", stdin=lines)
+    assert (await queue.info()).total == 150
 
 
 async def test_embedded_queue_is_used_without_importing_aiohttp(queue: Queue) -> None:

@@ -27,7 +27,7 @@ from tests.support.website import Site
 
 pytestmark = pytest.mark.usefixtures("short_delay")
 
-KILLS = 4
+KILLS = 3
 STARTING = 60.0
 """Seconds that a process may take to start on a busy machine."""
 CONCURRENCY = 8
@@ -126,7 +126,7 @@ async def shop_with_kills(
 
 
 async def test_kills(tmp_path: Path, any_queue: Queue, crawls: Crawls) -> None:
-    repeated = await shop_with_kills(tmp_path, any_queue, crawls, KILLS, products=240)
+    repeated = await shop_with_kills(tmp_path, any_queue, crawls, KILLS, products=120)
     assert repeated.total() <= most_repeated(any_queue), dict(repeated)
 
 
@@ -146,7 +146,7 @@ async def test_kills_while_calls_fail(tmp_path: Path, served: ServedQueue, crawl
 )
 async def test_kills_of_workers(tmp_path: Path, site: Site, any_queue: Queue, kills: int) -> None:
     """Two at a time, of which any is killed and replaced."""
-    pages, chance = 200, random.Random(kills)
+    pages, chance = 120, random.Random(kills)
     site.serve(tree(pages, delay=0.05))
     settings = {"APIFY_RQ_ACCESS": "shared", "APIFY_RQ_LOCK_SECS": 2, "CONCURRENT_REQUESTS": 4}
     project = Project(tmp_path / "project", any_queue, Tree, settings)

@@ -7,24 +7,24 @@ import os
 import re
 import signal
 import sys
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.support.certificates import self_signed
+from tests.support.command_line import rq, rq_ok
 from tests.support.queues import NAME, TOKEN, Queue
 from tests.support.raw_calls import request
 from tests.support.scrapy_project import ROOT, Process
 from tests.support.waiting import wait_until
 
 
-def serve(folder: Path, *options: str, **environ: str) -> Process:
-    return rq(folder, "serve", *options, **environ)
+def serve(folder: Path, *options: str) -> Process:
+    return start(folder, "serve", *options)
 
 
-def rq(folder: Path, *words: str, **environ: str) -> Process:
+def start(folder: Path, *words: str, **environ: str) -> Process:
     command = [sys.executable, "-W", "error", "-m", "scrapy", "rq", *words]
     return Process(command, folder, {**os.environ, "PYTHONPATH": str(ROOT), **environ}, None)
 
@@ -80,7 +80,7 @@ async def test_serves_our_client_over_tls_with_the_token_of_a_file(tmp_path: Pat
         assert url.startswith("https:")
         environ = {"SSL_CERT_FILE": certificate, "APIFY_TOKEN": TOKEN, "APIFY_API_BASE_URL": url}
         words = ("add", "https://example.com/", "-s", f"APIFY_RQ_NAME={NAME}")
-        async with rq(tmp_path, *words, **environ) as adding:
+        async with start(tmp_path, *words, **environ) as adding:
             added = await adding.end()
         assert added.status == 0, added.log
         # Words that are not TLS cost a line.
@@ -95,32 +95,34 @@ async def test_serves_our_client_over_tls_with_the_token_of_a_file(tmp_path: Pat
     assert "Traceback" not in ended.log
 
 
+async def test_wrong_options_are_refused_with_the_cure(tmp_path: Path, queue: Queue) -> None:
+    """Before there is a server, and so without a process."""
+    (tmp_path / "empty").touch()
+    empty = str(tmp_path / "empty")
+    for options, cure in (
+        (("--host", "0.0.0.0"), "add --token-file, or set APIFY_RQ_SERVER_TOKEN"),
+        (("--host", "0.0.0.0", "--token-file", empty), "the file is empty"),
+        (("--keyfile", empty), "--keyfile needs --certfile"),
+        (("--certfile", empty), "files in the format PEM"),
+        (("--nonsense",), "unrecognized arguments: --nonsense"),
+    ):
+        done = await rq(queue, "serve", *options)
+        assert (done.code, done.out) == (2, ""), options
+        assert cure in done.err
+
+
 async def test_what_is_wrong_ends_it_with_the_cure(tmp_path: Path) -> None:
     (tmp_path / "request_queues.sqlite").write_text("no database at all, but long enough for one")
-    storage = ("--storage-dir", str(tmp_path))
-    cases = [
-        (("--host", "0.0.0.0"), 2, "add --token-file, or set APIFY_RQ_SERVER_TOKEN"),
-        (("--host", "0.0.0.0", "--token-file", "empty"), 2, "the file is empty"),
-        (("--keyfile", "empty"), 2, "--keyfile needs --certfile"),
-        (("--certfile", "empty"), 2, "files in the format PEM"),
-        (("--port", "99999"), 1, "use another --host or --port"),
-        (("--nonsense",), 2, "unrecognized arguments: --nonsense"),
-        (("--port", "0", *storage), 1, "APIFY_RQ_STORAGE_DIR"),
-    ]
+    wrong_port = ("--port", "99999"), "use another --host or --port"
+    no_database = ("--port", "0", "--storage-dir", str(tmp_path)), "APIFY_RQ_STORAGE_DIR"
     (tmp_path / "programs").mkdir()
-    (tmp_path / "programs" / "empty").touch()
-    async with AsyncExitStack() as stack:
-        starts = (serve(tmp_path / "programs", *options) for options, _, _ in cases)
-        processes = [await stack.enter_async_context(process) for process in starts]
-        for process, (options, status, cure) in zip(processes, cases, strict=True):
+    for options, cure in (wrong_port, no_database):
+        async with serve(tmp_path / "programs", *options) as process:
             ended = await process.end()
-            assert (ended.status, ended.output) == (status, ""), options
-            assert cure in ended.log
-            assert "Traceback" not in ended.log
+        assert (ended.status, ended.output) == (1, ""), options
+        assert cure in ended.log
+        assert "Traceback" not in ended.log
 
 
-async def test_help_shows_an_example(tmp_path: Path) -> None:
-    async with serve(tmp_path, "--help") as process:
-        ended = await process.end()
-    assert "Example: scrapy rq serve --port" in ended.output
-    assert ended.status == 0
+async def test_help_shows_an_example(queue: Queue) -> None:
+    assert "Example: scrapy rq serve --port" in (await rq_ok(queue, "serve", "--help")).out

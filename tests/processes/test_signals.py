@@ -22,11 +22,9 @@ from tests.support.website import Held, Page, Site, let_go, links
 pytestmark = pytest.mark.usefixtures("short_delay")
 
 MODULE = Stages.__module__
-OPENING = ["pipeline made", "filter", "pipeline opened", "spider_opened", "engine_started"]
-RUNNING = ["start", "request_reached_downloader", "callback"]
-CASES = [("sqlite", stage) for stage in OPENING + RUNNING]
-# What a stop does at each call, from the first to the last: tests/crawls/test_the_end.py.
-CASES += [("apify", stage) for stage in ("spider_opened", "call 1", "callback")]
+# What a stop does in a crawl that is open, at each call and stage: tests/crawls/test_the_end.py.
+STAGES = ["pipeline made", "filter", "spider_opened", "engine_started", "callback"]
+CASES = [*(("sqlite", stage) for stage in STAGES), ("apify", "call 1")]
 
 
 @pytest.mark.parametrize(("any_queue", "stage"), CASES, indirect=["any_queue"])

@@ -23,6 +23,7 @@ _PACKAGE = "scrapy_apify_rq"
 _SETTINGS = {
     "ADDONS": {f"{_PACKAGE}.Addon": 500},
     "APIFY_RQ_RETRY_DELAY": 0,
+    "CONCURRENT_ITEMS": 8,  # for each page, Scrapy makes as many tasks, 100 by default
     "LOG_LEVEL": "DEBUG",
     "REMOTE_CONTROL_ENABLED": False,
     "ROBOTSTXT_OBEY": False,

@@ -109,11 +109,6 @@ def reached(stage: str) -> None:
 class Stages(Links):
     name = "stages"
 
-    async def start(self) -> AsyncIterator[Any]:
-        reached("start")
-        async for request in super().start():
-            yield request
-
     def parse(self, response: Response) -> Iterator[Any]:
         reached("callback")
         yield from super().parse(response)
@@ -136,7 +131,7 @@ class StagesFilter(RFPDupeFilter):
 
 class StagesPipeline:
     def __init__(self, crawler: Crawler) -> None:
-        for name in ("engine_started", "spider_opened", "request_reached_downloader"):
+        for name in ("engine_started", "spider_opened"):
             stage = getattr(signals, name)
             crawler.signals.connect(lambda name=name: reached(name), stage, weak=False)
         reached("pipeline made")
@@ -144,9 +139,6 @@ class StagesPipeline:
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> StagesPipeline:
         return cls(crawler)
-
-    def open_spider(self) -> None:
-        reached("pipeline opened")
 
     def process_item(self, item: Any) -> Any:
         return item

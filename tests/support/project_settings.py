@@ -7,7 +7,13 @@ from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 
 ADDONS = {"scrapy_apify_rq.Addon": 500}
 APIFY_RQ_RETRY_DELAY = 0
-EXTENSIONS = {"tests.support.stats_file.StatsFile": 0}
+EXTENSIONS = {
+    "tests.support.stats_file.StatsFile": 0,
+    # Newer versions of Scrapy import a web server for it.
+    "scrapy.extensions.remote_control.RemoteControl": None,
+}
+# For each page, Scrapy makes as many tasks as this, 100 by default.
+CONCURRENT_ITEMS = 8
 ROBOTSTXT_OBEY = False
 TELNETCONSOLE_ENABLED = False
 LOG_LEVEL = "DEBUG"

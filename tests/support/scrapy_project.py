@@ -143,8 +143,7 @@ class Project:
             if not name.startswith(("APIFY_", "ACTOR_", "CRAWLEE_"))
         }
         path = os.pathsep.join((str(self.folder), str(ROOT), str(EXAMPLE)))
-        # What a process compiles is kept for the next one.
-        environ = {**clean, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "", **(env or {})}
+        environ = {**clean, "PYTHONPATH": path, **(env or {})}
         command = [sys.executable, "-W", "error", *program, *words]
         return Process(command, self.folder, environ, terminal)
 
