@@ -30,6 +30,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticSerializationError
 
+from scrapy_apify_rq.entries.deep_json import texts_at
 from scrapy_apify_rq.entries.mending import in_schema, well_formed, well_formed_json
 
 UNREADABLE: Final = "scrapy_unreadable"
@@ -205,12 +206,15 @@ def _whole(text: str | bytes) -> str:
 
 
 def _plain_fields(text: str | bytes) -> dict[str, str]:
-    """Return key and URL of an entry that is nested too deeply; nothing of one that is no JSON."""
+    """Return key and URL of an entry that Python cannot read; nothing of one that is no JSON."""
+    whole = _whole(text)
     try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError):
+        json.loads(whole)
+    except json.JSONDecodeError:
         return {}
-    fields = raw if isinstance(raw, dict) else {}
+    except (ValueError, RecursionError):
+        pass  # nested too deeply, say
+    fields = texts_at(whole, 1)
     return {name: fields[name] for name in ("uniqueKey", "url") if _is_plain(fields.get(name))}
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
-from scrapy_apify_rq.backends.apify import wire
+from scrapy_apify_rq.backends.apify import answers, wire
 from scrapy_apify_rq.backends.apify.access import Access
+from scrapy_apify_rq.backends.apify.answers import Queue
 from scrapy_apify_rq.backends.apify.batches import Adding, delete_batch
 from scrapy_apify_rq.backends.apify.endpoints import Endpoints
 from scrapy_apify_rq.backends.apify.http import CONNECTIONS, Client
@@ -34,7 +34,7 @@ from scrapy_apify_rq.backends.base import (
     Updated,
 )
 from scrapy_apify_rq.config import DEFAULTS
-from scrapy_apify_rq.entries.models import Entry, read_date
+from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.limits import CRUD_RATE, MAX_BATCH
 
 
@@ -186,13 +186,13 @@ class ApifyBackend:
     async def queues(self) -> Sequence[Known]:
         return [
             Known(
-                queue["name"],
-                queue.get("title"),
-                queue["totalRequestCount"],
-                max(queue["pendingRequestCount"], 0),
+                queue.name,
+                queue.title,
+                queue.total_request_count,
+                max(queue.pending_request_count, 0),
             )
-            for queue in (await self._api.list_queues(limit=1000))["items"]
-            if queue.get("name")
+            for queue in await self._api.list_queues(limit=1000)
+            if queue.name
         ]
 
     async def purge(self) -> None:
@@ -206,8 +206,8 @@ class ApifyBackend:
         self._begin()
 
     async def get(self, id: str) -> Entry | None:
-        item = await self._api.get_request(id)
-        return None if item is None else Entry.from_json(id, wire.to_json(item))
+        text = await self._api.get_request(id)
+        return None if text is None else Entry.from_json(id, text)
 
     async def list(self, state: State | None = None) -> AsyncIterator[Entry]:
         # The platform's "pending" leaves out locked entries, ours does not.
@@ -224,12 +224,11 @@ class ApifyBackend:
         return number
 
     async def lock_of(self, id: str) -> Lock | None:
-        item = await self._api.get_request(id) or {}
-        if not (ends := item.get("lockExpiresAt")):
+        text = await self._api.get_request(id)
+        lock = answers.EntryLock() if text is None else answers.EntryLock.of(text)
+        if lock.lock_expires_at is None or lock.lock_expires_at <= datetime.now(UTC):
             return None
-        expires_at = read_date(ends)
-        still = expires_at > datetime.now(UTC)
-        return Lock(item.get("lockByClient"), expires_at) if still else None
+        return Lock(lock.lock_by_client, lock.lock_expires_at)
 
     async def delete(self, ids: Collection[str]) -> None:
         self._is_fresh = False
@@ -240,17 +239,17 @@ class ApifyBackend:
             self._access.deleted(batch)
 
 
-def _info(queue: dict[str, Any]) -> Info:
-    stats = queue.get("stats") or {}
+def _info(queue: Queue) -> Info:
+    stats = queue.stats or answers.Operations()
     return Info(
-        queue["id"],
-        queue.get("name"),
-        queue["totalRequestCount"],
-        queue["handledRequestCount"],
+        queue.id,
+        queue.name,
+        queue.total_request_count,
+        queue.handled_request_count,
         # The platform's counters lag, each by its own time. This one can even be negative.
-        max(queue["pendingRequestCount"], 0),
-        read_date(queue["modifiedAt"]),
-        Operations(stats.get("readCount", 0), stats.get("writeCount", 0)),
+        max(queue.pending_request_count, 0),
+        queue.modified_at,
+        Operations(stats.read_count, stats.write_count),
     )
 
 

@@ -11,13 +11,13 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from scrapy_apify_rq.backends.apify import wire
+from scrapy_apify_rq.backends.apify.answers import Listed, Page
 from scrapy_apify_rq.backends.apify.endpoints import Endpoints
 from scrapy_apify_rq.backends.apify.http import AnswerTooLong
 from scrapy_apify_rq.backends.apify.parallel import run_ahead
-from scrapy_apify_rq.entries.hosts import host, host_of
+from scrapy_apify_rq.entries.hosts import host_of
 from scrapy_apify_rq.entries.models import Entry
 
 # Entries that are fetched at a time: at most, and while their size is unknown.
@@ -35,6 +35,7 @@ _PARSING_COST: Final = 2048
 _FIRST_PAGE: Final = 10
 # The API would give 10,000 entries in one answer, which would block the event loop for seconds.
 _LONGEST_PAGE: Final = 1000
+_MOST_EMPTY: Final = 100
 _PAGE_BYTES: Final = 4 * 1024 * 1024
 
 
@@ -144,10 +145,9 @@ class Reader:
         return read
 
     async def _fetch(self, id: str) -> bytes | None:
-        item = await self._api.get_request(id)
-        if item is None:
+        text = await self._api.get_request(id)
+        if text is None:
             return None
-        text = wire.to_json(item)
         before = len(text) if self._average is None else self._average
         self._average = before + (len(text) - before) * _WEIGHT
         return text
@@ -161,25 +161,28 @@ class Reader:
             self._parsed = 0
             await asyncio.sleep(0)
 
-    async def list(self, states: str | None) -> AsyncGenerator[tuple[str, bytes, str], None]:
-        """Yield id, JSON and host of all entries in these states of the API, page by page."""
+    async def list(self, states: str | None) -> AsyncGenerator[Listed, None]:
+        """Yield all entries in these states of the API, page by page."""
         limit = self.fit(_PAGE_BYTES, unknown=_FIRST_PAGE)
         cursor: str | None = None
+        cursors: set[str] = set()
+        empty = 0
         while True:
             page = await self._page(limit, states, cursor)
             size = 0
-            for n, item in enumerate(page["items"]):
-                text = wire.to_json(item)
-                size += len(text)
-                yield item["id"], text, host(item["url"], item.get("userData"))
+            for n, item in enumerate(page.items):
+                size += len(item.text)
+                yield item
                 if n % 100 == 99:
                     await asyncio.sleep(0)
-            cursor = page.get("nextCursor")
-            if not cursor:
+            empty = 0 if page.items else empty + 1
+            # A list that begins anew, or has nothing but empty pages, would never end.
+            if not page.next_cursor or page.next_cursor in cursors or empty > _MOST_EMPTY:
                 return
-            limit = _PAGE_BYTES * len(page["items"]) // max(size, 1)
+            cursors.add(cursor := page.next_cursor)
+            limit = _PAGE_BYTES * len(page.items) // max(size, 1)
 
-    async def _page(self, limit: int, states: str | None, cursor: str | None) -> Any:
+    async def _page(self, limit: int, states: str | None, cursor: str | None) -> Page:
         """Return a page of up to ``limit`` entries, or of fewer if they are too long for one."""
         limit = max(1, min(limit, _LONGEST_PAGE))
         while True:

@@ -92,11 +92,11 @@ class SingleAccess:
         # One more than wanted, to know whether there are more.
         asked = min(limit + len(unwanted) + 2 * self._stale + 1, HEAD_LIMIT)
         head = await self._api.get_head(asked)
-        others = self._note_clients(head["hadMultipleClients"])
-        ids = [item["id"] for item in head["items"]]
+        others = self._note_clients(head.had_multiple_clients)
+        ids = [item.id for item in head.items]
         self._stale = sum(id in self._acked for id in ids)
         wanted = [id for id in ids if id not in unwanted and id not in self._acked]
-        hosts = {item["id"]: host(item["url"], None) for item in head["items"]}
+        hosts = {item.id: host(item.url, None) for item in head.items}
         if left and not wanted and len(ids) == HEAD_LIMIT:
             hosts = await self._beyond_the_head(limit + 1, unwanted)
             wanted = [*hosts]
@@ -219,7 +219,7 @@ class SingleAccess:
     def _is_listable(self) -> bool:
         """Whether all pending entries probably fit into memory."""
         fitting = self._reader.fit(self._complete.memory, unknown=MOST_COMPLETE)
-        pending: int = self._api.queue["pendingRequestCount"]
+        pending = self._api.queue.pending_request_count
         return self._listable and pending <= min(fitting, MOST_COMPLETE)
 
     async def _read_list(self) -> None:
