@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -75,6 +76,22 @@ def test_a_broken_entry_stays_broken() -> None:
     assert later.broken == entry.broken
     texts = later.user_data["scrapy_unreadable"]["original"].split("\n")
     assert [json.loads(text) for text in texts] == [{"headers": 5}, {"retryCount": "many"}]
+
+
+def test_a_number_beyond_pythons_stays_one() -> None:
+    """JSON knows no infinity, but 1e999; JavaScript and Python read it as infinity."""
+    user_data = '{"a":1e999,"b":[-1e999],"c":"-Infinity, \\"NaN\\"","Infinity":1.5}'
+    text = f'{{"id":"i","uniqueKey":"k","url":"u","userData":{user_data}}}'
+    entry = Entry.from_json("i", text)
+    assert entry.user_data["a"] == -entry.user_data["b"][0] == math.inf
+    assert f'"userData":{user_data},' in entry.to_json()
+    assert read(headers={"n": math.inf}, payload=[math.inf]).payload == "[1e999]"
+
+
+def test_nobody_but_us_says_that_an_entry_is_broken() -> None:
+    assert read(broken="no").broken is None
+    with pytest.raises(AttributeError):
+        read().broken = "no"  # type: ignore[misc]
 
 
 def test_lone_surrogates_are_not_written() -> None:
