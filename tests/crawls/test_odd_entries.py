@@ -96,7 +96,7 @@ async def test_what_nobody_can_read_costs_no_other(
     site: Site, any_queue: Queue, crawls: Crawls
 ) -> None:
     """It is refused once, however it comes: by its id, or in a list with others."""
-    values = {f"/deep{depth}": "[" * depth + "]" * depth for depth in (190, 300, 2000, 100_000)}
+    values = {f"/deep{depth}": "[" * depth + "]" * depth for depth in (190, 300, 2000)}
     values["/digits"] = "9" * 5000
     good = [*(f"/{n}" for n in range(80)), "/deep190"]
     nasty = {path: value for path, value in values.items() if path not in good}
