@@ -55,6 +55,7 @@ async def test_an_answer_of_another_shape_is_asked_for_again(
 ) -> None:
     """Each endpoint gives each of them once. None is taken for an answer, or for a bug of ours."""
     monkeypatch.setattr(http, "_FIRST_BACKOFF", 0.001)
+    monkeypatch.setattr(http, "_LONGEST_BACKOFF", 0.001)
     left: defaultdict[tuple[str, str], list[str]] = defaultdict(lambda: [*SHAPES])
 
     def before(call: Call) -> Any:
