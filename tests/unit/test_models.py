@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -104,6 +105,19 @@ def test_dates_are_written_in_utc_with_milliseconds() -> None:
     tokyo = timezone(timedelta(hours=9))
     text = foreign(handled_at=datetime(2026, 11, 23, 4, 5, 6, 789_999, tokyo)).to_json()
     assert json.loads(text)["handledAt"] == "2026-11-22T19:05:06.789Z"
+
+
+def test_a_date_without_a_zone_is_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        entry = read(handledAt="2026-01-02T03:04:05")
+        made = foreign().model_copy(update={"handled_at": datetime(2026, 1, 2, 3, 4, 5)})
+        for one in (entry, made):
+            assert json.loads(one.to_json())["handledAt"] == "2026-01-02T03:04:05.000Z"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_failed_is_one_error_more_than_retries() -> None:
