@@ -10,7 +10,6 @@ from typing import Annotated, NoReturn
 
 from aiohttp import web
 
-from scrapy_apify_rq.backends.api_models import Unlocked
 from scrapy_apify_rq.backends.sqlite.store import Store
 from scrapy_apify_rq.limits import MAX_BATCH
 from scrapy_apify_rq.server.answers import answer, date, head_item
@@ -83,7 +82,7 @@ class Locks:
         return web.Response(status=204)
 
     async def end_all(self, call: Call) -> web.Response:
-        return answer(Unlocked(unlocked_count=await call.queue.unlock_all()))
+        return answer({"unlockedCount": await call.queue.unlock_all()})
 
 
 def _raise_not_held(call: Call) -> NoReturn:
