@@ -2,11 +2,12 @@
 
 The platform gives this list in the queue's order (apify-client-js#880), so it is read on where the
 last claim stopped. What it does not show there is fetched by id: an entry at the front, say. In any
-other order it would have little of what the head names, and then it is not asked for again.
+other order, or while it lags, it has little of what the head names. Then it is left alone for a while.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from typing import Final
 
@@ -19,6 +20,8 @@ _LIST_FROM: Final = 50
 _LONGEST_PAGE: Final = 250
 # Of one claim: twice as many as a head needs.
 _MOST_PAGES: Final = 8
+# Seconds until a list that was in another order is looked at again.
+_PAUSE: Final = 60.0
 
 
 class Backlog:
@@ -28,8 +31,8 @@ class Backlog:
         self._reader = reader
         self._cursor: str | None = None
         """Where to read on; None: at the beginning."""
-        self._is_in_order = True
-        """As far as we know."""
+        self._not_before = 0.0
+        """When it may be of use again."""
 
     async def read(
         self, wanted: Collection[str], head: Sequence[str], others: Collection[str]
@@ -43,7 +46,7 @@ class Backlog:
         missing = {id for id in wanted if id in on_head and id not in complete}
         found: dict[str, Entry] = {}
         for _ in range(_MOST_PAGES):
-            if len(missing) < _LIST_FROM or not self._is_in_order:
+            if len(missing) < _LIST_FROM or time.monotonic() < self._not_before:
                 break
             limit = len(missing)
             if self._cursor is None:  # the list begins with what was claimed before
@@ -57,7 +60,8 @@ class Backlog:
                 elif entry.id in others and entry.id not in found and entry.id not in complete:
                     wasted += not complete.keep(entry)
             if 2 * sum(entry.id in on_head for entry in page.items) < len(page.items):
-                self._is_in_order = self._cursor is not None
+                if self._cursor is None:
+                    self._not_before = time.monotonic() + _PAUSE
                 self._cursor = None
                 break
             self._cursor = page.next_cursor
