@@ -116,7 +116,8 @@ async def test_nobody_there_is_an_outage() -> None:
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
-QUEUE = b'{"data":{"id":"q","name":null,"totalRequestCount":0}}'
+COUNTS = b'"totalRequestCount":0,"handledRequestCount":0,"pendingRequestCount":0'
+QUEUE = b'{"data":{"id":"q","name":null,%s}}' % COUNTS
 
 
 @pytest.mark.usefixtures("hurried")
@@ -189,8 +190,8 @@ async def test_nothing_is_sent_again_without_our_knowledge() -> None:
         return b"" if sent.count(b"PUT") == 1 else GOOD
 
     async with answering(answer) as address, client_of(f"http://{address}") as client:
-        await client.call("get", "GET", "x", rate=CRUD_RATE)
-        repeated = await client.call("put", "PUT", "x", rate=CRUD_RATE, body=b"{}")
+        await client.call("get", "GET", "x", read=bytes, rate=CRUD_RATE)
+        repeated = await client.call("put", "PUT", "x", read=bytes, rate=CRUD_RATE, body=b"{}")
     assert repeated.maybe_repeated
     assert sent == [b"GET", b"PUT", b"PUT"]
 
@@ -208,11 +209,11 @@ async def test_proxies_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv("NO_PROXY", "direct.invalid")
         for host in ("elsewhere.invalid", address):
             async with client_of(f"http://{host}") as client:
-                await client.call("get", "GET", "x", rate=CRUD_RATE)
+                await client.call("get", "GET", "x", read=bytes, rate=CRUD_RATE)
         monkeypatch.setattr(http, "_HOPELESS_PATIENCE", 0.1)
         async with client_of("http://direct.invalid") as client:
             with pytest.raises(BackendError, match=r"cannot connect to direct\.invalid"):
-                await client.call("get", "GET", "x", rate=CRUD_RATE)
+                await client.call("get", "GET", "x", read=bytes, rate=CRUD_RATE)
     assert seen == [b"http://elsewhere.invalid/v2/x", b"/v2/x"]
 
 
@@ -226,7 +227,7 @@ async def test_a_wrong_certificate_is_reported_at_once(
         port = server.sockets[0].getsockname()[1]
         async with client_of(f"https://127.0.0.1:{port}") as client:
             with pytest.raises(BackendError, match=r"CERTIFICATE_VERIFY_FAILED.*SSL_CERT_FILE"):
-                await client.call("get", "GET", "x", rate=CRUD_RATE)
+                await client.call("get", "GET", "x", read=bytes, rate=CRUD_RATE)
 
 
 # The end

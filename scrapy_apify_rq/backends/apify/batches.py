@@ -6,16 +6,25 @@ refuse its whole batch. Here each entry of a batch gets an answer all the same.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterable, Callable, Iterator, Sequence
+from typing import Final
 
+from scrapy_apify_rq.backends.api_models import Registered
 from scrapy_apify_rq.backends.apify import wire
 from scrapy_apify_rq.backends.apify.endpoints import Endpoints
 from scrapy_apify_rq.backends.apify.http import Refused
 from scrapy_apify_rq.backends.apify.parallel import run_all
 from scrapy_apify_rq.backends.base import Added
 from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
+from scrapy_apify_rq.limits import MAX_BATCH
+
+# Batches that are deleted at a time: enough for the rate at 0.4 seconds a call.
+_PARALLEL: Final = 16
+# Enough for a second, in which the next page of a list comes.
+_BATCHES_AHEAD: Final = 40
 
 
 class Adding:
@@ -91,18 +100,18 @@ class Adding:
                 )
             texts = (self._texts[entry.id] for entry in left)
             try:
-                data, maybe_repeated = await self._api.add_requests(
+                added, maybe_repeated = await self._api.add_requests(
                     texts, forefront=self._forefront
                 )
             except Refused as error:
                 await self._send_halves(left, error)
                 return
-            pairs = _processed(left, data["processedRequests"])
+            pairs = _processed(left, added.processed_requests)
             if attempt or maybe_repeated:
-                added = await run_all(self._recognized(*pair) for pair in pairs)
+                processed = await run_all(self._recognized(*pair) for pair in pairs)
             else:
-                added = [answer for _, answer in pairs]
-            self._answers |= {answer.id: answer for answer in added}
+                processed = [answer for _, answer in pairs]
+            self._answers |= {answer.id: answer for answer in processed}
             attempt += 1
 
     async def _send_halves(self, batch: Sequence[Entry], error: Refused) -> None:
@@ -123,20 +132,44 @@ class Adding:
         """
         if not answer.was_already_present or answer.was_already_handled:
             return answer
-        item = await self._api.get_request(entry.id)
-        if item is None:
+        stored = await self._api.get_request(entry.id)
+        if stored is None:
             return answer
-        stored = Entry.from_json(entry.id, wire.to_json(item))
         return answer._replace(was_already_present=wire.content(stored) != wire.content(entry))
 
 
-async def delete_batch(api: Endpoints, ids: Sequence[str]) -> None:
+async def delete_all(api: Endpoints, ids: AsyncIterable[str]) -> None:
+    """Delete these entries. The next ids are read while batches are on their way."""
+    batches: asyncio.Queue[list[str]] = asyncio.Queue(_BATCHES_AHEAD)
+
+    async def read() -> None:
+        batch: list[str] = []
+        async for id in ids:
+            batch.append(id)
+            if len(batch) == MAX_BATCH:
+                await batches.put(batch)
+                batch = []
+        if batch:
+            await batches.put(batch)
+        for _ in range(_PARALLEL):
+            await batches.put([])
+
+    async def delete() -> None:
+        while batch := await batches.get():
+            await _delete_batch(api, batch)
+
+    await run_all([read(), *(delete() for _ in range(_PARALLEL))])
+
+
+async def _delete_batch(api: Endpoints, ids: Sequence[str]) -> None:
     """Delete the entries, and the unprocessed ones again until none is left."""
     attempt = 0
     since = time.monotonic()
     while True:
-        data = await api.delete_requests(ids)
-        unprocessed = {item.get("id") for item in data["unprocessedRequests"]}
+        deleted = await api.delete_requests(ids)
+        unprocessed = {
+            item.id or request_id(item.unique_key or "") for item in deleted.unprocessed_requests
+        }
         ids = [id for id in ids if id in unprocessed]
         if not ids:
             return
@@ -148,18 +181,11 @@ def _refusal(id: str, why: str) -> Added:
     return Added(id, False, False, refused=why)
 
 
-def _processed(sent: Sequence[Entry], items: Sequence[Any]) -> list[tuple[Entry, Added]]:
+def _processed(sent: Sequence[Entry], answers: Sequence[Registered]) -> list[tuple[Entry, Added]]:
     """Pair the entries that the API has processed with its answers."""
-    by_id = {item["requestId"]: item for item in items}
+    by_id = {answer.request_id: answer for answer in answers}
     return [
-        (
-            entry,
-            Added(
-                entry.id,
-                by_id[entry.id]["wasAlreadyPresent"],
-                by_id[entry.id]["wasAlreadyHandled"],
-            ),
-        )
+        (entry, Added(entry.id, answer.was_already_present, answer.was_already_handled))
         for entry in sent
-        if entry.id in by_id
+        if (answer := by_id.get(entry.id)) is not None
     ]

@@ -10,9 +10,23 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
+from scrapy_apify_rq.backends.api_models import (
+    AddedBatch,
+    DeletedBatch,
+    Head,
+    Lock,
+    LockedHead,
+    Model,
+    Page,
+    Queue,
+    QueueList,
+    Registered,
+)
+from scrapy_apify_rq.backends.apify import answers
+from scrapy_apify_rq.backends.apify.answers import Reading, reading
 from scrapy_apify_rq.backends.apify.http import (
     Answer,
     AnswerTooLong,
@@ -20,9 +34,21 @@ from scrapy_apify_rq.backends.apify.http import (
     Refused,
     TransientError,
 )
+from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.limits import BATCH_RATE, CRUD_RATE, OTHER_RATE
 
+T = TypeVar("T")
+
+# How an answer is read.
+_QUEUE: Final = reading(Queue)
+_QUEUES: Final = reading(QueueList)
+_HEAD: Final = reading(Head)
+_LOCKED: Final = reading(LockedHead)
+_ADDED: Final = reading(AddedBatch)
+_DELETED: Final = reading(DeletedBatch)
+_REGISTERED: Final = reading(Registered)
+_SOMETHING: Final = reading(Model)
 # How many ids of the head the API gives at a time.
 HEAD_LIMIT: Final = 1000
 
@@ -81,13 +107,19 @@ class Endpoints:
         self._name = name
         self._title = title
         self._path = f"request-queues/{quote(id or f'~{name}', safe='~')}"
-        self.queue: dict[str, Any] = {}
-        """The API's last answer about the queue itself; empty before the first one."""
+        self._queue: Queue | None = None
+
+    @property
+    def queue(self) -> Queue:
+        """The API's last answer about the queue itself; there is none before the first one."""
+        assert self._queue is not None
+        return self._queue
 
     @property
     def location(self) -> str:
         """Where the queue is, for people."""
-        return str(self.queue.get("consoleUrl") or self._name or self._id or "without a name")
+        url = None if self._queue is None else self._queue.console_url
+        return url or self._name or self._id or "without a name"
 
     @property
     def is_opened_by_name(self) -> bool:
@@ -102,11 +134,12 @@ class Endpoints:
 
     async def get_queue(self) -> None:
         """Ask for the queue's counts."""
-        self._use((await self._call("queue_get", "GET", self._path, rate=OTHER_RATE)).data)
+        answer = await self._call("queue_get", "GET", self._path, _QUEUE, rate=OTHER_RATE)
+        self._use(answer.data)
 
     async def find_queue(self) -> bool:
         """Get the queue. Return False if it does not exist."""
-        answer = await self._call_if_any("queue_get", "GET", self._path, rate=OTHER_RATE)
+        answer = await self._call_if_any("queue_get", "GET", self._path, _QUEUE, rate=OTHER_RATE)
         if answer is not None:
             self._use(answer.data)
         return answer is not None
@@ -114,10 +147,11 @@ class Endpoints:
     async def create_queue(self) -> None:
         """Get the queue of our name, or create it. Without a name, create one that has none."""
         query = {} if self._name is None else {"name": self._name}
-        path = "request-queues"
-        answer = await self._call("queue_create", "POST", path, rate=OTHER_RATE, query=query)
+        answer = await self._call(
+            "queue_create", "POST", "request-queues", _QUEUE, rate=OTHER_RATE, query=query
+        )
         self._use(answer.data)
-        is_new = not (self.queue["totalRequestCount"] or self.queue.get("title"))
+        is_new = not (self.queue.total_request_count or self.queue.title)
         if is_new and self._title is not None:
             await self._put_title(self._title)
 
@@ -127,6 +161,7 @@ class Endpoints:
             "queue_put",
             "PUT",
             self._path,
+            _SOMETHING,
             none_at=_ABOUT_ENTRIES,
             rate=OTHER_RATE,
             body=json.dumps({"title": title}).encode(),
@@ -134,50 +169,56 @@ class Endpoints:
 
     async def delete_queue(self) -> None:
         """Delete the queue. A call whose answer was lost may have deleted it already."""
-        await self._call_if_any("queue_delete", "DELETE", self._path, rate=OTHER_RATE)
+        await self._call_if_any(
+            "queue_delete", "DELETE", self._path, answers.nothing, rate=OTHER_RATE
+        )
 
-    async def list_queues(self, limit: int) -> Any:
+    async def list_queues(self, limit: int) -> list[Queue]:
         """Return queues of the account, the newest first."""
         query = {"limit": limit, "desc": "true"}
-        path = "request-queues"
-        return (await self._call("queues_list", "GET", path, rate=OTHER_RATE, query=query)).data
+        answer = await self._call(
+            "queues_list", "GET", "request-queues", _QUEUES, rate=OTHER_RATE, query=query
+        )
+        return answer.data.items
 
     # The head and its locks.
 
-    async def get_head(self, limit: int) -> Any:
+    async def get_head(self, limit: int) -> Head:
         """Return the ids of the first pending entries, in the queue's order."""
         path = f"{self._path}/head"
         query = {"limit": limit, "clientKey": self._client_key}
-        return (await self._call("head_get", "GET", path, rate=OTHER_RATE, query=query)).data
+        answer = await self._call("head_get", "GET", path, _HEAD, rate=OTHER_RATE, query=query)
+        return answer.data
 
-    async def lock_head(self, limit: int, lock_secs: int) -> Answer:
+    async def lock_head(self, limit: int, lock_secs: int) -> Answer[LockedHead]:
         """Lock the first pending entries that are not locked, and answer their ids."""
         path = f"{self._path}/head/lock"
         query = {"limit": limit, "lockSecs": lock_secs, "clientKey": self._client_key}
-        return await self._call("head_lock", "POST", path, rate=BATCH_RATE, query=query)
+        return await self._call("head_lock", "POST", path, _LOCKED, rate=BATCH_RATE, query=query)
 
     async def put_lock(self, id: str, lock_secs: int) -> bool:
         """Prolong our lock. Return False if we do not hold it."""
-        return await self._call_lock("PUT", id, lockSecs=lock_secs)
+        return await self._call_lock("PUT", id, _SOMETHING, lockSecs=lock_secs)
 
     async def delete_lock(self, id: str) -> bool:
         """End our lock. Return False if we do not hold it."""
-        return await self._call_lock("DELETE", id)
+        return await self._call_lock("DELETE", id, answers.nothing)
 
     async def unlock_requests(self) -> None:
         """End all locks of our client key."""
         path = f"{self._path}/requests/unlock"
         query = {"clientKey": self._client_key}
-        await self._call("unlock", "POST", path, rate=OTHER_RATE, query=query)
+        await self._call("unlock", "POST", path, _SOMETHING, rate=OTHER_RATE, query=query)
 
     # Requests, which we call entries.
 
-    async def add_requests(self, texts: Iterable[bytes], *, forefront: bool) -> Answer:
+    async def add_requests(self, texts: Iterable[bytes], *, forefront: bool) -> Answer[AddedBatch]:
         """Add entries, given as JSON. Raises Refused if the API does not take one of them."""
         return await self._call(
             "requests_batch_add",
             "POST",
             f"{self._path}/requests/batch",
+            _ADDED,
             expected=_ABOUT_ENTRIES,
             rate=BATCH_RATE,
             body=b"[" + b",".join(texts) + b"]",
@@ -187,25 +228,36 @@ class Endpoints:
             },
         )
 
-    async def delete_requests(self, ids: Collection[str]) -> Any:
+    async def delete_requests(self, ids: Collection[str]) -> DeletedBatch:
         """Delete entries. The answer may leave some of them unprocessed."""
         answer = await self._call(
             "requests_batch_delete",
             "DELETE",
             f"{self._path}/requests/batch",
+            _DELETED,
             rate=BATCH_RATE,
             body=json.dumps([{"id": id} for id in ids]).encode(),
             query={"clientKey": self._client_key},
         )
         return answer.data
 
-    async def get_request(self, id: str) -> Any:
-        """Return an entry as the API gives it, or None if it does not exist."""
+    async def get_request(self, id: str) -> Entry | None:
+        """Return an entry, or None if it does not exist."""
+        entry = await self._get(id, answers.entry)
+        if entry is not None:
+            entry.id = id  # under any other, an ack would miss it
+        return entry
+
+    async def get_lock(self, id: str) -> Lock | None:
+        """Return the lock that an entry shows. It may have ended."""
+        return await self._get(id, answers.lock)
+
+    async def _get(self, id: str, read: Reading[T]) -> T | None:
         path = f"{self._path}/requests/{quote(id, safe='')}"
-        answer = await self._call_if_any("request_get", "GET", path, rate=CRUD_RATE)
+        answer = await self._call_if_any("request_get", "GET", path, read, rate=CRUD_RATE)
         return None if answer is None else answer.data
 
-    async def put_request(self, id: str, text: bytes, *, forefront: bool) -> Answer:
+    async def put_request(self, id: str, text: bytes, *, forefront: bool) -> Answer[Registered]:
         """Replace an entry by this JSON. Raises Refused if the API does not take it."""
         query = {"clientKey": self._client_key}
         if forefront:
@@ -214,13 +266,14 @@ class Endpoints:
             "request_put",
             "PUT",
             f"{self._path}/requests/{quote(id, safe='')}",
+            _REGISTERED,
             expected=_ABOUT_ENTRIES,
             rate=CRUD_RATE,
             body=text,
             query=query,
         )
 
-    async def list_requests(self, limit: int, *, states: str | None, cursor: str | None) -> Any:
+    async def list_requests(self, limit: int, *, states: str | None, cursor: str | None) -> Page:
         """Return a page of the entries in these states of the API.
 
         Raises AnswerTooLong if the page is too long to be read and a shorter one is possible.
@@ -233,6 +286,7 @@ class Endpoints:
                 "GET",
                 f"{self._path}/requests",
                 rate=OTHER_RATE,
+                read=answers.page,
                 query={**query, "limit": limit, "clientKey": self._client_key},
             )
         except Refused as error:
@@ -251,22 +305,23 @@ class Endpoints:
 
     # How they are called.
 
-    def _use(self, queue: dict[str, Any]) -> None:
-        self.queue = queue
-        self._path = f"request-queues/{queue['id']}"
+    def _use(self, queue: Queue) -> None:
+        self._queue = queue
+        self._path = f"request-queues/{quote(queue.id, safe='')}"
 
     async def _call(
         self,
         name: str,
         method: str,
         path: str,
+        read: Reading[T],
         *,
         expected: Collection[int] = (),
         **options: Any,
-    ) -> Answer:
+    ) -> Answer[T]:
         """Raises Refused for a status that is ``expected``, and BackendError for any other."""
         try:
-            return await self._client.call(name, method, path, **options)
+            return await self._client.call(name, method, path, read=read, **options)
         except Refused as error:
             if error.status in expected:
                 raise
@@ -277,21 +332,23 @@ class Endpoints:
         name: str,
         method: str,
         path: str,
+        read: Reading[T],
         *,
         none_at: Collection[int] = _MISSING,
         **options: Any,
-    ) -> Answer | None:
+    ) -> Answer[T] | None:
         """Return None if the API says that the thing does not exist."""
         try:
-            return await self._call(name, method, path, expected=none_at, **options)
+            return await self._call(name, method, path, read, expected=none_at, **options)
         except Refused:
             return None
 
-    async def _call_lock(self, method: str, id: str, **query: int) -> bool:
+    async def _call_lock(self, method: str, id: str, read: Reading[Any], **query: int) -> bool:
         answer = await self._call_if_any(
             f"lock_{method.lower()}",
             method,
             f"{self._path}/requests/{quote(id, safe='')}/lock",
+            read,
             none_at=_NOT_LOCKED,
             rate=CRUD_RATE,
             query={**query, "clientKey": self._client_key},

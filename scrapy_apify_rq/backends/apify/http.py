@@ -21,7 +21,7 @@ from http import HTTPStatus
 from importlib.metadata import version
 from socket import gaierror
 from ssl import SSLError
-from typing import Any, Final, NamedTuple
+from typing import Final, Generic, NamedTuple, TypeVar
 from urllib.parse import urlencode
 
 import httpx2
@@ -33,6 +33,8 @@ from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.limits import BATCH_RATE, CRUD_RATE, OTHER_RATE
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # https://docs.apify.com/api/v2#rate-limiting recommends 500 ms, doubling, with jitter.
 _FIRST_BACKOFF: Final = 0.5
@@ -110,8 +112,8 @@ class TransientError(Exception):
         """Waiting rarely helps: the host is unknown, or its certificate is not valid."""
 
 
-class Answer(NamedTuple):
-    data: Any
+class Answer(NamedTuple, Generic[T]):
+    data: T
     maybe_repeated: bool
     """An earlier attempt may have taken effect already; we did not get its answer."""
 
@@ -181,10 +183,12 @@ class Client:
         path: str,
         *,
         rate: int,
+        read: Callable[[bytearray], T],
         body: bytes | None = None,
         query: Mapping[str, str | int] | None = None,
-    ) -> Answer:
-        """Make a call and retry it while that may help. ``name`` is for stats and messages.
+    ) -> Answer[T]:
+        """Make a call and retry it while that may help. ``name`` is for stats and messages, and
+        ``read`` returns what an answer says, or raises ValueError.
 
         Raises Refused if the API refuses this call, and BackendError if it stays unavailable.
         """
@@ -201,7 +205,7 @@ class Client:
             self._inc_stat(f"apify_rq/api/calls/{name}")
             since = since or time.monotonic()
             try:
-                data = self._read(*await self._send(self._client, request))
+                data = self._read(*await self._send(self._client, request), read)
             except TransientError as failure:
                 maybe_done = maybe_done or failure.maybe_done
                 self._inc_stat("apify_rq/api/retries")
@@ -252,16 +256,16 @@ class Client:
                     await stack.enter_async_context(self._large_answers)
         return body
 
-    def _read(self, answer: httpx2.Response, body: bytearray) -> Any:
-        """Return the ``data`` of an answer, or raise its error."""
+    def _read(self, answer: httpx2.Response, body: bytearray, read: Callable[[bytearray], T]) -> T:
+        """Return what an answer says, or raise its error."""
         status = answer.status_code
-        if status == HTTPStatus.NO_CONTENT:
-            return None
         if 200 <= status < 300:
             try:
-                return json.loads(body)["data"]
-            except (ValueError, LookupError, TypeError):
-                raise TransientError("the answer is not the API's", maybe_done=True) from None
+                if body or status == HTTPStatus.NO_CONTENT:
+                    return read(body)
+            except ValueError:
+                pass
+            raise TransientError("the answer is not the API's", maybe_done=True)
         problem, kind = self._problem(answer, body)
         is_limit = status == HTTPStatus.TOO_MANY_REQUESTS
         is_transient = (

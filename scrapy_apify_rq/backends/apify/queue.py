@@ -8,13 +8,14 @@ and deletes entries, and ``updates`` replaces them.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
+from scrapy_apify_rq.backends import api_models
+from scrapy_apify_rq.backends.api_models import Queue
 from scrapy_apify_rq.backends.apify import wire
 from scrapy_apify_rq.backends.apify.access import Access
-from scrapy_apify_rq.backends.apify.batches import Adding, delete_batch
+from scrapy_apify_rq.backends.apify.batches import Adding, delete_all
 from scrapy_apify_rq.backends.apify.endpoints import Endpoints
 from scrapy_apify_rq.backends.apify.http import CONNECTIONS, Client
 from scrapy_apify_rq.backends.apify.parallel import run_all
@@ -34,7 +35,7 @@ from scrapy_apify_rq.backends.base import (
     Updated,
 )
 from scrapy_apify_rq.config import DEFAULTS
-from scrapy_apify_rq.entries.models import Entry, read_date
+from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.limits import CRUD_RATE, MAX_BATCH
 
 
@@ -78,6 +79,7 @@ class ApifyBackend:
         self._client = Client(base_url, token, patience=patience, inc_stat=inc_stat)
         client_key = client_key or secrets.token_hex(16)
         self._api = Endpoints(self._client, client_key, id=id, name=name, title=about)
+        self._reader = Reader(self._api, memory=0)
         self._is_fresh = False
         """Whether the queue's counts were answered after our last call that may change them."""
         self._begin()
@@ -86,15 +88,13 @@ class ApifyBackend:
         """Begin without knowledge of single entries."""
         self._left: set[str] = set()
         """Ids of entries that this process does not want again."""
-        if self.lock_secs is None:
-            self._reader = Reader(self._api, self._memory)
-            self._access: Access = SingleAccess(
-                self._api, self._reader, lag=self.lag, consistency_delay=self.consistency_delay
+        self._access: Access = (
+            SingleAccess(
+                self._api, self._memory, lag=self.lag, consistency_delay=self.consistency_delay
             )
-        else:
-            # Other clients may change an entry, so none is kept.
-            self._reader = Reader(self._api, memory=0)
-            self._access = SharedAccess(self._api, self._reader, lock_secs=self.lock_secs)
+            if self.lock_secs is None
+            else SharedAccess(self._api, lock_secs=self.lock_secs)
+        )
         self._updates = Updates(self._api, self._access, self._inc_stat)
 
     @property
@@ -186,13 +186,13 @@ class ApifyBackend:
     async def queues(self) -> Sequence[Known]:
         return [
             Known(
-                queue["name"],
-                queue.get("title"),
-                queue["totalRequestCount"],
-                max(queue["pendingRequestCount"], 0),
+                queue.name,
+                queue.title,
+                queue.total_request_count,
+                max(queue.pending_request_count, 0),
             )
-            for queue in (await self._api.list_queues(limit=1000))["items"]
-            if queue.get("name")
+            for queue in await self._api.list_queues(limit=1000)
+            if queue.name
         ]
 
     async def purge(self) -> None:
@@ -202,18 +202,17 @@ class ApifyBackend:
             await self._api.create_queue()
             self._is_fresh = True
         else:
-            await self.delete([entry.id async for entry in self.list()])
+            self._is_fresh = False
+            await delete_all(self._api, (entry.id async for entry in self._reader.list(None)))
         self._begin()
 
     async def get(self, id: str) -> Entry | None:
-        item = await self._api.get_request(id)
-        return None if item is None else Entry.from_json(id, wire.to_json(item))
+        return await self._api.get_request(id)
 
     async def list(self, state: State | None = None) -> AsyncIterator[Entry]:
         # The platform's "pending" leaves out locked entries, ours does not.
         states = {"pending": "pending,locked", "locked": "locked"}.get(state or "")
-        async for id, text, _ in self._reader.list(states):
-            entry = Entry.from_json(id, text)
+        async for entry in self._reader.list(states):
             if _is_in(entry, state):
                 yield entry
 
@@ -224,33 +223,34 @@ class ApifyBackend:
         return number
 
     async def lock_of(self, id: str) -> Lock | None:
-        item = await self._api.get_request(id) or {}
-        if not (ends := item.get("lockExpiresAt")):
+        lock = await self._api.get_lock(id)
+        until = None if lock is None else lock.lock_expires_at
+        if lock is None or until is None or until <= datetime.now(UTC):
             return None
-        expires_at = read_date(ends)
-        still = expires_at > datetime.now(UTC)
-        return Lock(item.get("lockByClient"), expires_at) if still else None
+        return Lock(lock.lock_by_client, until)
 
     async def delete(self, ids: Collection[str]) -> None:
         self._is_fresh = False
-        left = list(dict.fromkeys(ids))
-        for start in range(0, len(left), MAX_BATCH):
-            batch = left[start : start + MAX_BATCH]
-            await delete_batch(self._api, batch)
-            self._access.deleted(batch)
+        await delete_all(self._api, _each(dict.fromkeys(ids)))
+        self._access.deleted(ids)
 
 
-def _info(queue: dict[str, Any]) -> Info:
-    stats = queue.get("stats") or {}
+async def _each(ids: Iterable[str]) -> AsyncIterator[str]:
+    for id in ids:
+        yield id
+
+
+def _info(queue: Queue) -> Info:
+    stats = queue.stats or api_models.Operations()
     return Info(
-        queue["id"],
-        queue.get("name"),
-        queue["totalRequestCount"],
-        queue["handledRequestCount"],
+        queue.id,
+        queue.name,
+        queue.total_request_count,
+        queue.handled_request_count,
         # The platform's counters lag, each by its own time. This one can even be negative.
-        max(queue["pendingRequestCount"], 0),
-        read_date(queue["modifiedAt"]),
-        Operations(stats.get("readCount", 0), stats.get("writeCount", 0)),
+        max(queue.pending_request_count, 0),
+        queue.modified_at,
+        Operations(stats.read_count, stats.write_count),
     )
 
 

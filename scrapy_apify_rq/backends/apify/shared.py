@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable
-from typing import Any
 
+from scrapy_apify_rq.backends.api_models import LockedHead
 from scrapy_apify_rq.backends.apify.endpoints import Endpoints
 from scrapy_apify_rq.backends.apify.parallel import run_all
 from scrapy_apify_rq.backends.apify.reader import Reader
@@ -20,9 +20,9 @@ from scrapy_apify_rq.limits import MAX_BATCH
 class SharedAccess:
     """Claims entries with leases of ``lock_secs``, prolongs the leases and ends them."""
 
-    def __init__(self, api: Endpoints, reader: Reader, *, lock_secs: int) -> None:
+    def __init__(self, api: Endpoints, *, lock_secs: int) -> None:
         self._api = api
-        self._reader = reader
+        self._reader = Reader(api, memory=0)
         self._lock_secs = lock_secs
         self._kept: set[str] = set()
         """Entries that are left to others and that we hold all the same, so that a claim gets past
@@ -63,7 +63,7 @@ class SharedAccess:
         kept = len(self._kept)
         if kept and not (known or ids):
             await self.unlock()
-        lease = asked_at + min(self._lock_secs, *(head["lockSecs"] for head in heads))
+        lease = asked_at + min(self._lock_secs, *(head.lock_secs for head in heads))
         return Claim(
             [Claimed(entry, lease) for entry in read.entries],
             more=len(ids) >= limit or bool(read.rest),
@@ -72,22 +72,21 @@ class SharedAccess:
             left=kept,
         )
 
-    async def _lock_heads(self, limit: int) -> list[Any]:
+    async def _lock_heads(self, limit: int) -> list[LockedHead]:
         return await run_all(
             self._lock_head(min(MAX_BATCH, limit - start)) for start in range(0, limit, MAX_BATCH)
         )
 
-    async def _lock_head(self, limit: int) -> Any:
+    async def _lock_head(self, limit: int) -> LockedHead:
         answer = await self._api.lock_head(limit, self._lock_secs)
         self._has_strays = self._has_strays or answer.maybe_repeated
         return answer.data
 
-    async def _is_any_leased(self, empty_head: dict[str, Any]) -> bool:
-        answer: bool | None = empty_head.get("queueHasLockedRequests")  # optional in the API
-        if answer is not None:
-            return answer
+    async def _is_any_leased(self, empty_head: LockedHead) -> bool:
+        if empty_head.queue_has_locked_requests is not None:
+            return empty_head.queue_has_locked_requests
         await self._api.get_queue()
-        return int(self._api.queue["pendingRequestCount"]) > 0
+        return self._api.queue.pending_request_count > 0
 
     def leave(self, id: str) -> None:
         self._kept.add(id)
@@ -116,5 +115,5 @@ class SharedAccess:
     def deleted(self, ids: Iterable[str]) -> None: ...
 
 
-def _ids(heads: list[Any]) -> list[str]:
-    return [item["id"] for head in heads for item in head["items"]]
+def _ids(heads: list[LockedHead]) -> list[str]:
+    return [item.id for head in heads for item in head.items]

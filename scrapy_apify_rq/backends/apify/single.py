@@ -14,37 +14,56 @@ import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Final
 
+from scrapy_apify_rq.backends.apify.backlog import Backlog
 from scrapy_apify_rq.backends.apify.endpoints import HEAD_LIMIT, Endpoints
-from scrapy_apify_rq.backends.apify.reader import MOST_COMPLETE, Reader
+from scrapy_apify_rq.backends.apify.reader import Reader
 from scrapy_apify_rq.backends.base import Claim, Claimed
 from scrapy_apify_rq.backends.fairness import choose_fairly
 from scrapy_apify_rq.entries.hosts import host, host_of
 from scrapy_apify_rq.entries.models import Entry
 
-# With this many entries to fetch, listing all pending ones is cheaper than a GET for each.
-_LIST_FROM: Final = 50
 # The most entries that the first claim fetches. The first pages then need not wait for a long list,
 # and we learn whether the head lags: a GET by id does not, and a list may lag like the head.
 _FIRST_FETCH: Final = 16
 
 
+@dataclass(slots=True)
+class _View:
+    """What the API shows of the queue."""
+
+    ids: list[str]
+    """The head."""
+    wanted: list[str]
+    """Pending entries that can be claimed."""
+    hosts: dict[str, str]
+    more: bool
+    """Others are pending."""
+    others: bool
+    """Another client has come."""
+    listed: dict[str, Entry] = field(default_factory=dict)
+    """Wanted entries that are here already."""
+
+
 class SingleAccess:
-    """Claims entries without leases. ``Backend`` says what lag and consistency delay are."""
+    """Claims entries without leases. ``Backend`` says what lag and consistency delay are.
+
+    ``memory`` is how many bytes of entries are kept complete.
+    """
 
     def __init__(
-        self, api: Endpoints, reader: Reader, *, lag: float, consistency_delay: float
+        self, api: Endpoints, memory: int, *, lag: float, consistency_delay: float
     ) -> None:
         self._api = api
-        self._reader = reader
+        self._reader = reader = Reader(api, memory)
         self._lag = lag
         self._consistency_delay = consistency_delay
         self._complete = reader.complete
+        self._backlog = Backlog(reader)
         self._hosts: dict[str, str] = {}
         """By id, of the entries that the last claim could choose from, and of those it knew."""
-        self._listable = True
-        """Whether all pending entries fit into memory, as far as we know."""
         self._is_fresh = False
         """Whether the entries fetched last were pending, as the head said."""
         self._acked: OrderedDict[str, float] = OrderedDict()
@@ -67,17 +86,17 @@ class SingleAccess:
 
     def wrote(self, entry: Entry, text: bytes) -> None:
         self._acked.pop(entry.id, None)
-        self._complete.keep(entry.id, text, host_of(entry))
+        self._complete.keep(entry, text)
 
     def acked(self, id: str) -> None:
-        self._complete.pop(id)
+        self._complete.drop(id)
         self._acked[id] = time.monotonic()
         self._acked.move_to_end(id)
         self._forget_acked()  # here too: a small queue may never be claimed from again
 
     def deleted(self, ids: Iterable[str]) -> None:
         for id in ids:
-            self._complete.pop(id)
+            self._complete.drop(id)
 
     async def claim(
         self,
@@ -88,75 +107,84 @@ class SingleAccess:
         share: int | None,
     ) -> Claim:
         self._forget_acked()
-        unwanted = {*known, *left} - self._acked.keys()
-        # One more than wanted, to know whether there are more.
-        asked = min(limit + len(unwanted) + 2 * self._stale + 1, HEAD_LIMIT)
-        head = await self._api.get_head(asked)
-        others = self._note_clients(head["hadMultipleClients"])
-        ids = [item["id"] for item in head["items"]]
-        self._stale = sum(id in self._acked for id in ids)
-        wanted = [id for id in ids if id not in unwanted and id not in self._acked]
-        hosts = {item["id"]: host(item["url"], None) for item in head["items"]}
-        if left and not wanted and len(ids) == HEAD_LIMIT:
-            hosts = await self._beyond_the_head(limit + 1, unwanted)
-            wanted = [*hosts]
-            asked = HEAD_LIMIT + 1  # the list says how many there are
-        chosen, more = wanted[:limit], len(ids) >= asked
+        view = await self._look(limit, known, left, size)
+        chosen = view.wanted[:limit]
         if share is not None:
-            self._note_hosts(known, hosts)
-            # A head that is not full shows all there is.
-            candidates = [*wanted, *self._complete.hosts] if more else wanted
-            chosen = self._choose(candidates, limit, known, {*left}, share)
+            chosen = self._choose(view, limit, known, {*left}, share)
         first = self._first(chosen)
-        more = more or len(first) < len(wanted)
         if first:
-            entries, is_cut = await self._read(first, size)
+            fitting = first[: self._reader.fit(size, unknown=limit)]
+            view.listed |= await self._backlog.read(fitting, view.ids, set(view.wanted))
+            entries, is_cut = await self._read(first, size, view.listed)
         else:
             # With nothing known the crawl would end, so its latest acks are worth a look, too.
             age = self._consistency_delay if known else 0
-            entries, is_cut = await self._requeued_by_others(ids, age, size)
+            entries, is_cut = await self._requeued_by_others(view.ids, age, size)
         # An id that does not exist yet may be a new entry. One that stays away is a deleted one.
         now = time.monotonic()
         is_expected = any(now - since < self._lag for since in self._absent.values())
         self._hosts |= {entry.id: host_of(entry) for entry in entries}
         return Claim(
             [Claimed(entry, None) for entry in entries],
-            more or is_cut or is_expected,
-            others=others,
+            view.more or len(first) < len(view.wanted) or is_cut or is_expected,
+            others=view.others,
             alone=self._alone is True,
         )
 
-    async def _beyond_the_head(self, most: int, unwanted: Collection[str]) -> dict[str, str]:
+    async def _look(
+        self, limit: int, known: Collection[str], left: Collection[str], size: int
+    ) -> _View:
+        unwanted = {*known, *left} - self._acked.keys()
+        # One more than wanted, to know whether there are more.
+        asked = min(limit + len(unwanted) + 2 * self._stale + 1, HEAD_LIMIT)
+        head = await self._api.get_head(asked)
+        ids = [item.id for item in head.items]
+        self._stale = sum(id in self._acked for id in ids)
+        view = _View(
+            ids,
+            wanted=[id for id in ids if id not in unwanted and id not in self._acked],
+            hosts={item.id: host(item.url, None) for item in head.items},
+            more=len(ids) >= asked,
+            others=self._note_clients(head.had_multiple_clients),
+        )
+        if left and not view.wanted and len(ids) == HEAD_LIMIT:
+            view.listed = await self._beyond_the_head(limit + 1, size, unwanted)
+            view.hosts = {id: host_of(entry) for id, entry in view.listed.items()}
+            view.wanted = [*view.listed]
+            view.more = False  # the list says how many there are
+        return view
+
+    async def _beyond_the_head(
+        self, most: int, size: int, unwanted: Collection[str]
+    ) -> dict[str, Entry]:
         """Find pending entries behind so many unwanted ones that the head shows nothing else.
 
-        Return the host of each by its id, in order.
+        Return them by their ids, in order, and one more than fits if there is one.
         """
-        found: dict[str, str] = {}
+        found: dict[str, Entry] = {}
         async with aclosing(self._reader.list("pending")) as stored:
-            async for id, text, at in stored:
-                if id not in unwanted and id not in self._acked:
-                    found[id] = at
-                    if id not in self._complete:
-                        self._complete.keep(id, text, at)
-                    if len(found) == most:
+            async for entry in stored:
+                if entry.id not in unwanted and entry.id not in self._acked:
+                    found[entry.id] = entry
+                    size -= entry.size
+                    if len(found) == most or (size < 0 and len(found) > 1):
                         break
         return found
 
-    def _note_hosts(self, known: Collection[str], found: Mapping[str, str]) -> None:
-        """Remember the hosts of what is known or can be claimed, and no others."""
-        before = self._hosts
-        known_hosts = {id: before[id] for id in known if id in before}
-        self._hosts = {**found, **known_hosts, **self._complete.hosts}
-
     def _choose(
         self,
-        candidates: Iterable[str],
+        view: _View,
         limit: int,
         known: Collection[str],
         left: Collection[str],
         share: int,
     ) -> list[str]:
         """Choose by host, and return the chosen ones in the order of the candidates."""
+        # A head that is not full shows all there is.
+        candidates = [*view.wanted, *self._complete.hosts] if view.more else view.wanted
+        # Remember the hosts of what is known or can be claimed, and no others.
+        known_hosts = {id: self._hosts[id] for id in known if id in self._hosts}
+        self._hosts = {**view.hosts, **known_hosts, **self._complete.hosts}
         lines: defaultdict[str, dict[str, None]] = defaultdict(dict)  # a set that keeps its order
         for id in known:
             if id in self._hosts:
@@ -204,31 +232,16 @@ class SingleAccess:
             ids = ids[: missing[_FIRST_FETCH]]
         return ids
 
-    async def _read(self, ids: Sequence[str], size: int) -> tuple[list[Entry], bool]:
+    async def _read(
+        self, ids: Sequence[str], size: int, listed: Mapping[str, Entry]
+    ) -> tuple[list[Entry], bool]:
         """Read the pending ones of these entries; True if there was no room for all of them."""
-        missing = sum(id not in self._complete for id in ids)
-        if missing >= _LIST_FROM and self._is_listable():
-            await self._read_list()
-        read = await self._reader.read(ids, size)
+        read = await self._reader.read(ids, size, listed)
+        for id in read.rest:
+            if id in listed:
+                self._complete.keep(listed[id])
         if read.fetched:
             self._is_fresh = not read.outdated
         now = time.monotonic()
         self._absent = {id: self._absent.get(id, now) for id in read.absent}
         return read.entries, bool(read.rest)
-
-    def _is_listable(self) -> bool:
-        """Whether all pending entries probably fit into memory."""
-        fitting = self._reader.fit(self._complete.memory, unknown=MOST_COMPLETE)
-        pending: int = self._api.queue["pendingRequestCount"]
-        return self._listable and pending <= min(fitting, MOST_COMPLETE)
-
-    async def _read_list(self) -> None:
-        """Keep all pending entries complete, as far as there is room."""
-        async with aclosing(self._reader.list("pending")) as stored:
-            async for id, text, at in stored:
-                # The list may lag: what we have of an entry is newer.
-                if id in self._complete or id in self._acked:
-                    continue
-                if not self._complete.keep(id, text, at):
-                    self._listable = False
-                    return

@@ -22,11 +22,6 @@ def as_stored(id: str, sent: bytes) -> bytes:
     return b'{"id":"%s",%s' % (id.encode(), sent[1:])
 
 
-def to_json(item: Any) -> bytes:
-    """The JSON of an entry that the API gave us."""
-    return json.dumps(item).encode()
-
-
 def content(entry: Entry) -> Any:
     """What is stored of an entry, to compare it with another."""
     return json.loads(to_send(entry))
