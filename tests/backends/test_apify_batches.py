@@ -143,7 +143,9 @@ async def test_what_is_not_deleted_is_sent_again(api: Api, client: Apify) -> Non
     def after(call: Call, data: Any) -> Any:
         if call.is_("DELETE", "/requests/batch"):
             asked.append(len(call.json))
-            data["unprocessedRequests"] = data["processedRequests"][:10] if asked == [25] else []
+            by_key = [{"uniqueKey": key} for key in keys_of(numbered(5))]
+            left = [*by_key, *data["processedRequests"][5:10]]
+            data["unprocessedRequests"] = left if asked == [25] else []
         return data
 
     await client.fill(*numbered(40))

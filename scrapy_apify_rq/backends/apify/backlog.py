@@ -1,8 +1,9 @@
 """Reads the entries that the head names, many in a call: from the list of pending entries.
 
 The platform gives this list in the queue's order (apify-client-js#880), so it is read on where the
-last claim stopped. What it does not show there is fetched by id: an entry at the front, say. In any
-other order, or while it lags, it has little of what the head names. Then it is left alone for a while.
+last claim stopped. What it does not show there is fetched by id: an entry at the front, say. In
+another order, or while it lags, it has little of what the head names. Then it is left alone for a
+while.
 """
 
 from __future__ import annotations
