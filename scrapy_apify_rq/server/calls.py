@@ -117,6 +117,7 @@ class Calls:
 
     async def _perform(self, operation: Operation, request: web.Request) -> web.StreamResponse:
         self._access.check(request)
+        self._store.refresh()
         client_key = ClientParameters.read(request).client_key if operation.client else None
         record = self._find(request)
         if record is None:
