@@ -78,10 +78,11 @@ def _split(item: JsonValue) -> tuple[dict[str, JsonValue] | None, dict[str, Any]
     if not isinstance(item, dict):
         return None, changes
     if item.keys() == {TAG}:
-        path, pairs = item[TAG]  # type: ignore[misc]
-        if not all(isinstance(name, str) for name, _ in pairs):  # type: ignore[misc]
+        saved: Any = item[TAG]
+        path, pairs = saved
+        if not all(isinstance(name, str) for name, _ in pairs):
             return None, changes
-        item, changes["kind"] = dict(pairs), path  # type: ignore[arg-type]
+        item, changes["kind"] = dict(pairs), path
     elif len(item) == 1 and next(iter(item)).startswith("$"):
         return None, changes
     tagged = {name: value for name, value in item.items() if _is_tagged(value)}
@@ -113,9 +114,7 @@ def from_dataset(item: Mapping[str, JsonValue], about: About) -> str:
     """Return the text that was saved."""
     if about.text is not None:
         return about.text
-    fields = {
-        name: about.tagged.get(name, value) for name, value in item.items() if name != FIELD
-    }
+    fields = {name: about.tagged.get(name, value) for name, value in item.items() if name != FIELD}
     saved: JsonValue = fields
     if about.kind is not None:
         saved = {TAG: [about.kind, [[name, value] for name, value in fields.items()]]}

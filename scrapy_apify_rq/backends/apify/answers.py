@@ -49,6 +49,8 @@ class Queue(Model):
     handled_request_count: int
     pending_request_count: int
     console_url: str | None = None
+    act_run_id: str | None = None
+    """Of the run of an Actor whose default queue it is."""
     stats: Operations | None = None
 
 

@@ -24,18 +24,18 @@ class FeedNotes:
     def __init__(self, records: Records, client: str) -> None:
         self._records = records
         self._prefix = f"feeds/{owner_of(client)}/"
-        self._parts: list[dict[str, str]] | None = None
+        self._noted: list[dict[str, str]] | None = None
         """By the number of the record."""
 
     async def notes(self) -> dict[str, str]:
         return {name: text for part in await self._own() for name, text in part.items()}
 
     async def _own(self) -> list[dict[str, str]]:
-        if self._parts is None:
+        if self._noted is None:
             found = await self._records.load(self._prefix)
             numbers = sorted(int(name.removeprefix(self._prefix)) for name in found)
-            self._parts = [_read(found[f"{self._prefix}{number}"]) for number in numbers]
-        return self._parts
+            self._noted = [_read(found[f"{self._prefix}{number}"]) for number in numbers]
+        return self._noted
 
     async def note(self, texts: Mapping[str, str], *, anew: bool = False) -> None:
         parts = await self._own()

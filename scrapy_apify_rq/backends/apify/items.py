@@ -11,11 +11,18 @@ The number of an item tells its dataset, in the order in which they came, and it
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any, Final
 
 from pydantic import BaseModel, JsonValue, ValidationError
@@ -26,12 +33,13 @@ from scrapy_apify_rq.backends.apify.http import AnswerTooLong, Refused
 from scrapy_apify_rq.backends.apify.parallel import run_all
 from scrapy_apify_rq.backends.apify.pushes import Pushes
 from scrapy_apify_rq.backends.apify.records import Records
-from scrapy_apify_rq.backends.apify.storages import Datasets
+from scrapy_apify_rq.backends.apify.storages import Datasets, ItemPage
 from scrapy_apify_rq.backends.apify.valid_items import Standing, ValidItems
 from scrapy_apify_rq.backends.apify.wire import too_long
 from scrapy_apify_rq.backends.base import EntryItems, LooseItems, SavedItem
 from scrapy_apify_rq.entries.dataset_form import About, about_item, from_dataset, to_dataset
 from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.records import owner_of
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.limits import is_id
 
@@ -65,27 +73,23 @@ class _Turns:
     def __init__(self) -> None:
         self._made = 0
         self._open: dict[int, None] = {}
-        self._ahead: dict[str, tuple[int, int]] = {}
-        """By spill: its turn, and how many items were sent ahead."""
-        self._of_entry: dict[str, int] = {}
+        self._of_entry: dict[str, tuple[int, str | None, int]] = {}
+        """Of each entry its turn, its spill, and how many of its items were sent."""
 
-    def begin(self, entry: str, spill: str | None, count: int) -> tuple[int, int]:
+    def place(self, entry: str, spill: str | None, count: int) -> tuple[int, int]:
         """Return the turn of these items of an entry, and how many it has had before."""
-        turn, before = self._ahead.get(spill or "", (0, 0))
-        if not turn:
+        turn, of_spill, before = self._of_entry.get(entry, (0, None, 0))
+        if spill is None or spill != of_spill:
             self._made += 1
-            turn = self._made
+            turn, before = self._made, 0
             self._open[turn] = None
-        self._of_entry[entry] = turn
-        if spill is not None:
-            self._ahead[spill] = (turn, before + count)
+        self._of_entry[entry] = turn, spill, before + count
         return turn, before
 
-    def end(self, entry: str, spill: str | None) -> None:
+    def end(self, entry: str) -> None:
         """The update of the entry is confirmed."""
-        self._open.pop(self._of_entry.pop(entry, 0), None)
-        if spill is not None:
-            self._ahead.pop(spill, None)
+        if (place := self._of_entry.pop(entry, None)) is not None:
+            self._open.pop(place[0], None)
 
     @property
     def done(self) -> int:
@@ -110,11 +114,11 @@ class DatasetItems(FeedNotes):
         inc_stat: Callable[[str], None],
     ) -> None:
         super().__init__(records, client or "")
+        self._client = owner_of(client) if client else ""
         self._datasets = datasets
         self._records = records
         self._api = api
         self._wanted = wanted
-        self._client = client or ""
         self._inc_stat = inc_stat
         self._run = secrets.token_hex(6)
         self._turns = _Turns()
@@ -139,7 +143,7 @@ class DatasetItems(FeedNotes):
         lines: list[bytes] = []
         for entry in entries:
             if (found := items.get(entry.id)) is not None:
-                turn, before = self._turns.begin(entry.id, found.spill, len(found.texts))
+                turn, before = self._turns.place(entry.id, found.spill, len(found.texts))
                 # A requeue has counted the try already.
                 retry = entry.retry_count - (not entry.is_handled)
                 lines += self._lines(
@@ -148,9 +152,10 @@ class DatasetItems(FeedNotes):
         if lines:
             await self._pushes.push(lines)
 
-    def confirm(self, id: str, items: EntryItems) -> None:
-        """The update of a request with items is confirmed."""
-        self._turns.end(id, items.spill)
+    def confirm(self, ids: Iterable[str]) -> None:
+        """The updates of these entries, with their items, are confirmed."""
+        for id in ids:
+            self._turns.end(id)
 
     async def save(self, batches: Sequence[LooseItems]) -> None:
         lines: list[bytes] = []
@@ -158,7 +163,7 @@ class DatasetItems(FeedNotes):
             if entry is None:
                 lines += self._lines(texts, key=key, number=0)
             else:
-                turn, before = self._turns.begin(entry, key, len(texts))
+                turn, before = self._turns.place(entry, key, len(texts))
                 lines += self._lines(texts, entry=entry, retry=retry, turn=turn, number=before)
         if lines:
             await self._pushes.push(lines)
@@ -238,8 +243,6 @@ class DatasetItems(FeedNotes):
         valid = await self._scan(after)
         self._index = None
         try:
-            for entry in valid.open_entries():
-                pass
             valid.settle(await self._standings(valid.open_entries()))
             async for number, item, about in self._list(after, brief=False):
                 is_wanted = not own or (about.run != self._run and about.client == self._client)
@@ -268,7 +271,9 @@ class DatasetItems(FeedNotes):
             texts = await run_all(map(self._api.get_request, part))
             for id, text in zip(part, texts, strict=True):
                 entry = None if text is None else Entry.from_json(id, text)
-                found[id] = entry and Standing(entry.retry_count, entry.is_handled)
+                found[id] = None
+                if entry is not None:
+                    found[id] = Standing(entry.retry_count, entry.is_handled)
         return found
 
     async def _list(
@@ -280,9 +285,8 @@ class DatasetItems(FeedNotes):
             base = index << _PLACE_BITS
             place = max(part.first, after - base)
             limit = _LONGEST_PAGE if brief else _FIRST_PAGE
-            while page := await self._page(part.id, place, limit, brief=brief):
-                size = 0
-                for item in page:
+            while (page := await self._page(part.id, place, limit, brief=brief)).items:
+                for item in page.items:
                     place += 1
                     about = about_item(item)
                     if about is not None and about.queue == queue:
@@ -290,12 +294,10 @@ class DatasetItems(FeedNotes):
                     if time.monotonic() > turn_ends:
                         await asyncio.sleep(0)
                         turn_ends = time.monotonic() + _TURN
-                    if not brief:
-                        size += len(str(item))
-                if not brief:
-                    limit = min(max(_PAGE_SIZE * len(page) // max(size, 1), 1), _LONGEST_PAGE)
+                fitting = _PAGE_SIZE * len(page.items) // page.size
+                limit = min(max(fitting, 1), _LONGEST_PAGE)
 
-    async def _page(self, id: str, place: int, limit: int, *, brief: bool) -> list[Any]:
+    async def _page(self, id: str, place: int, limit: int, *, brief: bool) -> ItemPage:
         while True:
             try:
                 return await self._datasets.page(id, place, limit, brief=brief)
@@ -322,7 +324,7 @@ class DatasetItems(FeedNotes):
         found = await self._datasets.find(part.id)
         length = part.first if found is None else max(found.item_count, part.first)
         # The count lags.
-        while page := await self._page(part.id, length, _LONGEST_PAGE, brief=True):
+        while page := (await self._page(part.id, length, _LONGEST_PAGE, brief=True)).items:
             length += len(page)
         return length
 
@@ -334,17 +336,17 @@ class DatasetItems(FeedNotes):
 
     # The end of all of them.
 
-    async def forget(self) -> list[tuple[str, bytes | None]]:
+    async def forget(self) -> dict[str, bytes]:
         """Delete the datasets that only we have used. Return what has to be noted about others:
         that their items are not the queue's any more.
         """
-        notes: list[tuple[str, bytes | None]] = []
+        notes: dict[str, bytes] = {}
         for part in await self._parts():
             if part.made:
                 await self._datasets.delete(part.id)
             else:
                 rest = part.model_copy(update={"first": await self._length(part)})
-                notes.append((_RECORD + part.id, rest.model_dump_json(exclude={"id"}).encode()))
+                notes[_RECORD + part.id] = rest.model_dump_json(exclude={"id"}).encode()
         self._dataset, self._known = None, 0
         return notes
 

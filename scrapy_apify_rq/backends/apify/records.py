@@ -5,6 +5,7 @@ The store may hold what others want to keep, so the keys of our records begin wi
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Final
@@ -29,6 +30,7 @@ class Records:
         self._is_alone = is_alone
         self._ref = ""
         self._is_created = False
+        self._creating = asyncio.Lock()
         self._kept: dict[str, bytes] | None = None
         self.is_usable = True
         """False if the token may not use the store."""
@@ -77,9 +79,10 @@ class Records:
         """Store each text under its name; None deletes what was there."""
         if not (texts and self.is_usable):
             return
-        if not self._is_created:
-            self._ref = (await self._stores.get_or_create(self._ref.removeprefix("~"))).id
-            self._is_created = True
+        async with self._creating:
+            if not self._is_created:
+                self._ref = (await self._stores.get_or_create(self._ref.removeprefix("~"))).id
+                self._is_created = True
         pairs = list(texts.items())
         for start in range(0, len(pairs), _PARALLEL):
             await run_all(self._put(*pair) for pair in pairs[start : start + _PARALLEL])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from http import HTTPStatus
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from pydantic_core import from_json
@@ -66,11 +66,19 @@ _RUN: Final = reading(Run)
 _KEYS: Final = reading(Keys)
 
 
-def _items(body: bytes | bytearray) -> list[Any]:
+class ItemPage(NamedTuple):
+    """A part of the items of a dataset."""
+
+    items: list[Any]
+    size: int
+    """Bytes of the answer."""
+
+
+def _items(body: bytes | bytearray) -> ItemPage:
     items = from_json(body)
     if not isinstance(items, list):
         raise ValueError("not a list of items")
-    return items
+    return ItemPage(items, len(body))
 
 
 class _Storages:
@@ -143,7 +151,7 @@ class Datasets(_Storages):
             "push", "POST", id, "items", nothing, rate=CRUD_RATE, expected=ABOUT_ITEMS, body=body
         )
 
-    async def page(self, id: str, offset: int, limit: int, *, brief: bool) -> list[Any]:
+    async def page(self, id: str, offset: int, limit: int, *, brief: bool) -> ItemPage:
         """Return items from ``offset`` on, or only what they say about themselves, if ``brief``.
         A dataset that does not exist has none.
 
@@ -152,7 +160,8 @@ class Datasets(_Storages):
         query: dict[str, int | str] = {"offset": offset, "limit": limit}
         if brief:
             query["fields"] = FIELD
-        return await self._call_if_any("list", "GET", id, "items", _items, query=query) or []
+        found = await self._call_if_any("list", "GET", id, "items", _items, query=query)
+        return found or ItemPage([], 0)
 
 
 class Stores(_Storages):

@@ -78,8 +78,8 @@ class ValidItems:
             turns += [one for one in (found[0], turn) if one not in turns]
         if about.done > self._done[about.run]:
             self._done[about.run] = about.done
-            later = {turn: page for turn, page in self._open[about.run].items()
-                     if turn >= about.done}  # fmt: skip
+            before = self._open[about.run]
+            later = {turn: page for turn, page in before.items() if turn >= about.done}
             self._open[about.run] = later
         if about.turn >= self._done[about.run]:
             self._open[about.run][about.turn] = page
@@ -93,7 +93,9 @@ class ValidItems:
         was deleted, whose items stay.
         """
         open_turns = {
-            _turn(run, turn): page for run, turns in self._open.items() for turn, page in turns.items()
+            _turn(run, turn): page
+            for run, turns in self._open.items()
+            for turn, page in turns.items()
         }
         for page, turns in self._repeated.items():
             acked = [turn for turn in turns if turn not in open_turns]
