@@ -67,7 +67,9 @@ class Records:
         return {name: text for name, text in self._kept.items() if name.startswith(prefix)}
 
     async def _read(self, prefix: str) -> dict[str, bytes]:
-        keys = await self._stores.keys(self._ref, _key(prefix)) or []
+        found = await self._stores.keys(self._ref, _key(prefix))
+        self._is_created = self._is_created or found is not None
+        keys = found or []
         texts: list[bytes | None] = []
         for start in range(0, len(keys), _PARALLEL):
             part = keys[start : start + _PARALLEL]
