@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 
 # Seconds between two looks for finished requests while the engine, busy downloading, asks for none.
 _SETTLE_INTERVAL: Final = 0.02
-# The closing reason of a crawl that could not read all that is pending.
+# The closing reasons of a crawl that could not read all that is pending, or could not ack all.
 _MISSING: Final = "apify_rq_missing"
+_REFUSED: Final = "apify_rq_refused"
 # CPython 3.12 freezes some objects by itself.
 _FROZEN_AT_START: Final = gc.get_freeze_count() if hasattr(gc, "freeze") else 0
 
@@ -177,7 +178,7 @@ class Lifecycle:
             return
         opened, self._opened = self._opened, None
         self._close_reason = reason
-        if reason == _MISSING:
+        if reason in (_MISSING, _REFUSED):
             scrapy_private.fail_command()
         async with opened:
             self.settle()
@@ -249,9 +250,11 @@ class Lifecycle:
             await self._backend.close()
 
     def _on_idle(self) -> None:
-        """All is crawled, unless this version of the project cannot read all that is pending."""
+        """All is crawled, but not all need be handled."""
         if self.frontier.left:
             raise CloseSpider(_MISSING)
+        if self.frontier.refused:
+            raise CloseSpider(_REFUSED)
 
     # When Scrapy has finished with a request.
 

@@ -370,7 +370,7 @@ class Report:
         saved = f" and {items} items" if items else ""
         return (
             f"{self._title(info)}: {run}; the queue holds {info.handled} handled,"
-            f" {info.pending} pending{saved}{self._reasons(failed)}{self._left()}"
+            f" {info.pending} pending{saved}{self._reasons(failed)}{self._left()}{self._refused()}"
         )
 
     def _left(self) -> str:
@@ -381,6 +381,14 @@ class Report:
         return (
             f"; this version of the project cannot read {count} entries, which stay pending:"
             f" {', '.join(most)}"
+        )
+
+    def _refused(self) -> str:
+        if not (count := self.count("refused")):
+            return ""
+        return (
+            f"; the queue refused to store the end of {_requests(count)}, which stay pending: see"
+            " the errors above"
         )
 
     def count(self, stat: str) -> int:

@@ -3,7 +3,7 @@ too many digits.
 
 Someone may have written such an entry on purpose. It must not cost the entries that come in the
 same answer, and what it is itself must be known, so that it can be marked as handled. Only the
-structure is looked at, so the text has to be JSON.
+structure is looked at: whether it is complete, and not more. Raises ValueError if it is not.
 """
 
 from __future__ import annotations
@@ -54,3 +54,5 @@ def _tokens(text: str) -> Iterator[tuple[re.Match[str], int]]:
             depth -= 1
         else:
             yield token, depth
+    if depth != 0:
+        raise ValueError("not complete")

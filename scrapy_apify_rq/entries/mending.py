@@ -8,8 +8,12 @@ whose meaning is plain is put into the schema's form here; others are left for `
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
+
+_WORDS: Final = {"Infinity": "1e999", "-Infinity": "-1e999", "NaN": "null"}
+_TEXT_OR_WORD: Final = re.compile(r'"(?:[^"\\]|\\.)*"|-?Infinity|NaN', re.DOTALL)
 
 
 def well_formed(text: str) -> str:
@@ -19,9 +23,18 @@ def well_formed(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def well_formed_json(text: str | bytes) -> str:
+def well_formed_json(text: str | bytes | bytearray) -> str:
     """Return the same JSON without lone surrogates. Raises ValueError or RecursionError."""
     return well_formed(json.dumps(json.loads(text), ensure_ascii=False))
+
+
+def without_words(text: str) -> str:
+    """Write numbers beyond Python's as numbers. JSON knows 1e999, which Python reads as infinity
+    and would write as a word that JSON does not know.
+    """
+    if "Infinity" in text or "NaN" in text:
+        return _TEXT_OR_WORD.sub(lambda found: _WORDS.get(found[0], found[0]), text)
+    return text
 
 
 def in_schema(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,4 +82,6 @@ def _messages(messages: Any) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        return value
+    return without_words(json.dumps(value, ensure_ascii=False))

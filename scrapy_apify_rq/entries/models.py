@@ -31,7 +31,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticSerializationError
 
 from scrapy_apify_rq.entries.deep_json import texts_at
-from scrapy_apify_rq.entries.mending import in_schema, well_formed, well_formed_json
+from scrapy_apify_rq.entries.mending import in_schema, well_formed, well_formed_json, without_words
 
 UNREADABLE: Final = "scrapy_unreadable"
 """The key in the user data of what the schema does not hold: an object of texts, ``original`` and,
@@ -51,19 +51,18 @@ def wire_date(value: datetime) -> str:
     return f"{utc.isoformat(timespec='milliseconds')}Z"
 
 
-def read_date(text: str) -> datetime:
-    """Read a date of the API, in UTC unless it names an offset; raises ValueError if it cannot."""
-    date = datetime.fromisoformat(text.upper())  # Python refuses a small z
-    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
-
-
 def in_utc(date: datetime) -> datetime:
-    """Raises ValueError where the year would have one digit too many, or none."""
+    """Read a date as UTC unless it names an offset, never as local time.
+
+    Raises ValueError where the year would have one digit too many, or none."""
     date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
     try:
         return date.astimezone(UTC)
     except OverflowError:
         raise ValueError("is out of range") from None
+
+
+Date = Annotated[datetime, AfterValidator(in_utc), PlainSerializer(wire_date)]
 
 
 def _null_is(make: Callable[[], Any]) -> BeforeValidator:
@@ -74,7 +73,12 @@ def _null_is(make: Callable[[], Any]) -> BeforeValidator:
 class Entry(BaseModel):
     """A request as the queue stores it: the API's Request object."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore")
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="ignore",
+        ser_json_inf_nan="constants",
+    )
 
     id: str
     unique_key: str
@@ -87,11 +91,12 @@ class Entry(BaseModel):
     no_retry: bool | None = None
     error_messages: Annotated[list[str], _null_is(list)] = Field(default_factory=list)
     loaded_url: str | None = None
-    handled_at: Annotated[datetime, AfterValidator(in_utc), PlainSerializer(wire_date)] | None = (
-        None
-    )
-    broken: str | None = Field(default=None, exclude=True)
-    """Why this entry does not follow the schema; never written."""
+    handled_at: Date | None = None
+
+    @property
+    def broken(self) -> str | None:
+        """Why this entry is none. An earlier reader may have found that."""
+        return _kept(self.user_data).get("why")
 
     @property
     def is_handled(self) -> bool:
@@ -127,10 +132,11 @@ class Entry(BaseModel):
     def to_json(self, *, with_id: bool = True) -> str:
         exclude = None if with_id else {"id"}
         try:
-            return self.model_dump_json(by_alias=True, exclude_none=True, exclude=exclude)
+            text = self.model_dump_json(by_alias=True, exclude_none=True, exclude=exclude)
         except PydanticSerializationError:  # lone surrogates, in a text that came from the crawl
             data = self.model_dump(by_alias=True, exclude_none=True, exclude=exclude)
-            return well_formed(json.dumps(data, ensure_ascii=False))
+            text = well_formed(json.dumps(data, ensure_ascii=False))
+        return without_words(text)
 
     @classmethod
     def from_json(cls, id: str, text: str | bytes) -> Entry:
@@ -144,7 +150,6 @@ class Entry(BaseModel):
         except ValidationError as error:
             entry = cls._from_odd(id, text, error)
         entry.id = id  # under any other, an ack would miss it
-        entry.broken = _kept(entry.user_data).get("why")
         return entry
 
     @classmethod
@@ -181,7 +186,6 @@ class Entry(BaseModel):
         entry.user_data[UNREADABLE] = {"original": original}
         if why := before.get("why", why):
             entry.user_data[UNREADABLE]["why"] = why
-        entry.broken = why
         return entry
 
 
@@ -214,7 +218,10 @@ def _plain_fields(text: str | bytes) -> dict[str, str]:
         return {}
     except (ValueError, RecursionError):
         pass  # nested too deeply, say
-    fields = texts_at(whole, 1)
+    try:
+        fields = texts_at(whole, 1)
+    except ValueError:
+        return {}
     return {name: fields[name] for name in ("uniqueKey", "url") if _is_plain(fields.get(name))}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from scrapy.http import Headers
 
+from scrapy_apify_rq.entries.mending import without_words
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.value_reader import decode
 from scrapy_apify_rq.entries.values import encode
@@ -32,7 +33,7 @@ def read_body(entry: Entry, blob: dict[str, Any]) -> bytes:
         return base64.b64decode(blob["body"], validate=True)
     if isinstance(entry.payload, dict):  # Crawlee for JavaScript may store an object
         buffer = _read_buffer(entry.payload)
-        return json.dumps(entry.payload).encode() if buffer is None else buffer
+        return without_words(json.dumps(entry.payload)).encode() if buffer is None else buffer
     return (entry.payload or "").encode()
 
 

@@ -65,6 +65,8 @@ class Frontier:
         self.error: BackendError | None = None
         self.left = 0
         """How many entries were left pending, for another version of the project."""
+        self.refused = 0
+        """How many stay pending since the queue refused what became of them."""
         self._backend = backend
         self._listener = listener
         self._stats = stats
@@ -268,13 +270,21 @@ class Frontier:
             if self._supply.requeued(visit, refused=answer.refused):
                 self._stats.inc_value("scheduler/enqueued")
                 self._stats.inc_value("apify_rq/retried")
+            elif answer.refused:
+                self._note_refused()
             return
         self._supply.acked(entry.id)
-        if not answer.refused:
+        if answer.refused:
+            self._note_refused()
+        else:
             self.remember(entry.id)
             self._stats.inc_value("apify_rq/handled")
             if entry.failed:
                 self._stats.inc_value("apify_rq/failed")
+
+    def _note_refused(self) -> None:
+        self.refused += 1
+        self._stats.inc_value("apify_rq/refused")
 
     def lapsed(self, visit: Visit) -> None:
         self._idle.disturb()

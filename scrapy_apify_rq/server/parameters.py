@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Final, Self
 
 from aiohttp import web
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails, from_json
 
@@ -63,19 +63,22 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 LockSecs = Annotated[float, Field(gt=0, le=_MAX_LOCK_SECS)]
 
 
-def write_cursor(id: str) -> str:
-    text = json.dumps({"requestId": id}, separators=(",", ":"))
+def write_cursor(after: str | int | None) -> str:
+    """Choice: what is known is that the form depends on whether there is a filter."""
+    name = "requestId" if isinstance(after, str) else "orderNo"
+    text = json.dumps({name: after}, separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def _read_cursor(cursor: str) -> str:
+def _read_cursor(cursor: str) -> str | int:
     padding = "=" * (-len(cursor) % 4)
-    found: Any = from_json(base64.urlsafe_b64decode(cursor + padding))
-    if not isinstance(found, dict) or not isinstance(found.get("requestId"), str):
-        raise ValueError("must be the nextCursor of an answer")
-    id: str = found["requestId"]
-    return id
+    match from_json(base64.urlsafe_b64decode(cursor + padding)):
+        case {"requestId": str(id)}:
+            return id
+        case {"orderNo": int(position)} if abs(position) < 2**63:
+            return position
+    raise ValueError("must be the nextCursor of an answer")
 
 
-Cursor = Annotated[str, AfterValidator(_read_cursor)]
-"""The id after which a page starts."""
+Cursor = Annotated[str | int, BeforeValidator(_read_cursor)]
+"""The id after which a page starts, or, with a filter, the position."""

@@ -57,7 +57,9 @@ class Requests:
             raise ApiError(
                 400, "invalid-parameter", '"exclusiveStartId" cannot be used with "filter"'
             )
-        after = asked.cursor or asked.exclusive_start_id or ""
+        after = asked.cursor if asked.exclusive_start_id is None else asked.exclusive_start_id
+        if after is not None and isinstance(after, int) != bool(asked.states):
+            raise ApiError(400, "invalid-parameter", '"cursor" is of a list with another filter')
         page, more = call.queue.page(
             asked.limit, after=after, states=asked.states, size=_PAGE_BYTES
         )
@@ -67,7 +69,7 @@ class Requests:
             if value := call.request.query.get(name):
                 rest[name] = value
         if more:
-            rest["nextCursor"] = write_cursor(page[-1].id)
+            rest["nextCursor"] = write_cursor(page[-1].position if asked.states else page[-1].id)
         items = ",".join(full(row, call.now) for row in page)
         return raw_answer(f'{{"items":[{items}],{json.dumps(rest)[1:]}')
 

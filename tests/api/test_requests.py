@@ -107,6 +107,16 @@ def test_pages_show_each_request_once(remote: Caller) -> None:
     assert "cursor" not in pages[0].data
     assert [len(keys(page)) for page in pages] == [3, 3, 1]
     assert {key for page in pages for key in keys(page)} == names
+    in_order = ["key-0", "key-1", "key-2", "key-4", "key-5", "key-6"]
+    for name in in_order:
+        remote.put(name, request(name))
+    remote.put("key-6", request("key-6"), forefront="true")
+    some = remote("GET", "/requests", limit=4, filter="pending")
+    cursor = some.data["nextCursor"]
+    rest = remote("GET", "/requests", filter="pending", cursor=cursor)
+    assert keys(some) + keys(rest) == ["key-6", *in_order[:-1]]
+    for wrong in ({"cursor": cursor}, {"cursor": pages[0].data["nextCursor"], "filter": "locked"}):
+        assert remote("GET", "/requests", **wrong).error == (400, "invalid-parameter")
     first = remote("GET", "/requests", limit=1).data["items"][0]["id"]
     rest = remote("GET", "/requests", exclusiveStartId=first).data
     assert (len(rest["items"]), rest["exclusiveStartId"]) == (6, first)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections import Counter
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -114,31 +116,56 @@ async def test_our_own_entries_need_no_call(api: Api, client: Apify) -> None:
     assert kinds(api) == {"/head": 1}
 
 
-async def test_a_backlog_that_fits_is_listed(api: Api, server: Queues) -> None:
-    await server.store(*numbered(200))
+async def test_a_backlog_is_listed_from_where_the_last_claim_stopped(
+    api: Api, server: Queues
+) -> None:
+    await server.store(*numbered(400))
+    api.after = lambda call, data: (  # too many to be kept in memory
+        {**data, "pendingRequestCount": 1_000_000} if call.method == "POST" else data
+    )
     async with server.open() as client:
         api.calls.clear()
         seen = await client.entries(150)
         assert kinds(api) == {"/head": 1, "/requests/": 16}  # the first do not wait for the list
         assert seen == numbered(16)
-        seen += await client.entries(134, seen)
-        seen += await client.entries(100, seen)
-        assert seen == numbered(200)
-        assert [call.path for call in api.calls] == ["/head", "/requests", "/head"]
-        assert api.calls[1].query["filter"] == "pending"
+        for limit in (134, 100):
+            seen += await client.entries(limit, seen)
+        assert seen == numbered(250)
+        async with server.open() as tool:
+            await tool.put("front", forefront=True)
+        expected = [entry("front"), *numbered(99, 250)]
+        assert await client.entries(100, seen) == expected
+        paths = [call.path for call in api.calls if call.method == "GET"]
+        listing = ["/head", "/requests"]
+        assert paths == [*listing * 3, f"/requests/{ids('front')[0]}"]
+        limits = [int(call.query["limit"]) for call in api.of("GET", "/requests")]
+        assert limits == [150, 100, 100]
+        # What was read ahead is kept.
+        api.calls.clear()
+        seen += expected
+        assert await client.entries(10, seen) == numbered(10, 349)
+        assert kinds(api)["/requests/"] == 9
 
 
-async def test_a_backlog_that_does_not_fit_is_fetched_in_order(api: Api, server: Queues) -> None:
-    await server.store(*numbered(100))
-    api.after = lambda call, data: (
-        {**data, "pendingRequestCount": 10_001} if call.method == "POST" else data
-    )
+async def test_a_list_in_another_order_than_the_queues_is_of_no_use(
+    api: Api, server: Queues
+) -> None:
+    entries = numbered(400)
+    await server.store(*entries)
+    by_id = sorted((json.loads(one.to_json()) for one in entries), key=itemgetter("id"))
+
+    def after(call: Call, data: Any) -> Any:
+        if call.is_("GET", "/requests"):
+            data["items"] = by_id[: int(call.query["limit"])]
+        return data
+
+    api.after = after
     async with server.open() as client:
         seen = await client.entries()
-        api.calls.clear()
-        seen += await client.entries(known=seen)
-        assert seen == numbered(100)
-        assert kinds(api) == {"/head": 1, "/requests/": 84}
+        for _ in range(2):
+            seen += await client.entries(60, seen)
+        assert seen == numbered(136)
+        assert len(api.of("GET", "/requests")) == 1
 
 
 async def test_a_late_list_does_not_undo_what_we_have_put(api: Api, server: Queues) -> None:
@@ -158,18 +185,17 @@ async def test_a_late_list_does_not_undo_what_we_have_put(api: Api, server: Queu
         assert len(api.of("GET", "/requests")) == 1
 
 
-async def test_a_list_is_read_until_there_is_no_more_room(api: Api, server: Queues) -> None:
-    """Small entries promise that all fit, and then come large ones."""
+async def test_what_is_claimed_is_listed_whatever_the_memory(api: Api, server: Queues) -> None:
+    """Also where small entries promise that more would fit, and then come large ones."""
     entries = [*numbered(20), *numbered(1580, 20, user_data={"text": "x" * 900})]
     async with server.open(memory=300_000) as client:
         await server.store(*entries)
         seen = await client.entries()
-        lists = [len(api.of("GET", "/requests"))]
         for limit, expected in ((300, 316), (100, 416)):
             seen += await client.entries(limit, seen)
             assert seen == entries[:expected]
-            lists.append(len(api.of("GET", "/requests")))
-        assert lists == [0, 1, 1]
+        assert client.stats["calls/request_get"] == 16
+        assert client.stats["calls/requests_list"] == 2
         assert len(await client.listed("pending")) == 1600
 
 

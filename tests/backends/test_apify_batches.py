@@ -143,5 +143,5 @@ async def test_what_is_not_deleted_is_sent_again(api: Api, client: Apify) -> Non
     await client.fill(*numbered(40))
     api.after = after
     await client.delete(ids(*keys_of(numbered(40))))
-    assert asked == [25, 10, 15]
+    assert sorted(asked) == [10, 15, 25]
     assert await client.look() == ("", 0, 0, 0)

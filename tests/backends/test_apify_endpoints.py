@@ -76,7 +76,7 @@ async def test_every_call_says_who_we_are_and_never_the_token(
         assert len(await client.listed("pending")) == 59
         await client.delete(ids("00001"))
         assert await client.info()
-        assert client._api.queue.had_multiple_clients is False
+        assert (await client.take()).alone
         texts = [repr(client), repr(vars(client)), client.location]
         api.before = lambda call: error(401, message=f"bad token {TOKEN}")
         with pytest.raises(BackendError) as caught:

@@ -116,7 +116,8 @@ async def test_nobody_there_is_an_outage() -> None:
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
-QUEUE = b'{"data":{"id":"q","name":null,"totalRequestCount":0}}'
+COUNTS = b'"totalRequestCount":0,"handledRequestCount":0,"pendingRequestCount":0'
+QUEUE = b'{"data":{"id":"q","name":null,%s}}' % COUNTS
 
 
 @pytest.mark.usefixtures("hurried")

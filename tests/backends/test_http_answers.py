@@ -17,8 +17,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from scrapy_apify_rq.backends.api_models import Model
 from scrapy_apify_rq.backends.apify import http
-from scrapy_apify_rq.backends.apify.answers import Model, reading
+from scrapy_apify_rq.backends.apify.answers import reading
 from scrapy_apify_rq.backends.apify.http import AnswerTooLong, Client, Refused
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.limits import CRUD_RATE, OTHER_RATE

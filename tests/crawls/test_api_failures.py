@@ -158,6 +158,23 @@ async def test_lost_answers_make_no_duplicates(site: Site, served: ServedQueue, 
     assert len({call.query["clientKey"] for call in calls if "clientKey" in call.query}) == 1
 
 
+@pytest.mark.parametrize("access", ["single", "shared"])
+async def test_who_cannot_ack_a_page_has_not_finished(
+    site: Site, served: ServedQueue, run: Run, access: str
+) -> None:
+    def refuse(call: Call) -> Any:
+        return error(400) if call.method == "PUT" and call.json["url"].endswith("/7") else None
+
+    served.api.before = refuse
+    crawl = await run(APIFY_RQ_ACCESS=access)
+    assert crawl.reason == "apify_rq_refused"
+    assert crawl.stats["apify_rq/refused"] == 1
+    assert "; the queue refused to store the end of 1 request, which stay" in crawl.closing_line
+    served.api.before = lambda call: None
+    assert (await run(APIFY_RQ_ACCESS=access)).reason == "finished"
+    assert sorted(site.paths) == sorted(["/", *PATHS, "/7"])
+
+
 class Large(SiteSpider):
     """Has a request that is too large, and one that is with the reason why it is tried again."""
 
@@ -173,7 +190,7 @@ class Large(SiteSpider):
 
 async def test_large_entries(site: Site, served: ServedQueue, run: Run) -> None:
     crawl = await run(Large)
-    assert crawl.reason == "finished"
+    assert crawl.reason == "apify_rq_refused"
     assert sorted(site.paths) == ["/", "/2", "/4", "/4"]
     assert crawl.stats["scheduler/unserializable"] == 1
     log = crawl.log_text

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,15 @@ from urllib.request import Request as Call
 from urllib.request import urlopen
 
 import pytest
-from scrapy import Field, Item, Request
-from scrapy.http import Response
 
 from scrapy_apify_rq.backends.apify import http
-from tests.crawls.test_items import Kinds, Loose, Many, contents, feeds, files_in, restore
+from tests.crawls.test_items import Kinds, contents, feeds, files_in, restore
 from tests.support.command_line import rq_ok
 from tests.support.crawling import Crawl, Crawls
 from tests.support.faults import Faults
 from tests.support.queues import NAME, TOKEN, Queue, ServedQueue, copied
-from tests.support.spiders import Links, SiteSpider
 from tests.support.waiting import wait_until
-from tests.support.website import Held, Page, Site, begun, let_go, links
+from tests.support.website import Held, Site, let_go, links
 
 SAVED = {"APIFY_RQ_ITEMS": True}
 

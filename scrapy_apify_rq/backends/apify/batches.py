@@ -6,16 +6,24 @@ refuse its whole batch. Here each entry of a batch gets an answer all the same.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, Callable, Iterator, Sequence
+from typing import Final
 
+from scrapy_apify_rq.backends.api_models import Registered
 from scrapy_apify_rq.backends.apify import wire
-from scrapy_apify_rq.backends.apify.answers import Registered
 from scrapy_apify_rq.backends.apify.endpoints import Endpoints
 from scrapy_apify_rq.backends.apify.http import Refused
 from scrapy_apify_rq.backends.apify.parallel import run_all
 from scrapy_apify_rq.backends.base import Added
 from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.limits import MAX_BATCH
+
+# Batches that are deleted at a time: enough for the rate at 0.4 seconds a call.
+_PARALLEL: Final = 16
+# Enough for a second, in which the next page of a list comes.
+_BATCHES_AHEAD: Final = 40
 
 
 class Adding:
@@ -123,14 +131,36 @@ class Adding:
         """
         if not answer.was_already_present or answer.was_already_handled:
             return answer
-        text = await self._api.get_request(entry.id)
-        if text is None:
+        stored = await self._api.get_request(entry.id)
+        if stored is None:
             return answer
-        stored = Entry.from_json(entry.id, text)
         return answer._replace(was_already_present=wire.content(stored) != wire.content(entry))
 
 
-async def delete_batch(api: Endpoints, ids: Sequence[str]) -> None:
+async def delete_all(api: Endpoints, ids: AsyncIterable[str]) -> None:
+    """Delete these entries. The next ids are read while batches are on their way."""
+    batches: asyncio.Queue[list[str]] = asyncio.Queue(_BATCHES_AHEAD)
+
+    async def read() -> None:
+        batch: list[str] = []
+        async for id in ids:
+            batch.append(id)
+            if len(batch) == MAX_BATCH:
+                await batches.put(batch)
+                batch = []
+        if batch:
+            await batches.put(batch)
+        for _ in range(_PARALLEL):
+            await batches.put([])
+
+    async def delete() -> None:
+        while batch := await batches.get():
+            await _delete_batch(api, batch)
+
+    await run_all([read(), *(delete() for _ in range(_PARALLEL))])
+
+
+async def _delete_batch(api: Endpoints, ids: Sequence[str]) -> None:
     """Delete the entries, and the unprocessed ones again until none is left."""
     attempt = 0
     since = time.monotonic()

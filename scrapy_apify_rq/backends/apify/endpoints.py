@@ -13,19 +13,21 @@ from http import HTTPStatus
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
-from scrapy_apify_rq.backends.apify import answers
-from scrapy_apify_rq.backends.apify.answers import (
+from scrapy_apify_rq.backends.api_models import (
     AddedBatch,
     DeletedBatch,
     Head,
+    Lock,
     LockedHead,
     Page,
+    Prolonged,
     Queue,
     QueueList,
-    Reading,
     Registered,
-    reading,
+    Unlocked,
 )
+from scrapy_apify_rq.backends.apify import answers
+from scrapy_apify_rq.backends.apify.answers import Reading, reading
 from scrapy_apify_rq.backends.apify.http import (
     Answer,
     AnswerTooLong,
@@ -33,6 +35,7 @@ from scrapy_apify_rq.backends.apify.http import (
     Refused,
     TransientError,
 )
+from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.limits import BATCH_RATE, CRUD_RATE, OTHER_RATE
 
@@ -46,6 +49,8 @@ _LOCKED: Final = reading(LockedHead)
 _ADDED: Final = reading(AddedBatch)
 _DELETED: Final = reading(DeletedBatch)
 _REGISTERED: Final = reading(Registered)
+_PROLONGED: Final = reading(Prolonged)
+_UNLOCKED: Final = reading(Unlocked)
 # How many ids of the head the API gives at a time.
 HEAD_LIMIT: Final = 1000
 
@@ -158,7 +163,7 @@ class Endpoints:
             "queue_put",
             "PUT",
             self._path,
-            answers.nothing,
+            _QUEUE,
             none_at=_ABOUT_ENTRIES,
             rate=OTHER_RATE,
             body=json.dumps({"title": title}).encode(),
@@ -195,17 +200,17 @@ class Endpoints:
 
     async def put_lock(self, id: str, lock_secs: int) -> bool:
         """Prolong our lock. Return False if we do not hold it."""
-        return await self._call_lock("PUT", id, lockSecs=lock_secs)
+        return await self._call_lock("PUT", id, _PROLONGED, lockSecs=lock_secs)
 
     async def delete_lock(self, id: str) -> bool:
         """End our lock. Return False if we do not hold it."""
-        return await self._call_lock("DELETE", id)
+        return await self._call_lock("DELETE", id, answers.nothing)
 
     async def unlock_requests(self) -> None:
         """End all locks of our client key."""
         path = f"{self._path}/requests/unlock"
         query = {"clientKey": self._client_key}
-        await self._call("unlock", "POST", path, answers.nothing, rate=OTHER_RATE, query=query)
+        await self._call("unlock", "POST", path, _UNLOCKED, rate=OTHER_RATE, query=query)
 
     # Requests, which we call entries.
 
@@ -238,10 +243,20 @@ class Endpoints:
         )
         return answer.data
 
-    async def get_request(self, id: str) -> bytes | None:
-        """Return the JSON of an entry, or None if it does not exist."""
+    async def get_request(self, id: str) -> Entry | None:
+        """Return an entry, or None if it does not exist."""
+        entry = await self._get(id, answers.entry)
+        if entry is not None:
+            entry.id = id  # under any other, an ack would miss it
+        return entry
+
+    async def get_lock(self, id: str) -> Lock | None:
+        """Return the lock that an entry shows. It may have ended."""
+        return await self._get(id, answers.lock)
+
+    async def _get(self, id: str, read: Reading[T]) -> T | None:
         path = f"{self._path}/requests/{quote(id, safe='')}"
-        answer = await self._call_if_any("request_get", "GET", path, answers.entry, rate=CRUD_RATE)
+        answer = await self._call_if_any("request_get", "GET", path, read, rate=CRUD_RATE)
         return None if answer is None else answer.data
 
     async def put_request(self, id: str, text: bytes, *, forefront: bool) -> Answer[Registered]:
@@ -330,12 +345,12 @@ class Endpoints:
         except Refused:
             return None
 
-    async def _call_lock(self, method: str, id: str, **query: int) -> bool:
+    async def _call_lock(self, method: str, id: str, read: Reading[Any], **query: int) -> bool:
         answer = await self._call_if_any(
             f"lock_{method.lower()}",
             method,
             f"{self._path}/requests/{quote(id, safe='')}/lock",
-            answers.nothing,
+            read,
             none_at=_NOT_LOCKED,
             rate=CRUD_RATE,
             query={**query, "clientKey": self._client_key},

@@ -268,6 +268,8 @@ class Client:
         status = answer.status_code
         if 200 <= status < 300:
             try:
+                if not body and status != HTTPStatus.NO_CONTENT:
+                    raise ValueError("nothing")
                 return read(body)
             except ValueError:
                 raise TransientError("the answer is not the API's", maybe_done=True) from None

@@ -268,9 +268,8 @@ class DatasetItems(FeedNotes):
         left, found = list(ids), dict[str, Standing | None]()
         for start in range(0, len(left), _PARALLEL):
             part = left[start : start + _PARALLEL]
-            texts = await run_all(map(self._api.get_request, part))
-            for id, text in zip(part, texts, strict=True):
-                entry = None if text is None else Entry.from_json(id, text)
+            entries = await run_all(map(self._api.get_request, part))
+            for id, entry in zip(part, entries, strict=True):
                 found[id] = None
                 if entry is not None:
                     found[id] = Standing(entry.retry_count, entry.is_handled)

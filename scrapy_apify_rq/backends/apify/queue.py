@@ -8,13 +8,14 @@ and deletes entries, and ``updates`` replaces them.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from scrapy_apify_rq.backends.apify import answers, wire
+from scrapy_apify_rq.backends import api_models
+from scrapy_apify_rq.backends.api_models import Queue
+from scrapy_apify_rq.backends.apify import wire
 from scrapy_apify_rq.backends.apify.access import Access
-from scrapy_apify_rq.backends.apify.answers import Queue
-from scrapy_apify_rq.backends.apify.batches import Adding, delete_batch
+from scrapy_apify_rq.backends.apify.batches import Adding, delete_all
 from scrapy_apify_rq.backends.apify.endpoints import Endpoints
 from scrapy_apify_rq.backends.apify.http import CONNECTIONS, Client
 from scrapy_apify_rq.backends.apify.items import DatasetItems
@@ -92,6 +93,7 @@ class ApifyBackend:
             client=None if lock_secs is None else client_key,
             inc_stat=inc_stat,
         )
+        self._reader = Reader(self._api, memory=0)
         self._is_fresh = False
         """Whether the queue's counts were answered after our last call that may change them."""
         self._begin()
@@ -100,15 +102,13 @@ class ApifyBackend:
         """Begin without knowledge of single entries."""
         self._left: set[str] = set()
         """Ids of entries that this process does not want again."""
-        if self.lock_secs is None:
-            self._reader = Reader(self._api, self._memory)
-            self._access: Access = SingleAccess(
-                self._api, self._reader, lag=self.lag, consistency_delay=self.consistency_delay
+        self._access: Access = (
+            SingleAccess(
+                self._api, self._memory, lag=self.lag, consistency_delay=self.consistency_delay
             )
-        else:
-            # Other clients may change an entry, so none is kept.
-            self._reader = Reader(self._api, memory=0)
-            self._access = SharedAccess(self._api, self._reader, lock_secs=self.lock_secs)
+            if self.lock_secs is None
+            else SharedAccess(self._api, lock_secs=self.lock_secs)
+        )
         self._updates = Updates(self._api, self._access, self._inc_stat)
 
     @property
@@ -247,18 +247,17 @@ class ApifyBackend:
             await self._api.create_queue()
             self._is_fresh = True
         else:
-            await self.delete([entry.id async for entry in self.list()])
+            self._is_fresh = False
+            await delete_all(self._api, (entry.id async for entry in self._reader.list(None)))
         self._begin()
 
     async def get(self, id: str) -> Entry | None:
-        text = await self._api.get_request(id)
-        return None if text is None else Entry.from_json(id, text)
+        return await self._api.get_request(id)
 
     async def list(self, state: State | None = None) -> AsyncIterator[Entry]:
         # The platform's "pending" leaves out locked entries, ours does not.
         states = {"pending": "pending,locked", "locked": "locked"}.get(state or "")
-        async for id, text, _ in self._reader.list(states):
-            entry = Entry.from_json(id, text)
+        async for entry in self._reader.list(states):
             if _is_in(entry, state):
                 yield entry
 
@@ -269,23 +268,25 @@ class ApifyBackend:
         return number
 
     async def lock_of(self, id: str) -> Lock | None:
-        text = await self._api.get_request(id)
-        lock = answers.EntryLock() if text is None else answers.EntryLock.of(text)
-        if lock.lock_expires_at is None or lock.lock_expires_at <= datetime.now(UTC):
+        lock = await self._api.get_lock(id)
+        until = None if lock is None else lock.lock_expires_at
+        if lock is None or until is None or until <= datetime.now(UTC):
             return None
-        return Lock(lock.lock_by_client, lock.lock_expires_at)
+        return Lock(lock.lock_by_client, until)
 
     async def delete(self, ids: Collection[str]) -> None:
         self._is_fresh = False
-        left = list(dict.fromkeys(ids))
-        for start in range(0, len(left), MAX_BATCH):
-            batch = left[start : start + MAX_BATCH]
-            await delete_batch(self._api, batch)
-            self._access.deleted(batch)
+        await delete_all(self._api, _each(dict.fromkeys(ids)))
+        self._access.deleted(ids)
+
+
+async def _each(ids: Iterable[str]) -> AsyncIterator[str]:
+    for id in ids:
+        yield id
 
 
 def _info(queue: Queue) -> Info:
-    stats = queue.stats or answers.Operations()
+    stats = queue.stats or api_models.Operations()
     return Info(
         queue.id,
         queue.name,

@@ -7,18 +7,19 @@ entries of this queue are, and fetches only as many at a time as probably fit.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from scrapy_apify_rq.backends.apify.answers import Listed, Page
+from scrapy_apify_rq.backends.api_models import Page
 from scrapy_apify_rq.backends.apify.endpoints import Endpoints
 from scrapy_apify_rq.backends.apify.http import AnswerTooLong
 from scrapy_apify_rq.backends.apify.parallel import run_ahead
 from scrapy_apify_rq.entries.hosts import host_of
 from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.errors import BackendError
 
 # Entries that are fetched at a time: at most, and while their size is unknown.
 _PARALLEL: Final = 64
@@ -35,12 +36,14 @@ _PARSING_COST: Final = 2048
 _FIRST_PAGE: Final = 10
 # The API would give 10,000 entries in one answer, which would block the event loop for seconds.
 _LONGEST_PAGE: Final = 1000
+# Pages in turn without an entry, before we take a list for one without an end.
 _MOST_EMPTY: Final = 100
 _PAGE_BYTES: Final = 4 * 1024 * 1024
+_NONE: Final[Mapping[str, Entry]] = {}
 
 
 class Complete:
-    """The JSON of pending entries by id, within ``memory`` bytes, and their hosts."""
+    """Pending entries by id as JSON, within ``memory`` bytes, and their hosts."""
 
     def __init__(self, memory: int) -> None:
         self.memory = memory
@@ -52,21 +55,27 @@ class Complete:
     def __contains__(self, id: str) -> bool:
         return id in self._texts
 
-    def keep(self, id: str, text: bytes, host: str) -> bool:
+    def keep(self, entry: Entry, text: bytes | None = None) -> bool:
         """Keep an entry if there is room. The oldest stay, since they are needed first."""
-        self.pop(id)
-        fits = len(self._texts) < MOST_COMPLETE and self._size + len(text) <= self.memory
-        if fits:
-            self._texts[id] = text
-            self.hosts[id] = host
-            self._size += len(text)
-        return fits
+        self.drop(entry.id)
+        if len(self._texts) >= MOST_COMPLETE:
+            return False
+        text = text or entry.to_json().encode()
+        if self._size + len(text) > self.memory:
+            return False
+        self._texts[entry.id] = text
+        self.hosts[entry.id] = host_of(entry)
+        self._size += len(text)
+        return True
 
-    def pop(self, id: str) -> bytes | None:
-        text = self._texts.pop(id, None)
+    def take(self, id: str) -> Entry | None:
+        text = self._texts.get(id)
+        self.drop(id)
+        return None if text is None else Entry.from_json(id, text)
+
+    def drop(self, id: str) -> None:
+        self._size -= len(self._texts.pop(id, b""))
         self.hosts.pop(id, None)
-        self._size -= len(text or b"")
-        return text
 
 
 @dataclass(slots=True)
@@ -90,8 +99,9 @@ class Read:
             self.absent.append(id)
         self.outdated += entry is None or entry.is_handled
 
-    def add(self, entry: Entry, size: int) -> bool:
+    def add(self, entry: Entry) -> bool:
         """Add a pending entry if it fits. The first one always does."""
+        size = entry.size
         fits = not self.entries or size <= self.left
         if fits:
             self.entries.append(entry)
@@ -113,44 +123,46 @@ class Reader:
         """Guess how many entries fit into ``size`` bytes; ``unknown`` if there is no way to."""
         return unknown if self._average is None else int(size / max(self._average, 1))
 
-    async def read(self, ids: Sequence[str], size: int) -> Read:
-        """Read the first of these entries, up to ``size`` bytes.
+    async def read(
+        self, ids: Sequence[str], size: int, listed: Mapping[str, Entry] = _NONE
+    ) -> Read:
+        """Read the first of these entries, up to ``size`` bytes. ``listed`` holds some of them.
 
         At least one pending entry is read, if there is one.
         """
         ids = list(dict.fromkeys(ids))
-        missing = {id for id in ids if id not in self.complete}
+        missing = {id for id in ids if id not in self.complete and id not in listed}
         calls = (partial(self._fetch, id) for id in ids if id in missing)
         read = Read(size)
         async with aclosing(run_ahead(calls, lambda: self._width(read.left))) as fetched:
             for n, id in enumerate(ids):
                 if id not in missing:
-                    text = self.complete.pop(id)
+                    entry = self.complete.take(id) or listed.get(id)
                 elif read.entries and self.fit(read.left, unknown=1) < 1:
                     read.rest = ids[n:]
                     break
                 else:
-                    text = await anext(fetched)
-                    text = self.complete.pop(id) or text  # written meanwhile, so newer
-                entry = None if text is None else Entry.from_json(id, text)
-                if id in missing:
+                    entry = await anext(fetched)
+                    entry = self.complete.take(id) or entry  # written meanwhile, so newer
                     read.note_fetched(id, entry)
-                if text is None or entry is None or entry.is_handled:
+                if entry is None or entry.is_handled:
                     continue
-                if not read.add(entry, len(text)):
-                    self.complete.keep(id, text, host_of(entry))
+                if not read.add(entry):
+                    self.complete.keep(entry)
                     read.rest = ids[n:]
                     break
-                await self._pause_after(len(text))
+                await self._pause_after(entry.size)
         return read
 
-    async def _fetch(self, id: str) -> bytes | None:
-        text = await self._api.get_request(id)
-        if text is None:
-            return None
-        before = len(text) if self._average is None else self._average
-        self._average = before + (len(text) - before) * _WEIGHT
-        return text
+    async def _fetch(self, id: str) -> Entry | None:
+        entry = await self._api.get_request(id)
+        if entry is not None:
+            self._learn(entry.size, _WEIGHT)
+        return entry
+
+    def _learn(self, size: float, weight: float) -> None:
+        before = size if self._average is None else self._average
+        self._average = before + (size - before) * weight
 
     def _width(self, left: int) -> int:
         return max(1, min(self.fit(left, unknown=_PARALLEL_AT_FIRST), _PARALLEL))
@@ -161,32 +173,38 @@ class Reader:
             self._parsed = 0
             await asyncio.sleep(0)
 
-    async def list(self, states: str | None) -> AsyncGenerator[Listed, None]:
+    async def list(self, states: str | None) -> AsyncGenerator[Entry, None]:
         """Yield all entries in these states of the API, page by page."""
-        limit = self.fit(_PAGE_BYTES, unknown=_FIRST_PAGE)
         cursor: str | None = None
         cursors: set[str] = set()
         empty = 0
         while True:
-            page = await self._page(limit, states, cursor)
-            size = 0
-            for n, item in enumerate(page.items):
-                size += len(item.text)
-                yield item
+            page = await self.page(_LONGEST_PAGE, states, cursor)
+            for n, entry in enumerate(page.items):
+                yield entry
                 if n % 100 == 99:
                     await asyncio.sleep(0)
-            empty = 0 if page.items else empty + 1
-            # A list that begins anew, or has nothing but empty pages, would never end.
-            if not page.next_cursor or page.next_cursor in cursors or empty > _MOST_EMPTY:
+            cursor = page.next_cursor
+            if not cursor:
                 return
-            cursors.add(cursor := page.next_cursor)
-            limit = _PAGE_BYTES * len(page.items) // max(size, 1)
+            empty = 0 if page.items else empty + 1
+            if cursor in cursors or empty > _MOST_EMPTY:
+                raise BackendError(
+                    f"The list of requests of {self._api.location} has no end: it begins again, or"
+                    " has nothing but empty pages."
+                )
+            cursors.add(cursor)
 
-    async def _page(self, limit: int, states: str | None, cursor: str | None) -> Page:
-        """Return a page of up to ``limit`` entries, or of fewer if they are too long for one."""
-        limit = max(1, min(limit, _LONGEST_PAGE))
+    async def page(self, limit: int, states: str | None, cursor: str | None) -> Page:
+        """Return a page of up to ``limit`` entries, of fewer if they are large."""
+        limit = max(1, min(limit, self.fit(_PAGE_BYTES, unknown=_FIRST_PAGE), _LONGEST_PAGE))
         while True:
             try:
-                return await self._api.list_requests(limit, states=states, cursor=cursor)
+                page = await self._api.list_requests(limit, states=states, cursor=cursor)
             except AnswerTooLong:  # never with a limit of 1
                 limit = max(1, limit // 8)
+            else:
+                if page.items:
+                    size = sum(entry.size for entry in page.items) / len(page.items)
+                    self._learn(size, 1)
+                return page

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import quote, unquote
 
+from scrapy_apify_rq.backends.apify.http import Refused
 from scrapy_apify_rq.backends.apify.parallel import run_all
 from scrapy_apify_rq.backends.apify.storages import Stores
-from scrapy_apify_rq.errors import BackendError
 
 logger = logging.getLogger(__name__)
 
@@ -48,15 +48,8 @@ class Records:
     async def open(self, ref: str) -> None:
         """Use this store for a crawl."""
         self.use(ref)
-        try:
-            found = await self._read("") if self._is_alone else await self._read("none")
-        except BackendError as error:
-            if error.reason != "apify_rq_unauthorized":
-                raise
-            self.is_usable = False
-            logger.warning("Neither items nor the state of the crawl can be saved: %s", error)
-        else:
-            self._kept = found if self._is_alone else None
+        found = await self._read("" if self._is_alone else "none")
+        self._kept = found if self._is_alone else None
 
     async def load(self, prefix: str) -> dict[str, bytes]:
         """Return the texts of all records whose names begin so."""
@@ -67,7 +60,17 @@ class Records:
         return {name: text for name, text in self._kept.items() if name.startswith(prefix)}
 
     async def _read(self, prefix: str) -> dict[str, bytes]:
-        found = await self._stores.keys(self._ref, _key(prefix))
+        try:
+            found = await self._stores.keys(self._ref, _key(prefix))
+        except Refused as error:
+            self.is_usable = False
+            logger.warning(
+                "Neither items nor the state of the crawl can be saved: APIFY_TOKEN may not use the"
+                " key-value store %s (%s)",
+                self._ref,
+                error,
+            )
+            return {}
         self._is_created = self._is_created or found is not None
         keys = found or []
         texts: list[bytes | None] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable
 
-from scrapy_apify_rq.backends.apify.answers import LockedHead
+from scrapy_apify_rq.backends.api_models import LockedHead
 from scrapy_apify_rq.backends.apify.endpoints import Endpoints
 from scrapy_apify_rq.backends.apify.parallel import run_all
 from scrapy_apify_rq.backends.apify.reader import Reader
@@ -20,9 +20,9 @@ from scrapy_apify_rq.limits import MAX_BATCH
 class SharedAccess:
     """Claims entries with leases of ``lock_secs``, prolongs the leases and ends them."""
 
-    def __init__(self, api: Endpoints, reader: Reader, *, lock_secs: int) -> None:
+    def __init__(self, api: Endpoints, *, lock_secs: int) -> None:
         self._api = api
-        self._reader = reader
+        self._reader = Reader(api, memory=0)
         self._lock_secs = lock_secs
         self._kept: set[str] = set()
         """Entries that are left to others and that we hold all the same, so that a claim gets past

@@ -16,35 +16,36 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
 
+from scrapy_apify_rq.backends.apify.backlog import Backlog
 from scrapy_apify_rq.backends.apify.endpoints import HEAD_LIMIT, Endpoints
-from scrapy_apify_rq.backends.apify.reader import MOST_COMPLETE, Reader
+from scrapy_apify_rq.backends.apify.reader import Reader
 from scrapy_apify_rq.backends.base import Claim, Claimed
 from scrapy_apify_rq.backends.fairness import choose_fairly
 from scrapy_apify_rq.entries.hosts import host, host_of
 from scrapy_apify_rq.entries.models import Entry
 
-# With this many entries to fetch, listing all pending ones is cheaper than a GET for each.
-_LIST_FROM: Final = 50
 # The most entries that the first claim fetches. The first pages then need not wait for a long list,
 # and we learn whether the head lags: a GET by id does not, and a list may lag like the head.
 _FIRST_FETCH: Final = 16
 
 
 class SingleAccess:
-    """Claims entries without leases. ``Backend`` says what lag and consistency delay are."""
+    """Claims entries without leases. ``Backend`` says what lag and consistency delay are.
+
+    ``memory`` is how many bytes of entries are kept complete.
+    """
 
     def __init__(
-        self, api: Endpoints, reader: Reader, *, lag: float, consistency_delay: float
+        self, api: Endpoints, memory: int, *, lag: float, consistency_delay: float
     ) -> None:
         self._api = api
-        self._reader = reader
+        self._reader = reader = Reader(api, memory)
         self._lag = lag
         self._consistency_delay = consistency_delay
         self._complete = reader.complete
+        self._backlog = Backlog(reader)
         self._hosts: dict[str, str] = {}
         """By id, of the entries that the last claim could choose from, and of those it knew."""
-        self._listable = True
-        """Whether all pending entries fit into memory, as far as we know."""
         self._is_fresh = False
         """Whether the entries fetched last were pending, as the head said."""
         self._acked: OrderedDict[str, float] = OrderedDict()
@@ -67,17 +68,17 @@ class SingleAccess:
 
     def wrote(self, entry: Entry, text: bytes) -> None:
         self._acked.pop(entry.id, None)
-        self._complete.keep(entry.id, text, host_of(entry))
+        self._complete.keep(entry, text)
 
     def acked(self, id: str) -> None:
-        self._complete.pop(id)
+        self._complete.drop(id)
         self._acked[id] = time.monotonic()
         self._acked.move_to_end(id)
         self._forget_acked()  # here too: a small queue may never be claimed from again
 
     def deleted(self, ids: Iterable[str]) -> None:
         for id in ids:
-            self._complete.pop(id)
+            self._complete.drop(id)
 
     async def claim(
         self,
@@ -97,9 +98,11 @@ class SingleAccess:
         self._stale = sum(id in self._acked for id in ids)
         wanted = [id for id in ids if id not in unwanted and id not in self._acked]
         hosts = {item.id: host(item.url, None) for item in head.items}
+        listed: dict[str, Entry] = {}
         if left and not wanted and len(ids) == HEAD_LIMIT:
-            hosts = await self._beyond_the_head(limit + 1, unwanted)
-            wanted = [*hosts]
+            listed = await self._beyond_the_head(limit + 1, size, unwanted)
+            hosts = {id: host_of(entry) for id, entry in listed.items()}
+            wanted = [*listed]
             asked = HEAD_LIMIT + 1  # the list says how many there are
         chosen, more = wanted[:limit], len(ids) >= asked
         if share is not None:
@@ -110,7 +113,9 @@ class SingleAccess:
         first = self._first(chosen)
         more = more or len(first) < len(wanted)
         if first:
-            entries, is_cut = await self._read(first, size)
+            fitting = first[: self._reader.fit(size, unknown=limit)]
+            listed |= await self._backlog.read(fitting, ids, set(wanted))
+            entries, is_cut = await self._read(first, size, listed)
         else:
             # With nothing known the crawl would end, so its latest acks are worth a look, too.
             age = self._consistency_delay if known else 0
@@ -126,19 +131,20 @@ class SingleAccess:
             alone=self._alone is True,
         )
 
-    async def _beyond_the_head(self, most: int, unwanted: Collection[str]) -> dict[str, str]:
+    async def _beyond_the_head(
+        self, most: int, size: int, unwanted: Collection[str]
+    ) -> dict[str, Entry]:
         """Find pending entries behind so many unwanted ones that the head shows nothing else.
 
-        Return the host of each by its id, in order.
+        Return them by their ids, in order, and one more than fits if there is one.
         """
-        found: dict[str, str] = {}
+        found: dict[str, Entry] = {}
         async with aclosing(self._reader.list("pending")) as stored:
-            async for id, text, at in stored:
-                if id not in unwanted and id not in self._acked:
-                    found[id] = at
-                    if id not in self._complete:
-                        self._complete.keep(id, text, at)
-                    if len(found) == most:
+            async for entry in stored:
+                if entry.id not in unwanted and entry.id not in self._acked:
+                    found[entry.id] = entry
+                    size -= entry.size
+                    if len(found) == most or (size < 0 and len(found) > 1):
                         break
         return found
 
@@ -204,31 +210,16 @@ class SingleAccess:
             ids = ids[: missing[_FIRST_FETCH]]
         return ids
 
-    async def _read(self, ids: Sequence[str], size: int) -> tuple[list[Entry], bool]:
+    async def _read(
+        self, ids: Sequence[str], size: int, listed: Mapping[str, Entry]
+    ) -> tuple[list[Entry], bool]:
         """Read the pending ones of these entries; True if there was no room for all of them."""
-        missing = sum(id not in self._complete for id in ids)
-        if missing >= _LIST_FROM and self._is_listable():
-            await self._read_list()
-        read = await self._reader.read(ids, size)
+        read = await self._reader.read(ids, size, listed)
+        for id in read.rest:
+            if id in listed:
+                self._complete.keep(listed[id])
         if read.fetched:
             self._is_fresh = not read.outdated
         now = time.monotonic()
         self._absent = {id: self._absent.get(id, now) for id in read.absent}
         return read.entries, bool(read.rest)
-
-    def _is_listable(self) -> bool:
-        """Whether all pending entries probably fit into memory."""
-        fitting = self._reader.fit(self._complete.memory, unknown=MOST_COMPLETE)
-        pending = self._api.queue.pending_request_count
-        return self._listable and pending <= min(fitting, MOST_COMPLETE)
-
-    async def _read_list(self) -> None:
-        """Keep all pending entries complete, as far as there is room."""
-        async with aclosing(self._reader.list("pending")) as stored:
-            async for id, text, at in stored:
-                # The list may lag: what we have of an entry is newer.
-                if id in self._complete or id in self._acked:
-                    continue
-                if not self._complete.keep(id, text, at):
-                    self._listable = False
-                    return

@@ -15,7 +15,8 @@ from urllib.parse import quote
 
 from pydantic_core import from_json
 
-from scrapy_apify_rq.backends.apify.answers import Model, Reading, nothing, reading
+from scrapy_apify_rq.backends.api_models import Model
+from scrapy_apify_rq.backends.apify.answers import Reading, nothing, reading
 from scrapy_apify_rq.backends.apify.http import AnswerTooLong, Client, Refused
 from scrapy_apify_rq.entries.dataset_form import FIELD
 from scrapy_apify_rq.errors import BackendError
@@ -32,6 +33,7 @@ ABOUT_ITEMS: Final = frozenset(
     )
 )
 _MISSING: Final = frozenset((HTTPStatus.NOT_FOUND,))
+_NO_STORE: Final = frozenset((HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN))
 _UNAUTHORIZED: Final = frozenset((HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN))
 _CURES: Final = {
     "datasets": "Check APIFY_RQ_DATASET and what APIFY_TOKEN may use, or set APIFY_RQ_ITEMS = False"
@@ -169,12 +171,20 @@ class Stores(_Storages):
     noun = "store"
 
     async def keys(self, ref: str, prefix: str) -> list[str] | None:
-        """Return the keys that begin so; None if there is no such store."""
+        """Return the keys that begin so; None if there is no such store.
+
+        Raises Refused if the token may not use it.
+        """
         found: list[str] = []
         query = {"prefix": prefix, "limit": 1000}
         while True:
-            page = await self._call_if_any("keys", "GET", ref, "keys", _KEYS, query=query)
-            if page is None:
+            try:
+                page = await self._call(
+                    "keys", "GET", ref, "keys", _KEYS, query=query, expected=_NO_STORE
+                )
+            except Refused as error:
+                if error.status != HTTPStatus.NOT_FOUND:
+                    raise
                 return None
             # A server that does not know the parameter gives all keys.
             found += [item.key for item in page.items if item.key.startswith(prefix)]

@@ -50,6 +50,7 @@ class Updates:
     def _note_refused(self, entry: Entry, error: Refused) -> None:
         """Log that an entry stays in the queue as it was. This crawl goes on without it."""
         self.refused.add(entry.id)
+        self._access.leave(entry.id)
         self._inc_stat("apify_rq/api/refused")
         logger.error(
             "The API refuses the update of entry %s (%s): %s. It stays pending, and the next run"

@@ -184,12 +184,17 @@ class StoredQueue:
                 await asyncio.sleep(0)
 
     def page(
-        self, limit: int, *, after: str, states: frozenset[str], size: int
+        self, limit: int, *, after: str | int | None, states: frozenset[str], size: int
     ) -> tuple[list[Row], bool]:
-        """Return entries in these states, or all entries, in the order of their ids, up to about
-        ``size`` bytes but at least one; and whether there are more.
+        """Return entries up to about ``size`` bytes but at least one, and whether there are more:
+        all of them in the order of their ids, or those in these states in the queue's order.
+
+        ``after`` is the id or the position of the last one before.
         """
-        return self._table.page_by_id(limit, after=after, states=states, size=size)
+        if states:
+            assert not isinstance(after, str)
+            return self._table.page_in_order(limit, after=after, states=states, size=size)
+        return self._table.page_by_id(limit, after=str(after or ""), size=size)
 
     async def lock(self, limit: int, secs: float) -> Locked:
         """Lock the first entries that no client holds, not even this one."""

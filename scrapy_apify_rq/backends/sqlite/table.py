@@ -43,12 +43,10 @@ _INSERT: Final = (
 )
 _ROW: Final = f"SELECT {', '.join(Row._fields)} FROM requests WHERE queue = :queue"
 _FREE: Final = "coalesce(lock_expires_at, 0) <= :now"
-# Without the plus, SQLite would collect all pending entries and sort them by id.
 _FILTERS: Final = {
-    frozenset[str](): "TRUE",
-    frozenset({"locked"}): "+position IS NOT NULL AND lock_expires_at > :now",
-    frozenset({"pending"}): f"+position IS NOT NULL AND {_FREE}",
-    frozenset({"locked", "pending"}): "+position IS NOT NULL",
+    frozenset({"locked"}): "lock_expires_at > :now",
+    frozenset({"pending"}): _FREE,
+    frozenset({"locked", "pending"}): "TRUE",
 }
 # Left to choose an index, SQLite may take one that makes it sort the rows again for each page.
 _IN_STATE: Final[dict[State | None, str]] = {
@@ -307,15 +305,25 @@ class Table:
     def row(self, id: str) -> Row | None:
         return next(self._rows("AND id = :id", id=id), None)
 
-    def page_by_id(
-        self, limit: int, *, after: str, states: frozenset[str], size: int
-    ) -> tuple[list[Row], bool]:
-        """Read entries in these states, or all entries, in the order of their ids, and whether
-        there are more. After about ``size`` bytes it stops, but not before the first entry.
+    def page_by_id(self, limit: int, *, after: str, size: int) -> tuple[list[Row], bool]:
+        """Read entries in the order of their ids, and whether there are more.
+
+        After about ``size`` bytes it stops, but not before the first entry.
         """
-        more = f"AND id > :after AND {_FILTERS[states]} ORDER BY id LIMIT :limit"
+        return self._page("AND id > :after ORDER BY id", limit, size, after=after)
+
+    def page_in_order(
+        self, limit: int, *, after: int | None, states: frozenset[str], size: int
+    ) -> tuple[list[Row], bool]:
+        """The same with entries in these states, in the queue's order, behind this position."""
+        after = _BEFORE_ALL if after is None else after
+        which = "AND position > :after AND position IS NOT NULL"
+        more = f"{which} AND {_FILTERS[states]} ORDER BY position"
+        return self._page(more, limit, size, after=after)
+
+    def _page(self, more: str, limit: int, size: int, **values: Any) -> tuple[list[Row], bool]:
         rows: list[Row] = []
-        for row in self._rows(more, after=after, limit=limit + 1):
+        for row in self._rows(f"{more} LIMIT :limit", limit=limit + 1, **values):
             size -= len(row.json)
             if len(rows) == limit or (rows and size < 0):
                 return rows, True
