@@ -147,6 +147,7 @@ def test_keys(store: Caller) -> None:
         "limit": 2,
         "exclusiveStartKey": "a-0",
         "isTruncated": False,
+        "nextExclusiveStartKey": None,
     }
     page = store("GET", "/keys", limit=4).data
     assert (page["isTruncated"], page["nextExclusiveStartKey"]) == (True, "b-0")
