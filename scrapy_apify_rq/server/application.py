@@ -28,7 +28,7 @@ from scrapy_apify_rq.server.key_value_stores import KeyValueStores, store_fields
 from scrapy_apify_rq.server.locks import Locks
 from scrapy_apify_rq.server.queues import Queues
 from scrapy_apify_rq.server.requests import Requests
-from scrapy_apify_rq.server.runs import RunCalls, me
+from scrapy_apify_rq.server.runs import RunCalls, user
 from scrapy_apify_rq.server.storages import StorageCalls
 
 _Operations = dict[str, dict[str, Operation]]
@@ -81,7 +81,7 @@ def _routes(store: Store, access: Access) -> list[web.RouteDef]:
         **_of_run("request-queue", runs.leads("queue", "request_queue"), queues),
         **_of_run("dataset", runs.leads("storage", "dataset"), datasets),
         **_of_run("key-value-store", runs.leads("storage", "key_value_store"), stores),
-        "users/me": {"GET": Operation(me, client=False)},
+        "users/{user}": {"GET": Operation(user, client=False)},
     }
     return [
         *(

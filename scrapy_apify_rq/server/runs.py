@@ -58,7 +58,9 @@ class RunCalls:
         return await self._runs.get_or_create(id)
 
 
-async def me(_: web.Request) -> web.Response:
+async def user(request: web.Request) -> web.Response:
+    if request.match_info["user"] not in ("me", USER_ID, USERNAME):
+        raise not_found("User")
     return answer({"id": USER_ID, "username": USERNAME, "profile": {}})
 
 

@@ -98,7 +98,10 @@ async def test_a_run_and_its_storages(client: Client) -> None:
 
 
 async def test_the_user(client: Client) -> None:
-    assert (await client.of(["user"]).get())["username"] == "local"
+    user = await client.of(["user"]).get()
+    assert user["username"] == "local"
+    assert (await client.of(["user", user["id"]]).get())["username"] == "local"
+    assert not await client.of(["user", "another"]).get()
 
 
 async def test_everything_else_is_not_there(client: Client) -> None:
