@@ -11,7 +11,7 @@ method of ``Queues``, ``Requests`` or ``Locks``, listed in ``_operations``.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from scrapy_apify_rq.server.key_value_stores import KeyValueStores, store_fields
 from scrapy_apify_rq.server.locks import Locks
 from scrapy_apify_rq.server.queues import Queues
 from scrapy_apify_rq.server.requests import Requests
+from scrapy_apify_rq.server.runs import RunCalls, user
 from scrapy_apify_rq.server.storages import StorageCalls
 
 _Operations = dict[str, dict[str, Operation]]
@@ -66,10 +67,21 @@ def application(
 
 def _routes(store: Store, access: Access) -> list[web.RouteDef]:
     calls = Calls(store, access)
+    queues, datasets = _queue_operations(store), _dataset_operations(store)
+    stores = _store_operations(store)
+    runs = RunCalls(store.runs)
     operations = {
-        **_below("request-queues", "{queue}", _queue_operations(store)),
-        **_below("datasets", "{storage}", _dataset_operations(store)),
-        **_below("key-value-stores", "{storage}", _store_operations(store)),
+        **_below("request-queues", "{queue}", queues),
+        **_below("datasets", "{storage}", datasets),
+        **_below("key-value-stores", "{storage}", stores),
+        "actor-runs/{run}": {
+            "GET": Operation(runs.get, client=False),
+            "PUT": Operation(runs.update, client=False),
+        },
+        **_of_run("request-queue", runs.leads("queue", "request_queue"), queues),
+        **_of_run("dataset", runs.leads("storage", "dataset"), datasets),
+        **_of_run("key-value-store", runs.leads("storage", "key_value_store"), stores),
+        "users/{user}": {"GET": Operation(user, client=False)},
     }
     return [
         *(
@@ -89,6 +101,18 @@ def _below(collection: str, one: str, operations: _Operations) -> _Operations:
         special.get(path, f"{collection}/{one}/{path}"): by_verb
         for path, by_verb in operations.items()
     }
+
+
+def _of_run(
+    one: str, lead: Callable[[web.Request], Awaitable[None]], operations: _Operations
+) -> _Operations:
+    """The same operations on a default storage of a run."""
+    below = {
+        path: {verb: operation._replace(lead=lead) for verb, operation in by_verb.items()}
+        for path, by_verb in operations.items()
+        if path != ".."
+    }
+    return _below("actor-runs/{run}", one, below)
 
 
 def _dataset_operations(store: Store) -> _Operations:

@@ -18,16 +18,20 @@ from scrapy_apify_rq.backends.sqlite.dataset_items import DatasetItems
 from scrapy_apify_rq.backends.sqlite.storages import StorageRecord
 from scrapy_apify_rq.server.bodies import read_json
 from scrapy_apify_rq.server.errors import invalid
-from scrapy_apify_rq.server.parameters import Count, Parameters
+from scrapy_apify_rq.server.parameters import Count, Parameters, up_to
 from scrapy_apify_rq.server.storages import StorageCalls
 
 # The limit that an answer shows if the caller has set none.
 _NO_LIMIT: Final = 999_999_999_999
-# The event loop gets a turn after so many characters of items were read or written.
-_TURN: Final = 256 * 1024
+# The event loop gets a turn after so many characters of items were read or written. Each item takes
+# the time of a few more.
+_TURN: Final = 64 * 1024
+_ITEM: Final = 200
 _KINDS: Final = {"json": "application/json", "jsonl": "application/x-ndjson"}
 # How a body begins, what is between two items, and how it ends.
 _FRAMES: Final = {"json": ("[", ",\n", "]"), "jsonl": ("", "\n", "\n")}
+# One for all: json.dumps() would make one for each item.
+_text: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 Names = Annotated[
     tuple[str, ...], BeforeValidator(lambda text: tuple(filter(None, text.split(","))))
@@ -38,7 +42,7 @@ class ItemParameters(Parameters):
     """``fields`` and so on are names of an item's own fields, not of those within its values."""
 
     offset: Count = 0
-    limit: Count = _NO_LIMIT
+    limit: Annotated[Count, up_to(_NO_LIMIT)] = _NO_LIMIT
     desc: bool = False
     clean: bool = False
     skip_hidden: bool = False
@@ -78,7 +82,7 @@ class Datasets:
                 raise invalid(f"items.{number} must be an object")
             texts.append(_text(item))
             clean += any(not _is_hidden(name) for name in item)
-            size += len(texts[-1])
+            size += len(texts[-1]) + _ITEM
             if size > _TURN:
                 size = 0
                 await asyncio.sleep(0)
@@ -90,16 +94,15 @@ class Datasets:
         """Answers piece by piece: a dataset may be larger than the memory."""
         dataset = self._storages.find(request)
         asked = ItemParameters.read(request)
-        limit = asked.limit or _NO_LIMIT
         total = dataset.items
         # Choice: items count from the end with "desc", as they do on the platform.
-        count = max(min(limit, total - asked.offset), 0)
+        count = max(min(asked.limit, total - asked.offset), 0)
         response = web.StreamResponse(
             headers={
                 hdrs.CONTENT_TYPE: f"{_KINDS[asked.format]}; charset=utf-8",
                 "X-Apify-Pagination-Total": str(total),
                 "X-Apify-Pagination-Offset": str(asked.offset),
-                "X-Apify-Pagination-Limit": str(limit),
+                "X-Apify-Pagination-Limit": str(asked.limit),
                 # Of items read, including those that are then skipped: the clients go on from here.
                 "X-Apify-Pagination-Count": str(count),
                 "X-Apify-Pagination-Desc": str(asked.desc).lower(),
@@ -143,7 +146,7 @@ async def _pieces(asked: ItemParameters, rows: AsyncIterator[list[str]]) -> Asyn
                 if shown is not None:
                     piece += (separator, shown)
                     separator = between
-                size += len(text if shown is None else shown)
+                size += len(text if shown is None else shown) + _ITEM
                 if size > _TURN:
                     yield "".join(piece).encode()
                     piece, size = [], 0
@@ -185,10 +188,6 @@ def _unwound(item: dict[str, Any], names: Sequence[str]) -> Iterator[dict[str, A
     for element in inner if isinstance(inner, list) else [inner]:
         merged = element if isinstance(element, dict) else {name: element}
         yield from _unwound({**rest, **merged}, more)
-
-
-def _text(item: object) -> str:
-    return json.dumps(item, ensure_ascii=False, separators=(",", ":"))
 
 
 def _is_hidden(name: str) -> bool:

@@ -49,19 +49,18 @@ class KeyValueStores:
             store.key, asked.limit, after=asked.exclusive_start_key or "", prefix=asked.prefix
         )
         url = f"{request.scheme}://{request.host}/v2/key-value-stores/{store.id}/records"
-        data: dict[str, Any] = {
+        data = {
             "items": [
                 {"key": name, "size": size, "recordPublicUrl": f"{url}/{name}"}
                 for name, size in names
             ],
             "count": len(names),
             "limit": asked.limit,
+            "exclusiveStartKey": asked.exclusive_start_key,
             "isTruncated": more,
+            # Always there: the client for JavaScript asks for more until it is null.
+            "nextExclusiveStartKey": names[-1][0] if more else None,
         }
-        if asked.exclusive_start_key:
-            data["exclusiveStartKey"] = asked.exclusive_start_key
-        if more:
-            data["nextExclusiveStartKey"] = names[-1][0]
         return answer(data)
 
     async def put(self, request: web.Request) -> web.Response:

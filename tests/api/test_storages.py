@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.support.queues import ServedQueue
+from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME
+from tests.support.first_edition import downgrade
+from tests.support.queues import NAME, ServedQueue, serving
 from tests.support.raw_calls import NOT_FOUND, Caller, called
 
 ITEMS = [{"n": n, "#scrapy": {"entry": "e"}} for n in range(5)]
@@ -147,6 +154,7 @@ def test_keys(store: Caller) -> None:
         "limit": 2,
         "exclusiveStartKey": "a-0",
         "isTruncated": False,
+        "nextExclusiveStartKey": None,
     }
     page = store("GET", "/keys", limit=4).data
     assert (page["isTruncated"], page["nextExclusiveStartKey"]) == (True, "b-0")
@@ -177,3 +185,43 @@ def test_the_token_is_checked(served: ServedQueue, dataset: Caller, store: Calle
         for path in (f"{dataset.path}/items", f"{store.path}/keys", "/v2/datasets"):
             answer = anybody.http.get(path)
             assert answer.status_code == 401, path
+
+
+def test_a_list_that_cannot_be_completed_does_not_look_complete(dataset: Caller) -> None:
+    """Its status has been sent by then, so the connection is cut."""
+    for _ in range(5):
+        dataset("POST", "/items", [{"text": "x" * 1000}] * 4000)
+    url = f"{dataset.path}/items"
+    with dataset.http.stream("GET", url) as answer:
+        pieces = answer.iter_bytes(1000)
+        assert next(pieces).startswith(b'[{"text"')
+        assert dataset("DELETE").status == 204
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(pieces)
+    with dataset.http.stream("GET", url) as answer:
+        assert answer.status_code == 404
+
+
+def without_storages(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / FILE_NAME, isolation_level=None)) as db:
+        for table in ("dataset_items", "store_records", "runs", "storages"):
+            db.execute(f"DROP TABLE {table}")
+
+
+@pytest.mark.parametrize("older", [without_storages, downgrade])
+def test_an_older_file_gets_the_tables(tmp_path: Path, older: Callable[[Path], None]) -> None:
+    with serving(tmp_path) as served, called(served) as api:
+        api("POST", name=NAME)
+        Caller(api.http, f"{api.path}/~{NAME}").add("a")
+    older(tmp_path)
+    for count in (1, 2):
+        with serving(tmp_path) as served, called(served) as api:
+            assert Caller(api.http, f"{api.path}/~{NAME}").head() == ["a"]
+            dataset = Caller(api.http, f"/v2/datasets/{named(api)}")
+            dataset("POST", "/items", ITEMS[0])
+            assert listed(dataset) == ITEMS[:1] * count
+
+
+def named(api: Caller) -> str:
+    id: str = Caller(api.http, "/v2/datasets")("POST", name="kept").data["id"]
+    return id

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Final
 
 from scrapy_apify_rq.backends.sqlite.database import Database
+from scrapy_apify_rq.errors import BackendError
 
 # Characters of a row, unless one item alone has more.
 _ROW_SIZE: Final = 64 * 1024
@@ -50,14 +51,15 @@ class DatasetItems:
     async def read(
         self, dataset: int, after: int, up_to: int, *, newest_first: bool
     ) -> AsyncIterator[list[str]]:
-        """Yield the items with numbers greater than ``after``, a row at a time. Ends early if the
-        dataset is deleted meanwhile.
+        """Yield the items numbered ``after`` + 1 to ``up_to``, those of a row at a time.
+
+        Raises BackendError if the dataset is deleted meanwhile.
         """
         while after < up_to:
             number = up_to if newest_first else after + 1
             row = await self._database.patiently(partial(self._row, dataset, number))
             if row is None:
-                return
+                raise BackendError("The dataset was deleted while it was read", "apify_rq_gone")
             last, json = row
             lines = json.split("\n")
             before = last - len(lines)

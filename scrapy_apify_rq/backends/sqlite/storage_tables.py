@@ -40,4 +40,15 @@ STORAGE_TABLES: Final = (
         UNIQUE (storage, name)
     )
     """,
+    """
+    CREATE TABLE IF NOT EXISTS runs (
+        id TEXT PRIMARY KEY,
+        started_at REAL NOT NULL,
+        dataset TEXT NOT NULL,         -- these are ids
+        key_value_store TEXT NOT NULL,
+        request_queue TEXT NOT NULL,
+        message TEXT,
+        is_terminal INTEGER NOT NULL
+    )
+    """,
 )

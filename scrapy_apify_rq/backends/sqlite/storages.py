@@ -65,20 +65,22 @@ class Storages:
         """Return the storage of this name, and whether it is new. Without a name it always is."""
 
         def work() -> tuple[StorageRecord, bool]:
-            if found := self.find(name=name):
-                return found, False
-            id = "".join(secrets.choice(_ALPHABET) for _ in range(ID_LENGTH))
-            now = self._now()
-            self._database.connection.execute(
-                "INSERT INTO storages (kind, id, name, created_at, modified_at)"
-                " VALUES (?, ?, ?, ?, ?)",
-                (self.kind, id, name, now, now),
-            )
-            created = self.find(id=id)
-            assert created is not None
-            return created, True
+            found = self.find(name=name)
+            return (found, False) if found else (self.create(name), True)
 
         return await self._database.transaction(work)
+
+    def create(self, name: str | None) -> StorageRecord:
+        """Must run in a transaction."""
+        id = "".join(secrets.choice(_ALPHABET) for _ in range(ID_LENGTH))
+        now = self._now()
+        self._database.connection.execute(
+            "INSERT INTO storages (kind, id, name, created_at, modified_at) VALUES (?, ?, ?, ?, ?)",
+            (self.kind, id, name, now, now),
+        )
+        created = self.find(id=id)
+        assert created is not None
+        return created
 
     async def change(self, key: int, values: Mapping[str, str | None]) -> bool:
         """Set name, title or general_access. Return False if another storage has the name."""

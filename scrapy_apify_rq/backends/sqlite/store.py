@@ -16,6 +16,7 @@ from scrapy_apify_rq.backends.sqlite.catalog import Catalog, Counters, QueueReco
 from scrapy_apify_rq.backends.sqlite.database import Database
 from scrapy_apify_rq.backends.sqlite.dataset_items import DatasetItems
 from scrapy_apify_rq.backends.sqlite.leases import Leases, Locked
+from scrapy_apify_rq.backends.sqlite.runs import Runs
 from scrapy_apify_rq.backends.sqlite.storages import Storages
 from scrapy_apify_rq.backends.sqlite.store_records import StoreRecords
 from scrapy_apify_rq.backends.sqlite.table import Row, Table, Text
@@ -41,6 +42,13 @@ class Store:
         self.key_value_stores = Storages("key-value-stores", self._database, now)
         self.items = DatasetItems(self._database, now)
         self.records = StoreRecords(self._database, now)
+        self.runs = Runs(
+            self._database,
+            now,
+            queues=self._catalog,
+            datasets=self.datasets,
+            key_value_stores=self.key_value_stores,
+        )
         self._now = now
         self._uses: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self._accessed_at: dict[int, float] = {}
