@@ -33,6 +33,10 @@ class Call:
     def json(self) -> Any:
         return json.loads(self.body)
 
+    @property
+    def is_about_queue(self) -> bool:
+        return not self.path.startswith("/v2/")
+
     def is_(self, method: str, path: str) -> bool:
         return (self.method, self.path) == (method, path)
 
