@@ -62,12 +62,12 @@ async def test_records_are_kept_until_they_are_deleted(queues: Queues) -> None:
     large = json.dumps("x" * 2**20).encode()
     async with queues.open("one") as one, queues.open("two") as two:
         await one.save_records({"a/1": b"1", "a/%": b"{}", "b/1": large, "A/1": b"0", "a~!%": b"9"})
-        await one.save_records({"a/1": b"2", "a/%": None, "a/3": "\"\u017e\"".encode(), "c": None})
+        await one.save_records({"a/1": b"2", "a/%": None, "a/3": '"\u017e"'.encode(), "c": None})
         await one.save_records({})
         await two.save_records({"a/1": b'"of the other"'})
     async with queues.open("one") as one:
         assert one.keeps_records
-        assert await one.load_records("a/") == {"a/1": b"2", "a/3": "\"\u017e\"".encode()}
+        assert await one.load_records("a/") == {"a/1": b"2", "a/3": '"\u017e"'.encode()}
         assert await one.load_records("a~") == {"a~!%": b"9"}
         assert await one.load_records("b/1") == {"b/1": large}
         assert await one.load_records("a/%") == {}

@@ -56,7 +56,9 @@ def test_items_are_seen_and_come_back(item: Any, seen: dict[str, Any] | None) ->
     about = about_item(stored)
     assert about is not None
     assert (about.queue, about.entry, about.turn, about.number) == ("queue", "entry", 2, 3)
-    assert {name: value for name, value in stored.items() if name != FIELD} == (item if seen is None else seen)
+    assert {name: value for name, value in stored.items() if name != FIELD} == (
+        item if seen is None else seen
+    )
     assert json.loads(from_dataset(stored, about)) == json.loads(text)
 
 

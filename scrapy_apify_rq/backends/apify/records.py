@@ -61,7 +61,7 @@ class Records:
 
     async def _read(self, prefix: str) -> dict[str, bytes]:
         try:
-            found = await self._stores.keys(self._ref, _key(prefix))
+            found = await self._stores.keys(self._ref, key_of(prefix))
         except Refused as error:
             self.is_usable = False
             logger.warning(
@@ -78,7 +78,7 @@ class Records:
             part = keys[start : start + _PARALLEL]
             texts += await run_all(self._stores.get(self._ref, key) for key in part)
         pairs = zip(keys, texts, strict=True)
-        return {_name(key): text for key, text in pairs if text is not None}
+        return {name_of(key): text for key, text in pairs if text is not None}
 
     async def save(self, texts: Mapping[str, bytes | None]) -> None:
         """Store each text under its name; None deletes what was there."""
@@ -94,9 +94,9 @@ class Records:
 
     async def _put(self, name: str, text: bytes | None) -> None:
         if text is None:
-            await self._stores.drop(self._ref, _key(name))
+            await self._stores.drop(self._ref, key_of(name))
         else:
-            await self._stores.put(self._ref, _key(name), text)
+            await self._stores.put(self._ref, key_of(name), text)
         if self._kept is not None:
             self._kept.pop(name, None)
             if text is not None:
@@ -108,10 +108,10 @@ class Records:
         await self.save(dict.fromkeys(names))
 
 
-def _key(name: str) -> str:
-    """The platform takes letters, digits and !-_.'()"""
+def key_of(name: str) -> str:
+    """The key of a record. The platform takes letters, digits and !-_.'()"""
     return _PREFIX + quote(name, safe="").replace("~", "%7E").replace("%", "!")
 
 
-def _name(key: str) -> str:
+def name_of(key: str) -> str:
     return unquote(key.removeprefix(_PREFIX).replace("!", "%"))

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from pydantic_core import from_json
 
 from scrapy_apify_rq.backends.api_models import Model
-from scrapy_apify_rq.backends.apify.answers import Reading, nothing, reading
+from scrapy_apify_rq.backends.apify.answers import Reading, reading
 from scrapy_apify_rq.backends.apify.http import AnswerTooLong, Client, Refused
 from scrapy_apify_rq.entries.dataset_form import FIELD
 from scrapy_apify_rq.errors import BackendError
@@ -76,6 +76,12 @@ class ItemPage(NamedTuple):
     """Bytes of the answer."""
 
 
+def _done(body: bytes | bytearray) -> None:
+    """Read an answer that tells nothing: it is empty, or an empty object."""
+    if body and not isinstance(from_json(body), dict):
+        raise ValueError("not the answer to a write")
+
+
 def _items(body: bytes | bytearray) -> ItemPage:
     items = from_json(body)
     if not isinstance(items, list):
@@ -99,7 +105,7 @@ class _Storages:
         return await self._call("create", "POST", "", "", _STORAGE, query={"name": name})
 
     async def delete(self, ref: str) -> None:
-        await self._call_if_any("delete", "DELETE", ref, "", nothing)
+        await self._call_if_any("delete", "DELETE", ref, "", _done)
 
     async def _call(
         self,
@@ -150,7 +156,7 @@ class Datasets(_Storages):
         """Append items, given as JSON. Raises Refused if the API does not take one of them."""
         body = b"[" + b",".join(items) + b"]"
         await self._call(
-            "push", "POST", id, "items", nothing, rate=CRUD_RATE, expected=ABOUT_ITEMS, body=body
+            "push", "POST", id, "items", _done, rate=CRUD_RATE, expected=ABOUT_ITEMS, body=body
         )
 
     async def page(self, id: str, offset: int, limit: int, *, brief: bool) -> ItemPage:
@@ -198,11 +204,11 @@ class Stores(_Storages):
 
     async def put(self, ref: str, key: str, text: bytes) -> None:
         path = f"records/{quote(key, safe='')}"
-        await self._call("record_put", "PUT", ref, path, nothing, rate=CRUD_RATE, body=text)
+        await self._call("record_put", "PUT", ref, path, _done, rate=CRUD_RATE, body=text)
 
     async def drop(self, ref: str, key: str) -> None:
         path = f"records/{quote(key, safe='')}"
-        await self._call_if_any("record_delete", "DELETE", ref, path, nothing, rate=CRUD_RATE)
+        await self._call_if_any("record_delete", "DELETE", ref, path, _done, rate=CRUD_RATE)
 
 
 async def find_run(client: Client, id: str) -> Run | None:
