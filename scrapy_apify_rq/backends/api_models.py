@@ -10,8 +10,13 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler
-from pydantic import WrapValidator as Wrap
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic.alias_generators import to_camel
 
 from scrapy_apify_rq.entries.models import Date, Entry
@@ -26,10 +31,12 @@ def _if_readable(value: object, read: ValidatorFunctionWrapHandler) -> Any:
         return None
 
 
-IfReadable = Annotated[T | None, Wrap(_if_readable)]
+IfReadable = Annotated[T | None, WrapValidator(_if_readable)]
 
 
 class Model(BaseModel):
+    """By itself: any object."""
+
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True
     )
@@ -92,20 +99,14 @@ class AddedBatch(Model):
 
 
 class Unprocessed(Model):
-    id: str | None = None
-    unique_key: str | None = None
+    """It is named by its id, its key, or both."""
+
+    id: IfReadable[str] = None
+    unique_key: IfReadable[str] = None
 
 
 class DeletedBatch(Model):
     unprocessed_requests: list[Unprocessed]
-
-
-class Unlocked(Model):
-    unlocked_count: int
-
-
-class Prolonged(Model):
-    lock_expires_at: Date
 
 
 class Lock(Model):

@@ -47,14 +47,15 @@ _NUMBER: Final = 4
 
 def wire_date(value: datetime) -> str:
     """Write a date as the API does: ISO 8601 in UTC, with milliseconds and Z."""
-    utc = value.astimezone(UTC).replace(tzinfo=None)
+    utc = in_utc(value).replace(tzinfo=None)
     return f"{utc.isoformat(timespec='milliseconds')}Z"
 
 
 def in_utc(date: datetime) -> datetime:
-    """Read a date as UTC unless it names an offset, never as local time.
+    """Read a date as UTC unless it names an offset, and never as local time.
 
-    Raises ValueError where the year would have one digit too many, or none."""
+    Raises ValueError where the year would have one digit too many, or none.
+    """
     date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
     try:
         return date.astimezone(UTC)

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import ConfigDict, ValidationError
 
+from scrapy_apify_rq.backends.api_models import HeadItem, Model, Registered
 from scrapy_apify_rq.backends.base import Added
 from scrapy_apify_rq.backends.sqlite.table import Row
 from scrapy_apify_rq.entries.models import Entry, wire_date
@@ -23,6 +23,8 @@ _CUT_LENGTH: Final = 128
 
 
 def answer(data: object, status: int = 200, **headers: str) -> web.Response:
+    if isinstance(data, Model):
+        return raw_answer(data.model_dump_json(by_alias=True), status, **headers)
     return raw_answer(json.dumps(data, ensure_ascii=False), status, **headers)
 
 
@@ -42,18 +44,18 @@ def date(timestamp: float) -> str:
     return wire_date(datetime.fromtimestamp(timestamp, UTC))
 
 
-def registration(added: Added) -> dict[str, Any]:
-    return {
-        "requestId": added.id,
-        "wasAlreadyPresent": added.was_already_present,
-        "wasAlreadyHandled": added.was_already_handled,
-    }
+def registration(added: Added) -> Registered:
+    return Registered(
+        request_id=added.id,
+        was_already_present=added.was_already_present,
+        was_already_handled=added.was_already_handled,
+    )
 
 
-class _HeadItem(BaseModel):
+class _HeadItem(HeadItem):
     """What the head shows. The rest of an entry is skipped, which is faster than reading it."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, from_attributes=True)
+    model_config = ConfigDict(from_attributes=True)
 
     unique_key: str
     url: str
@@ -71,7 +73,7 @@ def head_item(id: str, text: bytes) -> dict[str, Any]:
     for name in ("uniqueKey", "url"):
         if len(item[name]) > _CUT_LENGTH:
             item[name] = item[name][: _CUT_LENGTH - len(_CUT)] + _CUT
-    return {"id": id, **item}
+    return {**item, "id": id}
 
 
 def full(row: Row, now: float) -> str:

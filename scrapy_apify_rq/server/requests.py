@@ -95,7 +95,7 @@ class Requests:
         return answer(
             {
                 "processedRequests": [
-                    {"uniqueKey": entry.unique_key, **registration(one)}
+                    {"uniqueKey": entry.unique_key, **registration(one).model_dump(by_alias=True)}
                     for entry, one in zip(entries, added, strict=True)
                 ],
                 "unprocessedRequests": [],

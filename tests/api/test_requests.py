@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 from datetime import datetime
 from typing import Any
 
@@ -39,6 +41,12 @@ def test_odd_values_do_not_cost_the_batch(remote: Caller) -> None:
     stored = remote.get("b\ufffd")
     assert (stored["uniqueKey"], stored["userData"]) == ("b\ufffd", {"\ufffd": "\ufffd"})
     assert remote.head() == ["a", "b\ufffd"]
+
+
+def test_a_number_beyond_pythons_stays_one(remote: Caller) -> None:
+    body = json.dumps(request("a", userData={"n": "@"})).replace('"@"', "1e999")
+    assert remote("POST", "/requests", content=body.encode()).status == 201
+    assert remote.get("a")["userData"] == {"n": math.inf}
 
 
 WRONG = [

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import httpx2
 import pytest
 from aiohttp import web
 
+from scrapy_apify_rq.backends.apify.batches import delete_all
+from scrapy_apify_rq.backends.apify.endpoints import Endpoints
+from scrapy_apify_rq.backends.apify.http import Client
 from scrapy_apify_rq.backends.base import Added
 from scrapy_apify_rq.errors import BackendError
 from tests.support.api_calls import Api, Call, error
@@ -137,7 +143,9 @@ async def test_what_is_not_deleted_is_sent_again(api: Api, client: Apify) -> Non
     def after(call: Call, data: Any) -> Any:
         if call.is_("DELETE", "/requests/batch"):
             asked.append(len(call.json))
-            data["unprocessedRequests"] = data["processedRequests"][:10] if asked == [25] else []
+            by_key = [{"uniqueKey": key} for key in keys_of(numbered(5))]
+            left = [*by_key, *data["processedRequests"][5:10]]
+            data["unprocessedRequests"] = left if asked == [25] else []
         return data
 
     await client.fill(*numbered(40))
@@ -145,3 +153,38 @@ async def test_what_is_not_deleted_is_sent_again(api: Api, client: Apify) -> Non
     await client.delete(ids(*keys_of(numbered(40))))
     assert sorted(asked) == [10, 15, 25]
     assert await client.look() == ("", 0, 0, 0)
+
+
+@pytest.mark.virtual_time
+async def test_deletes_overlap_with_each_other_and_with_the_list() -> None:
+    """4,000 entries take the 4 seconds of 160 batches at their rate, not the 33 of all answers."""
+    deleted: list[str] = []
+
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        await asyncio.sleep(0.2)
+        deleted.extend(item["id"] for item in json.loads(request.content))
+        data = {"processedRequests": [], "unprocessedRequests": []}
+        return httpx2.Response(200, json={"data": data})
+
+    async def listed(pages: int, error: Exception | None = None) -> AsyncIterator[str]:
+        for page in range(pages):
+            await asyncio.sleep(0.2)
+            for n in range(1000):
+                yield f"{page}-{n}"
+        if error is not None:
+            raise error
+
+    def inc_stat(name: str) -> None: ...
+
+    transport = httpx2.MockTransport(answer)
+    client = Client("https://x", None, patience=5, inc_stat=inc_stat, transport=transport)
+    client.open()
+    api = Endpoints(client, "key", id="q", name=None)
+    tasks, begun = asyncio.all_tasks(), asyncio.get_running_loop().time()
+    await delete_all(api, listed(4))
+    assert asyncio.get_running_loop().time() - begun == pytest.approx(4.4, abs=0.3)
+    assert sorted(deleted) == sorted([id async for id in listed(4)])
+    with pytest.raises(BackendError, match="the list"):
+        await delete_all(api, listed(1, BackendError("the list")))
+    assert asyncio.all_tasks() <= tasks
+    await client.close()

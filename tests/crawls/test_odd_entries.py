@@ -92,6 +92,33 @@ async def test_odd_values_cost_no_page(site: Site, any_queue: Queue, crawls: Cra
     assert (await any_queue.entry("/texts")).error_messages == ["\ufffd", "5"]
 
 
+async def test_what_nobody_can_read_costs_no_other(
+    site: Site, any_queue: Queue, crawls: Crawls
+) -> None:
+    """It is refused once, however it comes: by its id, or in a list with others."""
+    values = {f"/deep{depth}": "[" * depth + "]" * depth for depth in (190, 300, 2000)}
+    values["/digits"] = "9" * 5000
+    good = [*(f"/{n}" for n in range(80)), "/deep190"]
+    nasty = {path: value for path, value in values.items() if path not in good}
+    paths = [*good[:40], *nasty, *good[40:]]
+    await write(any_queue, site.url, {path: {"userData": {"x": path}} for path in paths})
+    with closing(sqlite3.connect(any_queue.folder / FILE_NAME)) as db, db:
+        for path, text in nasty.items():
+            db.execute(
+                "UPDATE requests SET json = replace(json, ?, ?)",
+                (f'{{"x": "{path}"}}', f'{{"x": {text}}}'),
+            )
+    site.serve(dict.fromkeys(good, "page"))
+    crawl = await crawls.run(Reads, queue=any_queue, site=site.url)
+    assert sorted(crawl.spider.handled) == sorted(good)
+    assert (crawl.reason, (await any_queue.info()).pending) == ("finished", 0)
+    assert crawl.stats["apify_rq/undecodable"] == len(nasty)
+    for path, value in nasty.items():
+        entry = await any_queue.entry(path)
+        assert entry.failed
+        assert value in entry.user_data["scrapy_unreadable"]["original"]
+
+
 async def test_retry_of_an_entry_that_cannot_be_read(
     site: Site, any_queue: Queue, crawls: Crawls
 ) -> None:

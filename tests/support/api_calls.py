@@ -61,6 +61,8 @@ class Api:
         return [call for call in self.calls if call.is_(method, path)]
 
     def middleware(self) -> Any:
+        untouched = self.after
+
         @web.middleware
         async def interfere(request: web.Request, handler: Any) -> web.StreamResponse:
             if not request.path.startswith("/v2/"):
@@ -72,6 +74,8 @@ class Api:
                 return drop(request)
             if isinstance(answer, web.StreamResponse):
                 return answer
+            if self.after is untouched:  # the answer may be too deep to be read
+                return await handler(request)  # type: ignore[no-any-return]
             given = await handler(request)
             if given.status < 300 and getattr(given, "body", None):
                 has_data = not call.path.endswith("/items") and "/records/" not in call.path

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -77,6 +79,22 @@ def test_a_broken_entry_stays_broken() -> None:
     assert [json.loads(text) for text in texts] == [{"headers": 5}, {"retryCount": "many"}]
 
 
+def test_a_number_beyond_pythons_stays_one() -> None:
+    """JSON knows no infinity, but 1e999; JavaScript and Python read it as infinity."""
+    user_data = '{"a":1e999,"b":[-1e999],"c":"-Infinity, \\"NaN\\"","Infinity":1.5}'
+    text = f'{{"id":"i","uniqueKey":"k","url":"u","userData":{user_data}}}'
+    entry = Entry.from_json("i", text)
+    assert entry.user_data["a"] == -entry.user_data["b"][0] == math.inf
+    assert f'"userData":{user_data},' in entry.to_json()
+    assert read(headers={"n": math.inf}, payload=[math.inf]).payload == "[1e999]"
+
+
+def test_nobody_but_us_says_that_an_entry_is_broken() -> None:
+    assert read(broken="no").broken is None
+    with pytest.raises(AttributeError):
+        read().broken = "no"  # type: ignore[misc]
+
+
 def test_lone_surrogates_are_not_written() -> None:
     entry = foreign(loaded_url="\ud800", error_messages=["\udc00"], url="é\ud800")
     assert json.loads(entry.to_json())["errorMessages"] == ["\ufffd"]
@@ -87,6 +105,19 @@ def test_dates_are_written_in_utc_with_milliseconds() -> None:
     tokyo = timezone(timedelta(hours=9))
     text = foreign(handled_at=datetime(2026, 11, 23, 4, 5, 6, 789_999, tokyo)).to_json()
     assert json.loads(text)["handledAt"] == "2026-11-22T19:05:06.789Z"
+
+
+def test_a_date_without_a_zone_is_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        entry = read(handledAt="2026-01-02T03:04:05")
+        made = foreign().model_copy(update={"handled_at": datetime(2026, 1, 2, 3, 4, 5)})
+        for one in (entry, made):
+            assert json.loads(one.to_json())["handledAt"] == "2026-01-02T03:04:05.000Z"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_failed_is_one_error_more_than_retries() -> None:

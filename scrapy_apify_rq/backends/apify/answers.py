@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from operator import itemgetter
+from typing import Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -56,7 +57,6 @@ def nothing(body: bytearray) -> None:
 
 
 _entry: Final = reading(Entry)
-_page: Final = reading(Page)
 _lock: Final = reading(Lock)
 
 
@@ -64,41 +64,42 @@ def entry(body: bytearray) -> Entry:
     try:
         return _entry(body)
     except ValueError:
-        return _odd_entries(_checked(body), _DATA)[0]
+        return _odd_page(body, _DATA, lambda data: [data]).items[0]
 
 
 def page(body: bytearray) -> Page:
     try:
-        return _page(body)
-    except ValueError:
-        text = _checked(body)
-        cursor = texts_at(text, _DATA).get("nextCursor")
-        return Page(items=_odd_entries(text, _ITEMS), next_cursor=cursor)
+        return _Answer[Page].model_validate_json(body).data
+    except ValidationError:
+        return _odd_page(body, _ITEMS, itemgetter("items"))
 
 
 def lock(body: bytearray) -> Lock:
     try:
         return _lock(body)
-    except ValueError:  # nested too deeply
-        return Lock.model_validate(texts_at(_checked(body), _DATA))
+    except ValueError:
+        return Lock.model_validate(texts_at(body.decode(), _DATA))
 
 
-def _odd_entries(text: str, depth: int) -> list[Entry]:
-    """Read the entries at this depth, some of which do not follow the schema."""
-    items = list(objects_at(text, depth))
-    ids = [texts_at(item, 1).get("id") for item in items]
-    if not items or None in ids:
-        raise ValueError("no entry, or one without an id")
-    return [Entry.from_json(id, item) for id, item in zip(ids, items, strict=True) if id]
-
-
-def _checked(body: bytearray) -> str:
-    """Return JSON as text. It may be nested more deeply than Python reads."""
-    text = body.decode()
+def _odd_page(
+    body: bytearray, depth: int, objects: Callable[[dict[str, Any]], list[dict[str, Any]]]
+) -> Page:
+    """Read entries of which some do not follow the schema: these ``objects`` of the data, which
+    are at this depth of the JSON.
+    """
     try:
-        json.loads(text)
+        data = json.loads(body)["data"]
+        cursor = data.get("nextCursor")
+        texts = {one["id"]: json.dumps(one) for one in objects(data)}
     except json.JSONDecodeError:
         raise
-    except (ValueError, RecursionError):  # too many digits, or too deep
-        pass
-    return text
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"not an answer with entries: {error!r}") from None
+    except (ValueError, RecursionError):  # one of them is more than Python reads
+        text = body.decode()
+        cursor = texts_at(text, _DATA).get("nextCursor")
+        texts = {texts_at(one, 1).get("id"): one for one in objects_at(text, depth)}
+    if not texts or not all(isinstance(id, str) for id in texts):
+        raise ValueError("an entry without an id")
+    entries = [Entry.from_json(id, one) for id, one in texts.items()]
+    return Page(items=entries, next_cursor=cursor)

@@ -18,6 +18,7 @@ from scrapy_apify_rq.backends.apify.http import Refused
 from scrapy_apify_rq.backends.apify.parallel import run_all
 from scrapy_apify_rq.backends.base import Added
 from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.limits import MAX_BATCH
 
 # Batches that are deleted at a time: enough for the rate at 0.4 seconds a call.
@@ -166,7 +167,9 @@ async def _delete_batch(api: Endpoints, ids: Sequence[str]) -> None:
     since = time.monotonic()
     while True:
         deleted = await api.delete_requests(ids)
-        unprocessed = {item.id for item in deleted.unprocessed_requests}
+        unprocessed = {
+            item.id or request_id(item.unique_key or "") for item in deleted.unprocessed_requests
+        }
         ids = [id for id in ids if id in unprocessed]
         if not ids:
             return

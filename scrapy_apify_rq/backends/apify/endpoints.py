@@ -19,12 +19,11 @@ from scrapy_apify_rq.backends.api_models import (
     Head,
     Lock,
     LockedHead,
+    Model,
     Page,
-    Prolonged,
     Queue,
     QueueList,
     Registered,
-    Unlocked,
 )
 from scrapy_apify_rq.backends.apify import answers
 from scrapy_apify_rq.backends.apify.answers import Reading, reading
@@ -49,8 +48,7 @@ _LOCKED: Final = reading(LockedHead)
 _ADDED: Final = reading(AddedBatch)
 _DELETED: Final = reading(DeletedBatch)
 _REGISTERED: Final = reading(Registered)
-_PROLONGED: Final = reading(Prolonged)
-_UNLOCKED: Final = reading(Unlocked)
+_SOMETHING: Final = reading(Model)
 # How many ids of the head the API gives at a time.
 HEAD_LIMIT: Final = 1000
 
@@ -163,7 +161,7 @@ class Endpoints:
             "queue_put",
             "PUT",
             self._path,
-            _QUEUE,
+            _SOMETHING,
             none_at=_ABOUT_ENTRIES,
             rate=OTHER_RATE,
             body=json.dumps({"title": title}).encode(),
@@ -200,7 +198,7 @@ class Endpoints:
 
     async def put_lock(self, id: str, lock_secs: int) -> bool:
         """Prolong our lock. Return False if we do not hold it."""
-        return await self._call_lock("PUT", id, _PROLONGED, lockSecs=lock_secs)
+        return await self._call_lock("PUT", id, _SOMETHING, lockSecs=lock_secs)
 
     async def delete_lock(self, id: str) -> bool:
         """End our lock. Return False if we do not hold it."""
@@ -210,7 +208,7 @@ class Endpoints:
         """End all locks of our client key."""
         path = f"{self._path}/requests/unlock"
         query = {"clientKey": self._client_key}
-        await self._call("unlock", "POST", path, _UNLOCKED, rate=OTHER_RATE, query=query)
+        await self._call("unlock", "POST", path, _SOMETHING, rate=OTHER_RATE, query=query)
 
     # Requests, which we call entries.
 

@@ -268,11 +268,11 @@ class Client:
         status = answer.status_code
         if 200 <= status < 300:
             try:
-                if not body and status != HTTPStatus.NO_CONTENT:
-                    raise ValueError("nothing")
-                return read(body)
+                if body or status == HTTPStatus.NO_CONTENT:
+                    return read(body)
             except ValueError:
-                raise TransientError("the answer is not the API's", maybe_done=True) from None
+                pass
+            raise TransientError("the answer is not the API's", maybe_done=True)
         problem, kind = self._problem(answer, body)
         is_limit = status == HTTPStatus.TOO_MANY_REQUESTS
         is_transient = (

@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Final
 
 from scrapy_apify_rq.backends.apify.backlog import Backlog
@@ -27,6 +28,23 @@ from scrapy_apify_rq.entries.models import Entry
 # The most entries that the first claim fetches. The first pages then need not wait for a long list,
 # and we learn whether the head lags: a GET by id does not, and a list may lag like the head.
 _FIRST_FETCH: Final = 16
+
+
+@dataclass(slots=True)
+class _View:
+    """What the API shows of the queue."""
+
+    ids: list[str]
+    """The head."""
+    wanted: list[str]
+    """Pending entries that can be claimed."""
+    hosts: dict[str, str]
+    more: bool
+    """Others are pending."""
+    others: bool
+    """Another client has come."""
+    listed: dict[str, Entry] = field(default_factory=dict)
+    """Wanted entries that are here already."""
 
 
 class SingleAccess:
@@ -89,47 +107,52 @@ class SingleAccess:
         share: int | None,
     ) -> Claim:
         self._forget_acked()
-        unwanted = {*known, *left} - self._acked.keys()
-        # One more than wanted, to know whether there are more.
-        asked = min(limit + len(unwanted) + 2 * self._stale + 1, HEAD_LIMIT)
-        head = await self._api.get_head(asked)
-        others = self._note_clients(head.had_multiple_clients)
-        ids = [item.id for item in head.items]
-        self._stale = sum(id in self._acked for id in ids)
-        wanted = [id for id in ids if id not in unwanted and id not in self._acked]
-        hosts = {item.id: host(item.url, None) for item in head.items}
-        listed: dict[str, Entry] = {}
-        if left and not wanted and len(ids) == HEAD_LIMIT:
-            listed = await self._beyond_the_head(limit + 1, size, unwanted)
-            hosts = {id: host_of(entry) for id, entry in listed.items()}
-            wanted = [*listed]
-            asked = HEAD_LIMIT + 1  # the list says how many there are
-        chosen, more = wanted[:limit], len(ids) >= asked
+        view = await self._look(limit, known, left, size)
+        chosen = view.wanted[:limit]
         if share is not None:
-            self._note_hosts(known, hosts)
-            # A head that is not full shows all there is.
-            candidates = [*wanted, *self._complete.hosts] if more else wanted
-            chosen = self._choose(candidates, limit, known, {*left}, share)
+            chosen = self._choose(view, limit, known, {*left}, share)
         first = self._first(chosen)
-        more = more or len(first) < len(wanted)
         if first:
             fitting = first[: self._reader.fit(size, unknown=limit)]
-            listed |= await self._backlog.read(fitting, ids, set(wanted))
-            entries, is_cut = await self._read(first, size, listed)
+            view.listed |= await self._backlog.read(fitting, view.ids, set(view.wanted))
+            entries, is_cut = await self._read(first, size, view.listed)
         else:
             # With nothing known the crawl would end, so its latest acks are worth a look, too.
             age = self._consistency_delay if known else 0
-            entries, is_cut = await self._requeued_by_others(ids, age, size)
+            entries, is_cut = await self._requeued_by_others(view.ids, age, size)
         # An id that does not exist yet may be a new entry. One that stays away is a deleted one.
         now = time.monotonic()
         is_expected = any(now - since < self._lag for since in self._absent.values())
         self._hosts |= {entry.id: host_of(entry) for entry in entries}
         return Claim(
             [Claimed(entry, None) for entry in entries],
-            more or is_cut or is_expected,
-            others=others,
+            view.more or len(first) < len(view.wanted) or is_cut or is_expected,
+            others=view.others,
             alone=self._alone is True,
         )
+
+    async def _look(
+        self, limit: int, known: Collection[str], left: Collection[str], size: int
+    ) -> _View:
+        unwanted = {*known, *left} - self._acked.keys()
+        # One more than wanted, to know whether there are more.
+        asked = min(limit + len(unwanted) + 2 * self._stale + 1, HEAD_LIMIT)
+        head = await self._api.get_head(asked)
+        ids = [item.id for item in head.items]
+        self._stale = sum(id in self._acked for id in ids)
+        view = _View(
+            ids,
+            wanted=[id for id in ids if id not in unwanted and id not in self._acked],
+            hosts={item.id: host(item.url, None) for item in head.items},
+            more=len(ids) >= asked,
+            others=self._note_clients(head.had_multiple_clients),
+        )
+        if left and not view.wanted and len(ids) == HEAD_LIMIT:
+            view.listed = await self._beyond_the_head(limit + 1, size, unwanted)
+            view.hosts = {id: host_of(entry) for id, entry in view.listed.items()}
+            view.wanted = [*view.listed]
+            view.more = False  # the list says how many there are
+        return view
 
     async def _beyond_the_head(
         self, most: int, size: int, unwanted: Collection[str]
@@ -148,21 +171,20 @@ class SingleAccess:
                         break
         return found
 
-    def _note_hosts(self, known: Collection[str], found: Mapping[str, str]) -> None:
-        """Remember the hosts of what is known or can be claimed, and no others."""
-        before = self._hosts
-        known_hosts = {id: before[id] for id in known if id in before}
-        self._hosts = {**found, **known_hosts, **self._complete.hosts}
-
     def _choose(
         self,
-        candidates: Iterable[str],
+        view: _View,
         limit: int,
         known: Collection[str],
         left: Collection[str],
         share: int,
     ) -> list[str]:
         """Choose by host, and return the chosen ones in the order of the candidates."""
+        # A head that is not full shows all there is.
+        candidates = [*view.wanted, *self._complete.hosts] if view.more else view.wanted
+        # Remember the hosts of what is known or can be claimed, and no others.
+        known_hosts = {id: self._hosts[id] for id in known if id in self._hosts}
+        self._hosts = {**view.hosts, **known_hosts, **self._complete.hosts}
         lines: defaultdict[str, dict[str, None]] = defaultdict(dict)  # a set that keeps its order
         for id in known:
             if id in self._hosts:
