@@ -83,8 +83,8 @@ class ApifyBackend:
         self._client = Client(base_url, token, patience=patience, inc_stat=inc_stat)
         client_key = client_key or secrets.token_hex(16)
         self._api = Endpoints(self._client, client_key, id=id, name=name, title=about)
-        self._store = store or (f"~{name}" if name and not id else None)
-        self._records = Records(Stores(self._client), is_alone=lock_secs is None)
+        self._store = store
+        self._records = Records(Stores(self._client))
         self._items = DatasetItems(
             Datasets(self._client),
             self._records,
@@ -134,16 +134,15 @@ class ApifyBackend:
 
     async def open(self) -> None:
         self._client.open()
-        if self._store is None:
-            await self._api.open_queue()
-            await self._records.open(await self._find_store())
-        else:
-            await run_all((self._api.open_queue(), self._records.open(self._store)))
+        await self._api.open_queue()
+        self._records.use(await self._find_store(), is_alone=self.lock_secs is None)
         self._is_fresh = True
 
     async def _find_store(self) -> str:
         """That of the run which the queue belongs to, or one that is named after the queue."""
         queue = self._api.queue
+        if self._store is not None:
+            return self._store
         if queue.name is None and queue.act_run_id is not None:
             run = await find_run(self._client, queue.act_run_id)
             if run is not None and run.default_key_value_store_id is not None:
@@ -222,7 +221,7 @@ class ApifyBackend:
         self._client.open()
         self._is_fresh = await self._api.find_queue()
         if self._is_fresh:
-            self._records.use(self._store or await self._find_store())
+            self._records.use(await self._find_store(), is_alone=False)
         return self._is_fresh
 
     async def queues(self) -> Sequence[Known]:

@@ -23,38 +23,32 @@ _PARALLEL: Final = 32
 
 
 class Records:
-    """``is_alone``: nobody else saves records of the queue, so they are read once and kept."""
+    """Call ``use`` first."""
 
-    def __init__(self, stores: Stores, *, is_alone: bool) -> None:
+    def __init__(self, stores: Stores) -> None:
         self._stores = stores
-        self._is_alone = is_alone
+        self._is_alone = False
         self._ref = ""
         self._is_created = False
         self._creating = asyncio.Lock()
         self._kept: dict[str, bytes] | None = None
         self.is_usable = True
-        """False if the token may not use the store."""
+        """False once it is known that the token may not use the store."""
 
-    @property
-    def ref(self) -> str:
-        """The id of the store, or ``~name``."""
-        return self._ref
-
-    def use(self, ref: str) -> None:
+    def use(self, ref: str, *, is_alone: bool) -> None:
+        """``is_alone``: nobody else saves records of the queue, so they are read once and kept."""
         self._ref = ref
         # One without an id is created when there is something to save.
         self._is_created = not ref.startswith("~")
-
-    async def open(self, ref: str) -> None:
-        """Use this store for a crawl."""
-        self.use(ref)
-        found = await self._read("" if self._is_alone else "none")
-        self._kept = found if self._is_alone else None
+        self._is_alone = is_alone
+        self._kept = None
 
     async def load(self, prefix: str) -> dict[str, bytes]:
         """Return the texts of all records whose names begin so."""
         if not self.is_usable:
             return {}
+        if self._is_alone and self._kept is None:
+            self._kept = await self._read("")
         if self._kept is None:
             return await self._read(prefix)
         return {name: text for name, text in self._kept.items() if name.startswith(prefix)}
