@@ -192,7 +192,7 @@ class Backend(Protocol):
 
     @property
     def keeps_records(self) -> bool:
-        """``save_records`` stores something, as far as is known before the first ``load_records``."""
+        """``save_records`` stores something, as far as is known before ``load_records``."""
 
     @property
     def items(self) -> ItemStore | None:
