@@ -80,7 +80,7 @@ async def test_an_answer_of_another_shape_is_asked_for_again(
         assert (await client.info())[2:5] == (2, 1, 1)
         assert [known.name for known in await client.queues()] == [NAME]
         await client.purge()
-    assert len(left) == 15
+    assert len(left) == 16
     assert not any(left.values())
 
 

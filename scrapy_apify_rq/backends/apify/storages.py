@@ -77,7 +77,7 @@ class ItemPage(NamedTuple):
 
 
 def _done(body: bytes | bytearray) -> None:
-    """Read an answer that tells nothing: it is empty, or an empty object."""
+    """Read an answer that tells nothing: an empty object, or none."""
     if body and not isinstance(from_json(body), dict):
         raise ValueError("not the answer to a write")
 
