@@ -21,8 +21,11 @@ _INTERVAL: Final = 0.1
 class _Batch:
     def __init__(self) -> None:
         self.items: list[bytes] = []
+        self.has_sender = False
         self.is_sent = False
         self.error: Exception | None = None
+        self.changed = asyncio.Event()
+        """One of the three has."""
 
 
 class Pushes:
@@ -38,12 +41,23 @@ class Pushes:
         """Return once the dataset has taken the items."""
         batch = self._next
         batch.items += items
-        # The first one to get the turn sends for all. If it is cancelled, another one does.
-        async with self._turn:
+        while batch.has_sender:
+            await batch.changed.wait()
             if batch.is_sent:
                 return
             if batch.error is not None:
                 raise batch.error
+        # The first one sends for all, or another one if that is cancelled.
+        batch.has_sender = True
+        batch.changed.clear()
+        try:
+            await self._send_all(batch)
+        finally:
+            batch.has_sender = False
+            batch.changed.set()
+
+    async def _send_all(self, batch: _Batch) -> None:
+        async with self._turn:
             await asyncio.sleep(self._free_at - time.monotonic())
             if batch is self._next:
                 self._next = _Batch()
