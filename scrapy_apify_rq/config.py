@@ -99,7 +99,13 @@ class Config:
     ]
     """Of the URLs that a crawl fetches from an API queue."""
     items: Annotated[bool | Literal["auto"], Setting("APIFY_RQ_ITEMS", "auto", read.items)]
-    """Whether to save what is scraped. "auto": where the crawl has feeds."""
+    """Whether to save what is scraped. "auto": where the crawl has feeds or a dataset."""
+    dataset: Annotated[str | None, Setting("APIFY_RQ_DATASET", None, read.dataset)]
+    """Where a queue of the API saves items: an id, a name, ``username~name`` or ``~name``. Without
+    the setting that of the Actor run. None: one that is named after the queue."""
+    run_store: Annotated[str | None, Derived(read.run_store)]
+    """The id of the run's key-value store; None outside of one, and where the queue is not the
+    run's, since a later run has to find what it keeps."""
     purge_on_start: Annotated[bool, Setting("APIFY_RQ_PURGE_ON_START", False, read.boolean)]
     window: Annotated[int, Setting("APIFY_RQ_WINDOW", 1000, read.whole(minimum=1))]
     outbox: Annotated[int, Setting("APIFY_RQ_OUTBOX", 2000, read.whole(minimum=1))]
@@ -144,7 +150,6 @@ class Config:
         if config.enabled:
             _require_token(config)
             _refuse_purge_by_many(config)
-            _refuse_items_over_the_api(config)
         return config
 
 
@@ -180,14 +185,6 @@ def _refuse_purge_by_many(config: Config) -> None:
             "APIFY_RQ_PURGE_ON_START = True with APIFY_RQ_ACCESS = 'shared': each worker that "
             "starts would delete what the others crawl; empty the queue once before you start "
             "them, with 'scrapy rq purge', and set APIFY_RQ_PURGE_ON_START = False"
-        )
-
-
-def _refuse_items_over_the_api(config: Config) -> None:
-    if config.items is True and config.backend == "apify":
-        raise ConfigError(
-            "APIFY_RQ_ITEMS = True with a queue of the API: items can be saved on the embedded "
-            "queue only; set APIFY_RQ_ITEMS = 'auto', and store them in a pipeline"
         )
 
 

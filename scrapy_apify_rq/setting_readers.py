@@ -33,12 +33,17 @@ _DEFAULT_QUEUE_VARIABLES: Final = (
     "ACTOR_DEFAULT_REQUEST_QUEUE_ID",
     "APIFY_DEFAULT_REQUEST_QUEUE_ID",
 )
+_DATASET_VARIABLES: Final = ("ACTOR_DEFAULT_DATASET_ID", "APIFY_DEFAULT_DATASET_ID")
+_STORE_VARIABLES: Final = (
+    "ACTOR_DEFAULT_KEY_VALUE_STORE_ID",
+    "APIFY_DEFAULT_KEY_VALUE_STORE_ID",
+)
 _STORAGE_DIR_VARIABLES: Final = ("CRAWLEE_STORAGE_DIR", "APIFY_LOCAL_STORAGE_DIR")
 _RUN_ID_VARIABLES: Final = ("ACTOR_RUN_ID", "APIFY_ACTOR_RUN_ID", "APIFY_ACT_RUN_ID")
 _EVENTS_VARIABLES: Final = ("ACTOR_EVENTS_WEBSOCKET_URL", "APIFY_ACTOR_EVENTS_WS_URL")
 _TIMEOUT_VARIABLES: Final = ("ACTOR_TIMEOUT_AT", "APIFY_TIMEOUT_AT")
-# The Apify CLI sets it for a local run. On the platform, no queue has this id.
-_LOCAL_DEFAULT_QUEUE: Final = "default"
+# The Apify CLI sets it for a local run. On the platform, no storage has this id.
+_LOCAL_DEFAULT: Final = "default"
 
 _COMPONENTS: Final = (
     "ADDONS",
@@ -63,6 +68,10 @@ _NAME_CURE: Final = (
 _ID_CURE: Final = (
     f"write the queue's id ({ID_LENGTH} letters and digits), 'username~name', or '~name' for a "
     "queue of your own; a plain name goes into APIFY_RQ_NAME"
+)
+_DATASET_CURE: Final = (
+    "write a dataset's name, such as 'my-items', its id, 'username~name', or None for that of the "
+    "Actor run, or else one that is named after the queue"
 )
 _URL_CURE: Final = "write an address such as 'https://api.apify.com' or 'http://127.0.0.1:8080'"
 
@@ -199,6 +208,30 @@ def items(source: Source, name: str) -> bool | Literal["auto"]:
         return "auto"
     cure = "write 'auto', True or False"
     return source.convert(name, (bool, int, str), source.settings.getbool, cure)
+
+
+def dataset(source: Source, name: str) -> str | None:
+    if (value := source.text(name, _DATASET_CURE)) is None:
+        return _storage_of_run(source, _DATASET_VARIABLES)
+    user, _, last = value.rpartition("~")
+    if not (_USERNAME.fullmatch(user) and is_name(last)):
+        raise wrong(name, value, _DATASET_CURE)
+    return value
+
+
+def run_store(source: Source) -> str | None:
+    queue = _queue(source)
+    is_of_run = queue.is_default and queue.id is not None
+    return _storage_of_run(source, _STORE_VARIABLES) if is_of_run else None
+
+
+def _storage_of_run(source: Source, variables: Iterable[str]) -> str | None:
+    variable = source.variable(variables)
+    if variable is None or variable[1] == _LOCAL_DEFAULT:
+        return None  # a local run with a token: the API would answer 404
+    if not is_id(variable[1]):
+        raise wrong(*variable, f"an id has {ID_LENGTH} letters and digits; unset the variable")
+    return variable[1]
 
 
 KeyKind: TypeAlias = Literal["fingerprint", "url", "url-js", "extended"]
@@ -350,7 +383,7 @@ def _queue_of_run(source: Source) -> _Queue | None:
         return None
     if backend(source, "APIFY_RQ_BACKEND") == "sqlite":
         return _Queue(None, _checked_name(*variable), is_default=True)
-    if variable[1] == _LOCAL_DEFAULT_QUEUE:
+    if variable[1] == _LOCAL_DEFAULT:
         # A local run with a token: the API would answer 404.
         return None
     return _Queue(_checked_id(*variable), None, is_default=True)

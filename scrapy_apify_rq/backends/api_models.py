@@ -58,6 +58,8 @@ class Queue(Model):
     handled_request_count: int
     pending_request_count: int
     console_url: IfReadable[str] = None
+    act_run_id: IfReadable[str] = None
+    """Of the run of an Actor whose default queue it is."""
     stats: IfReadable[Operations] = None
 
 

@@ -109,6 +109,8 @@ class LooseItems(NamedTuple):
     """Without an entry: they are saved once under this key. With one: its spill."""
     entry: str | None = None
     """Id of the entry with whose update they become valid."""
+    retry_count: int = 0
+    """Of the entry, when they were scraped."""
 
 
 class SavedItem(NamedTuple):
@@ -141,7 +143,8 @@ class ItemStore(Protocol):
         ``after``; or only those of this crawl's ``own`` client.
         """
 
-    async def count(self) -> int: ...
+    async def count(self) -> int:
+        """How many there are. Over the API, with those that ``read`` leaves out."""
 
     async def last(self) -> int:
         """Return the greatest number, 0 if there is none."""
@@ -184,10 +187,12 @@ class Backend(Protocol):
     """Seconds between two answers "nothing pending" before they are believed."""
     counts_reads: bool
     """The platform bills each entry that ``list`` and ``count`` look at."""
-    keeps_records: bool
-    """``save_records`` stores something."""
     lock_secs: int | None
     """Seconds that a lease lasts. None in single access."""
+
+    @property
+    def keeps_records(self) -> bool:
+        """``save_records`` stores something, as far as is known before ``load_records``."""
 
     @property
     def items(self) -> ItemStore | None:
@@ -291,7 +296,8 @@ class Backend(Protocol):
         """Return what ``save_records`` has stored under names that begin so."""
 
     async def save_records(self, texts: Mapping[str, bytes | None]) -> None:
-        """Store each text under its name, all of them or none; None deletes what was there.
+        """Store each text under its name; None deletes what was there. In the embedded file all of
+        them are stored or none.
 
         Nothing is stored by a backend that does not keep records.
         """

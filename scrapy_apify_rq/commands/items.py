@@ -47,7 +47,7 @@ async def _export(settings: Settings, options: argparse.Namespace) -> int:
     async with queues.opened(settings, options) as queue:
         store = queue.backend.items
         if store is None:
-            raise RequestQueueError("the items of a queue of the API are not saved")
+            raise RequestQueueError("APIFY_TOKEN may not use what the queue keeps its items in")
         make = _exporter_class(queue, options)
         count = 0
         with output.writing(options.output) as file:

@@ -47,7 +47,7 @@ class Rest:
         for where, text in self._lines:
             if store is None:
                 raise RequestQueueError(
-                    f"{where}: the items of the file cannot be saved in a queue of the API"
+                    f"{where}: APIFY_TOKEN may not use what the queue keeps its items in"
                 )
             batch.append(_parsed(where, text))
             count += 1

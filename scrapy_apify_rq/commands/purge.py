@@ -11,9 +11,10 @@ from scrapy_apify_rq.commands.queues import Queue
 
 NAME = "purge"
 HELP = (
-    "Delete all entries of a queue, including the handled ones, and its saved items. Stop its crawl"
-    " first. Over the API, a queue that you address by name is deleted and created again, and gets"
-    " a new id"
+    "Delete all entries of a queue, including the handled ones, its saved items and its state. Stop"
+    " its crawl first. Over the API, a queue that you address by name is deleted and created again,"
+    " and gets a new id. The dataset that its crawl has made for its items is deleted, too; in any"
+    " other they stay, and are no longer the queue's"
 )
 EXAMPLE = "scrapy rq purge --yes"
 

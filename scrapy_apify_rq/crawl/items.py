@@ -102,8 +102,10 @@ class Items:
         if len(flight.items) > _MOST_ITEMS or flight.items_size > _MOST_SIZE:
             if flight.spill is None:
                 flight.spill = secrets.token_hex(8)
-            assert isinstance(flight.visit.entry, Entry)
-            self._frontier.save(LooseItems(flight.items, flight.spill, flight.visit.entry.id))
+            entry = flight.visit.entry
+            assert isinstance(entry, Entry)
+            ahead = LooseItems(flight.items, flight.spill, entry.id, entry.retry_count)
+            self._frontier.save(ahead)
             flight.items, flight.items_size = [], 0
 
     def _key(self, kind: str, text: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from scrapy import Request, Spider, signals
 from scrapy.exceptions import CloseSpider
+from scrapy.utils.python import global_object_name
 
 from scrapy_apify_rq import scrapy_private
 from scrapy_apify_rq.actor.events import RunEvents
@@ -34,6 +35,7 @@ from scrapy_apify_rq.frontier.visit import Visit
 
 if TYPE_CHECKING:
     from scrapy.crawler import Crawler
+    from scrapy.settings import BaseSettings
 
     from scrapy_apify_rq.config import Config
 
@@ -131,12 +133,13 @@ class Lifecycle:
 
     async def _open_items(self, history: History) -> None:
         """``history`` is that of this crawl: empty if this is its first run."""
-        wanted, store = self._config.items, self._backend.items
-        is_saving = wanted is True or (wanted == "auto" and self._exporter is not None)
+        store, is_saving = self._backend.items, self._saves_items()
         if store is None:
             if is_saving:
                 self.report.items_not_saved()
             return
+        if not is_saving and history.crawl is None and self._config.backend == "apify":
+            return  # each note is a call, and nothing could be noted but that nothing is saved
         if self._config.access == "single":
             await store.discard_spilled()
         codec, items = ItemCodec(self.converter.names), None
@@ -159,6 +162,16 @@ class Lifecycle:
         feeds = Feeds(store, codec, self.report, items, history=history, fail=self.failed)
         await feeds.open()
         self.feeds = feeds
+
+    def _saves_items(self) -> bool:
+        if self._config.items != "auto":
+            return self._config.items
+        has_dataset = self._config.backend == "apify" and self._config.dataset is not None
+        settings = self._crawler.settings
+        if has_dataset and not settings["APIFY_RQ_DATASET"] and (pipeline := _pushing(settings)):
+            self.report.pushed_already(pipeline)
+            return False
+        return has_dataset or self._exporter is not None
 
     async def close(self, reason: str) -> None:
         if self._opened is None:
@@ -311,6 +324,15 @@ class Lifecycle:
             # Kept, because the event loop itself holds its tasks weakly.
             self._closer = asyncio.create_task(end)
         return True
+
+
+def _pushing(settings: BaseSettings) -> str | None:
+    """The item pipeline of Apify's SDK that pushes what is scraped to the dataset of the run."""
+    for component, order in settings.getwithbase("ITEM_PIPELINES").items():
+        name = component if isinstance(component, str) else global_object_name(component)
+        if order is not None and name.endswith(".ActorDatasetPushPipeline"):
+            return name
+    return None
 
 
 def _freeze_garbage(opened: AsyncExitStack) -> None:

@@ -143,8 +143,15 @@ class Report:
     def items_not_saved(self) -> None:
         self.log(
             logging.INFO,
-            "The items of this crawl are not saved, since its queue is one of the API. After a kill"
-            " its feeds begin anew, without the items of the pages that are handled",
+            "The items of this crawl are not saved, as is said above. After a kill its feeds begin"
+            " anew, without the items of the pages that are handled",
+        )
+
+    def pushed_already(self, pipeline: str) -> None:
+        self.log(
+            logging.INFO,
+            f"The items of this crawl are not saved, since {pipeline} pushes them to a dataset. A"
+            " kill can repeat items there. To have them there once, remove it from ITEM_PIPELINES",
         )
 
     def has_gaps(self) -> None:

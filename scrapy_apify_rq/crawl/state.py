@@ -22,12 +22,12 @@ import secrets
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote
 
 from scrapy_apify_rq import scrapy_private
 from scrapy_apify_rq.crawl.cookies import Cookies
 from scrapy_apify_rq.crawl.spider_state import SpiderState
 from scrapy_apify_rq.crawl.totals import Totals
+from scrapy_apify_rq.entries.records import owner_of
 from scrapy_apify_rq.errors import CodecError
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ class State:
         is_worker = config.access == "shared"
         self._is_known = not is_worker or config.client_key is not None
         """A later run will find what this one saves."""
-        owner = (config.client_key or secrets.token_hex(16)) if is_worker else ""
-        self._owner = quote(owner, safe="", errors="surrogatepass")
+        self._owner = owner_of(config.client_key or secrets.token_hex(16)) if is_worker else ""
         self._cookies_prefix = f"cookies/{self._owner}/"
         self._spider_state = SpiderState(crawler, converter, report.not_kept)
         self._state_text: bytes | None = None
@@ -98,7 +97,7 @@ class State:
         """Restore what an earlier run has saved."""
         self._opened_at = time.monotonic()
         if not self._backend.keeps_records:
-            self._report.no_records("are saved in the embedded file only, not over the API")
+            self._report.no_records("cannot be saved, as is said above")
         elif not self._is_known:
             self._report.no_records("of a worker are saved only if APIFY_RQ_CLIENT_KEY names it")
         else:

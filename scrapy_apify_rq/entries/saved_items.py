@@ -26,7 +26,7 @@ from scrapy_apify_rq.entries.value_reader import decode
 from scrapy_apify_rq.entries.values import encode
 from scrapy_apify_rq.errors import CodecError
 
-_TAG: Final = "$saved"
+TAG: Final = "$saved"
 # Python's own methods: those of a subclass may return anything.
 _PLAIN: Final[tuple[tuple[type, Callable[[Any], object]], ...]] = (
     (str, str.__str__),
@@ -62,7 +62,7 @@ class ItemCodec:
             return self._value(item)
         path = self._paths.get(cls) or self._names.path_of_class(cls)
         fields = dict.items(item) if isinstance(item, dict) else ItemAdapter(item).items()
-        return {_TAG: [path, [[self._value(name), self._value(value)] for name, value in fields]]}
+        return {TAG: [path, [[self._value(name), self._value(value)] for name, value in fields]]}
 
     def _value(self, value: Any) -> JsonValue:
         try:
@@ -85,10 +85,10 @@ class ItemCodec:
             raise CodecError(f"the saved item is not JSON: {short(str(error))}") from error
         if not isinstance(data, dict):
             raise CodecError("the saved item is not a JSON object")
-        if data.keys() != {_TAG}:
+        if data.keys() != {TAG}:
             return decode(data, self._names)
         try:
-            path, pairs = data[_TAG]
+            path, pairs = data[TAG]
             cls = self._names.find_class(path)
             fields = {
                 decode(name, self._names): decode(value, self._names) for name, value in pairs

@@ -135,7 +135,7 @@ async def test_a_backlog_is_listed_from_where_the_last_claim_stopped(
             await tool.put("front", forefront=True)
         expected = [entry("front"), *numbered(99, 250)]
         assert await client.entries(100, seen) == expected
-        paths = [call.path for call in api.calls if call.method == "GET"]
+        paths = [call.path for call in api.calls if call.is_about_queue and call.method == "GET"]
         listing = ["/head", "/requests"]
         assert paths == [*listing * 3, f"/requests/{ids('front')[0]}"]
         limits = [int(call.query["limit"]) for call in api.of("GET", "/requests")]

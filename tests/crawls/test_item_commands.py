@@ -12,7 +12,7 @@ from scrapy.http import Response
 
 from tests.support.command_line import rq, rq_ok
 from tests.support.crawling import Crawls
-from tests.support.queues import Queue, ServedQueue
+from tests.support.queues import Queue
 from tests.support.spiders import Links, SiteSpider
 from tests.support.website import Site, links
 
@@ -75,13 +75,3 @@ async def test_items_move_with_their_queue(
     assert crawl.paths == ["/a"]
     lines = (tmp_path / "items.jl").read_text().splitlines()
     assert [json.loads(line)["path"] for line in lines] == ["/", "/a"]
-
-
-async def test_items_over_the_api(served: ServedQueue) -> None:
-    await served.add()
-    await served.info()
-    done = await rq(served, "items")
-    assert (done.code, done.err) == (
-        1,
-        "scrapy rq items: the items of a queue of the API are not saved\n",
-    )

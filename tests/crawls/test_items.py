@@ -684,13 +684,3 @@ async def test_a_run_that_saves_nothing_is_missed(
     settings = {**UNNAMED, "FEEDS": {str(tmp_path / "items.jl"): {"format": "jsonlines"}}}
     crawl = await crawls.run(Links, settings, queue=queue, site=site.url)
     assert "Earlier runs of this crawl have not saved their items" in crawl.log_text
-
-
-async def test_over_the_api_nothing_is_saved(
-    site: Site, served: Queue, crawls: Crawls, tmp_path: Path
-) -> None:
-    site.serve({"/": "page"})
-    settings = {"FEEDS": {str(tmp_path / "items.jl"): {"format": "jsonlines"}}}
-    crawl = await crawls.run(Links, settings, queue=served, site=site.url)
-    assert crawl.log_text.count("The items of this crawl are not saved") == 1
-    assert contents(tmp_path)["items.jl"] == Counter(["/"])

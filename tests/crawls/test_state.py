@@ -16,13 +16,14 @@ from scrapy.crawler import Crawler
 from scrapy.downloadermiddlewares.cookies import CookiesMiddleware
 from scrapy.http import Response
 
+from scrapy_apify_rq.backends.apify.records import name_of
 from scrapy_apify_rq.backends.sqlite.occupancy import Occupancy
 from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME
 from scrapy_apify_rq.crawl import state
 from tests.support.comparing import STOCK
 from tests.support.crawling import Crawl, Crawls
 from tests.support.event_server import Platform
-from tests.support.queues import Queue, ServedQueue
+from tests.support.queues import Queue
 from tests.support.spiders import Links, SiteSpider
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Hit, Page, Site, begun, let_go, links
@@ -48,6 +49,8 @@ def records(queue: Queue, prefix: str = "") -> dict[str, str]:
     """What is stored now, by the kind of record and what its name ends with."""
     with closing(sqlite3.connect(queue.folder / FILE_NAME)) as db:
         rows = db.execute("SELECT name, CAST(text AS TEXT) FROM records").fetchall()
+        over_the_api = db.execute("SELECT name, CAST(body AS TEXT) FROM store_records")
+        rows += [(name_of(key), text) for key, text in over_the_api]
     return {name: text for name, text in rows if name.startswith(prefix)}
 
 
@@ -418,14 +421,3 @@ async def test_a_crawl_that_starts_afresh_has_no_state(
     assert (again.spider.at_start, again.paths) == ({}, first.paths)
     assert "Cookie" not in dict(site.hits[-1].headers)
     assert "; all" not in again.closing_line
-
-
-@pytest.mark.usefixtures("haste", "short_delay")
-async def test_over_the_api(site: Site, served: ServedQueue, crawls: Crawls) -> None:
-    site.serve({"/": links("/1"), "/1": Page("page", headers={"Set-Cookie": "a=b"})})
-    for _ in range(2):
-        crawl = await crawls.run(Counts, queue=served, site=site.url)
-        assert crawl.reason == "finished"
-        assert crawl.spider.at_start == {}
-        assert crawl.log_text.count("in the embedded file only, not over the API") == 1
-    assert records(served) == {}

@@ -64,14 +64,15 @@ class Misbehaviour:
 
     def forget(self) -> None:
         self.calls: Counter[str] = Counter()
-        """By operation: "POST requests/batch", "GET head", "PUT requests/{id}", ..."""
+        """By operation: "POST requests/batch", "GET head", "PUT requests/{id}", ...; of other
+        storages with the whole path."""
         self.outcomes: Counter[str] = Counter()
         """By status, or "dropped" or "lost"."""
 
     def middleware(self) -> Any:
         @web.middleware
         async def misbehave(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if not request.path.startswith(_QUEUES):
+            if not request.path.startswith("/v2/"):
                 return await handler(request)
             name = _operation(request)
             self.calls[name] += 1
@@ -115,10 +116,10 @@ class Misbehaviour:
         rate = OTHER_RATE
         if name in ("POST requests/batch", "DELETE requests/batch", "POST head/lock"):
             rate = BATCH_RATE
-        elif name == "POST requests" or "{id}" in name:
+        elif name == "POST requests" or "{id}" in name or name.endswith(("/items", "{key}")):
             rate = CRUD_RATE
-        queue = request.match_info.get("queue", "")
-        return not self._buckets.setdefault((queue, rate), _Bucket(rate)).take()
+        storage = request.match_info.get("queue") or request.match_info.get("storage", "")
+        return not self._buckets.setdefault((storage, rate), _Bucket(rate)).take()
 
     def _processing_some(self, handler: Handler) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:

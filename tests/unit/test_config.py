@@ -318,8 +318,23 @@ def test_no_worker_of_many_may_empty_the_queue() -> None:
     assert "'scrapy rq purge'" in message
 
 
-def test_items_over_the_api_are_not_saved() -> None:
-    assert "store them in a pipeline" in refusal({**AT_APIFY, "APIFY_RQ_ITEMS": True})
+def test_the_dataset_is_that_of_the_setting_or_of_the_run() -> None:
+    for name in ("my-items", ID, "~my-items", "me~my-items"):
+        assert read({"APIFY_RQ_DATASET": name}).dataset == name
+    for wrong in ("a_b", "a~b~c", "a/b", "-", 1):
+        assert "APIFY_RQ_DATASET" in refusal({"APIFY_RQ_DATASET": wrong})
+    for variables in ("ACTOR", "APIFY"):
+        names = [f"{variables}_DEFAULT_{kind}_ID" for kind in ("DATASET", "KEY_VALUE_STORE")]
+        run = {**dict.fromkeys(names, ID), QUEUE_ID[0]: ID}
+        config = read(AT_APIFY, run)
+        assert (config.dataset, config.run_store) == (ID, ID)
+        assert read({**AT_APIFY, "APIFY_RQ_DATASET": "mine"}, run).dataset == "mine"
+        # What a named queue keeps has to be found by a later run.
+        assert read({**AT_APIFY, "APIFY_RQ_NAME": "mine"}, run).run_store is None
+        local = read(AT_APIFY, dict.fromkeys(run, "default"))
+        assert (local.dataset, local.run_store) == (None, None)
+        for name in names:
+            assert name in refusal(AT_APIFY, {**run, name: "a/../b"})
 
 
 def test_what_is_switched_off_is_checked_by_itself_only() -> None:

@@ -30,7 +30,6 @@ from scrapy_apify_rq import retry_after
 from scrapy_apify_rq.backends.apify.pace import Pace
 from scrapy_apify_rq.backends.apify.transport import AiohttpTransport
 from scrapy_apify_rq.errors import BackendError
-from scrapy_apify_rq.limits import BATCH_RATE, CRUD_RATE, OTHER_RATE
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +146,7 @@ class Client:
         self._has_worked = False
         self.patience = patience
         self._inc_stat = inc_stat
-        self._paces = {rate: Pace(rate) for rate in (CRUD_RATE, BATCH_RATE, OTHER_RATE)}
+        self._paces: dict[tuple[str, int], Pace] = {}
         self._large_answers = asyncio.Semaphore(_LARGE_ANSWERS)
         self._warned: set[str] = set()
 
@@ -174,7 +173,12 @@ class Client:
 
     def is_paced(self, rate: int) -> bool:
         """Whether calls of this class wait because of their rate."""
-        return self._paces[rate].is_busy
+        return self._pace("", rate).is_busy
+
+    def _pace(self, storage: str, rate: int) -> Pace:
+        if (pace := self._paces.get((storage, rate))) is None:
+            pace = self._paces[storage, rate] = Pace(rate)
+        return pace
 
     async def call(
         self,
@@ -186,20 +190,23 @@ class Client:
         read: Callable[[bytearray], T],
         body: bytes | None = None,
         query: Mapping[str, str | int] | None = None,
+        storage: str = "",
     ) -> Answer[T]:
         """Make a call and retry it while that may help. ``name`` is for stats and messages, and
-        ``read`` returns what an answer says, or raises ValueError.
+        ``read`` returns what an answer says, or raises ValueError. ``storage`` has rates of its
+        own; it is the queue if none is named.
 
         Raises Refused if the API refuses this call, and BackendError if it stays unavailable.
         """
         headers, content = _encoded(body)
         url = f"{self._base_url}{path}?{urlencode(query)}" if query else self._base_url + path
         request = httpx2.Request(method, url, headers={**self._headers, **headers}, content=content)
+        pace = self._pace(storage, rate)
         attempt = 0
         since = 0.0
         maybe_done = False
         while True:
-            await self._paces[rate].wait()
+            await pace.wait()
             if self._client is None:
                 raise BackendError(f"{name}: the connection to the Apify API is closed.")
             self._inc_stat(f"apify_rq/api/calls/{name}")
@@ -211,7 +218,7 @@ class Client:
                 self._inc_stat("apify_rq/api/retries")
                 if failure.is_limit:
                     self._inc_stat("apify_rq/api/rate_limited")
-                    self._paces[rate].slow_down(min(failure.delay, self.patience))
+                    pace.slow_down(min(failure.delay, self.patience))
                 await self.back_off(name, failure, attempt, since)
                 attempt += 1
             else:

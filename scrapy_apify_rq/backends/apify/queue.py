@@ -18,16 +18,20 @@ from scrapy_apify_rq.backends.apify.access import Access
 from scrapy_apify_rq.backends.apify.batches import Adding, delete_all
 from scrapy_apify_rq.backends.apify.endpoints import Endpoints
 from scrapy_apify_rq.backends.apify.http import CONNECTIONS, Client
+from scrapy_apify_rq.backends.apify.items import DatasetItems
 from scrapy_apify_rq.backends.apify.parallel import run_all
 from scrapy_apify_rq.backends.apify.reader import Reader
+from scrapy_apify_rq.backends.apify.records import Records
 from scrapy_apify_rq.backends.apify.shared import SharedAccess
 from scrapy_apify_rq.backends.apify.single import SingleAccess
+from scrapy_apify_rq.backends.apify.storages import Datasets, Stores, find_run
 from scrapy_apify_rq.backends.apify.updates import Updates
 from scrapy_apify_rq.backends.base import (
     Added,
     Claim,
     EntryItems,
     Info,
+    ItemStore,
     Known,
     Lock,
     Operations,
@@ -55,8 +59,6 @@ class ApifyBackend:
     consistency_delay = 3.0
     linger = 0.1
     counts_reads = True
-    items = None
-    keeps_records = False
 
     def __init__(
         self,
@@ -68,6 +70,8 @@ class ApifyBackend:
         lock_secs: int | None = None,
         client_key: str | None = None,
         about: str | None = None,
+        dataset: str | None = None,
+        store: str | None = None,
         patience: float = DEFAULTS["APIFY_RQ_UNAVAILABLE_TIMEOUT"],
         memory: int = 16 * 1024 * 1024,
         inc_stat: Callable[[str], None],
@@ -79,6 +83,16 @@ class ApifyBackend:
         self._client = Client(base_url, token, patience=patience, inc_stat=inc_stat)
         client_key = client_key or secrets.token_hex(16)
         self._api = Endpoints(self._client, client_key, id=id, name=name, title=about)
+        self._store = store
+        self._records = Records(Stores(self._client))
+        self._items = DatasetItems(
+            Datasets(self._client),
+            self._records,
+            self._api,
+            wanted=dataset,
+            client=None if lock_secs is None else client_key,
+            inc_stat=inc_stat,
+        )
         self._reader = Reader(self._api, memory=0)
         self._is_fresh = False
         """Whether the queue's counts were answered after our last call that may change them."""
@@ -110,10 +124,30 @@ class ApifyBackend:
         may_be_long = 6 * size > wire.PAYLOAD_LIMIT
         return wire.too_long(wire.to_send(entry)) or None if may_be_long else None
 
+    @property
+    def items(self) -> ItemStore | None:
+        return self._items if self._records.is_usable else None
+
+    @property
+    def keeps_records(self) -> bool:
+        return self._records.is_usable
+
     async def open(self) -> None:
         self._client.open()
         await self._api.open_queue()
+        self._records.use(await self._find_store(), is_alone=self.lock_secs is None)
         self._is_fresh = True
+
+    async def _find_store(self) -> str:
+        """That of the run which the queue belongs to, or one that is named after the queue."""
+        queue = self._api.queue
+        if self._store is not None:
+            return self._store
+        if queue.name is None and queue.act_run_id is not None:
+            run = await find_run(self._client, queue.act_run_id)
+            if run is not None and run.default_key_value_store_id is not None:
+                return run.default_key_value_store_id
+        return f"~{queue.name or queue.id}"
 
     async def occupy(self, *, alone: bool) -> None:
         pass  # the API has no such lock; the frontier notes other clients
@@ -122,6 +156,7 @@ class ApifyBackend:
         pass  # every call finds out
 
     async def close(self) -> None:
+        self._items.close()
         await self._client.close()
 
     async def info(self) -> Info:
@@ -156,11 +191,17 @@ class ApifyBackend:
         forefront: bool,
         items: Mapping[str, EntryItems] | None = None,
     ) -> list[Updated]:
-        assert not items, "self.items is None"
         self._is_fresh = False
+        if items:
+            await self._items.add(entries, items)
         if len(entries) == 1:  # as the frontier calls it; a task would cost more than the rest
-            return [await self._updates.put(entries[0], forefront)]
-        return await run_all(self._updates.put(entry, forefront) for entry in entries)
+            answers = [await self._updates.put(entries[0], forefront)]
+        else:
+            answers = await run_all(self._updates.put(entry, forefront) for entry in entries)
+        if items:
+            pairs = zip(entries, answers, strict=True)
+            self._items.confirm(entry.id for entry, answer in pairs if not answer.refused)
+        return answers
 
     async def prolong(self, ids: Collection[str]) -> dict[str, float]:
         return await self._access.prolong(ids)
@@ -168,19 +209,19 @@ class ApifyBackend:
     async def unlock(self, ids: Collection[str] | None = None) -> None:
         await self._access.unlock(ids)
 
-    # These belong in a key-value store, which is not written yet.
-
     async def load_records(self, prefix: str) -> dict[str, bytes]:
-        return {}
+        return await self._records.load(prefix)
 
     async def save_records(self, texts: Mapping[str, bytes | None]) -> None:
-        pass
+        await self._records.save(texts)
 
     # For the tools.
 
     async def find(self) -> bool:
         self._client.open()
         self._is_fresh = await self._api.find_queue()
+        if self._is_fresh:
+            self._records.use(await self._find_store(), is_alone=False)
         return self._is_fresh
 
     async def queues(self) -> Sequence[Known]:
@@ -197,6 +238,9 @@ class ApifyBackend:
 
     async def purge(self) -> None:
         """Delete a named queue and create it again, since the API cannot empty one."""
+        left = await self._items.forget()
+        await self._records.clear()
+        await self._records.save(left)
         if self._api.is_opened_by_name:
             await self._api.delete_queue()
             await self._api.create_queue()

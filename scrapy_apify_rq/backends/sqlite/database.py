@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
+from scrapy_apify_rq.backends.sqlite.storage_tables import STORAGE_TABLES
 from scrapy_apify_rq.entries.hosts import host_of
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import BackendError, ConfigError
@@ -202,7 +203,7 @@ def _prepare(db: sqlite3.Connection, file: Path) -> None:
             db.execute(_HOST_INDEX)
             db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        for statement in _ITEMS:
+        for statement in (*_ITEMS, *STORAGE_TABLES):
             db.execute(statement)
     db.execute(f"PRAGMA busy_timeout = {round(_BLOCKING_WAIT * 1000)}")
 

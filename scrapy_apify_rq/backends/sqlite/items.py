@@ -88,7 +88,7 @@ class SavedItems:
 
     async def save(self, batches: Sequence[LooseItems]) -> None:
         def work() -> None:
-            for texts, key, entry in batches:
+            for texts, key, entry, _ in batches:
                 count = self._insert(texts, entry, key, valid=entry is None)
                 if entry is None:
                     self._add_count(count)

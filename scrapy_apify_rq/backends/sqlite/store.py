@@ -14,7 +14,11 @@ from typing import Final, TypeVar
 from scrapy_apify_rq.backends.base import Added
 from scrapy_apify_rq.backends.sqlite.catalog import Catalog, Counters, QueueRecord
 from scrapy_apify_rq.backends.sqlite.database import Database
+from scrapy_apify_rq.backends.sqlite.dataset_items import DatasetItems
 from scrapy_apify_rq.backends.sqlite.leases import Leases, Locked
+from scrapy_apify_rq.backends.sqlite.runs import Runs
+from scrapy_apify_rq.backends.sqlite.storages import Storages
+from scrapy_apify_rq.backends.sqlite.store_records import StoreRecords
 from scrapy_apify_rq.backends.sqlite.table import Row, Table, Text
 from scrapy_apify_rq.entries.models import Entry
 
@@ -34,6 +38,17 @@ class Store:
     def __init__(self, folder: Path, patience: float, now: Callable[[], float]) -> None:
         self._database = Database(folder, patience)
         self._catalog = Catalog(self._database, now)
+        self.datasets = Storages("datasets", self._database, now)
+        self.key_value_stores = Storages("key-value-stores", self._database, now)
+        self.items = DatasetItems(self._database, now)
+        self.records = StoreRecords(self._database, now)
+        self.runs = Runs(
+            self._database,
+            now,
+            queues=self._catalog,
+            datasets=self.datasets,
+            key_value_stores=self.key_value_stores,
+        )
         self._now = now
         self._uses: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self._accessed_at: dict[int, float] = {}
@@ -41,7 +56,7 @@ class Store:
     async def open(self) -> None:
         self._database.open()
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """Begin a new file if somebody has deleted ours: its queues do not exist any more."""
         if not self._database.is_there():
             self._uses.clear()
@@ -56,19 +71,19 @@ class Store:
             self._database.close()
 
     def find(self, *, id: str | None = None, name: str | None = None) -> QueueRecord | None:
-        self._refresh()
+        self.refresh()
         return self._catalog.find(id=id, name=name)
 
     async def get(self, key: int) -> QueueRecord:
         """Return a record with up-to-date statistics. Raises BackendError if it was deleted."""
-        self._refresh()
+        self.refresh()
         return self._with_uses(self._catalog.get(key))
 
     async def page(
         self, *, offset: int, limit: int, newest_first: bool, unnamed: bool
     ) -> tuple[list[QueueRecord], int]:
         """Return a page of queues in order of their creation, and how many queues there are."""
-        self._refresh()
+        self.refresh()
         records, total = self._catalog.page(
             offset=offset, limit=limit, newest_first=newest_first, unnamed=unnamed
         )
@@ -81,7 +96,7 @@ class Store:
             found = self._catalog.find(name=name)
             return (found.key, False) if found else (self._catalog.create(name), True)
 
-        self._refresh()
+        self.refresh()
         key, created = await self._database.transaction(work)
         return await self.get(key), created
 
