@@ -10,13 +10,13 @@ method of ``Queues``, ``Requests`` or ``Locks``, listed in ``_operations``.
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
 
+from scrapy_apify_rq import clock
 from scrapy_apify_rq.backends.sqlite.store import Store
 from scrapy_apify_rq.limits import BATCH_RATE, CRUD_RATE, MAX_BODY
 from scrapy_apify_rq.server.access import Access
@@ -44,7 +44,7 @@ def application(
     With a ``token``, callers must send it. Without one, they must address the server as this
     machine or as ``host``, the address that it listens on. ``middlewares`` are aiohttp's.
     """
-    store = Store(storage, _PATIENCE, time.time)
+    store = Store(storage, _PATIENCE, clock.now)
     app = web.Application(
         client_max_size=MAX_BODY,
         middlewares=middlewares,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 from aiohttp import web
 
-from scrapy_apify_rq.backends.sqlite.catalog import QueueRecord
+from scrapy_apify_rq.backends.sqlite.schema import QueueRecord
 from scrapy_apify_rq.backends.sqlite.store import Store
 from scrapy_apify_rq.limits import NAME_LENGTH, is_name
 from scrapy_apify_rq.server.answers import answer, date

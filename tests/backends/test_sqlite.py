@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from scrapy_apify_rq.backends.sqlite import database
-from scrapy_apify_rq.backends.sqlite.database import FILE_NAME, connect
+from scrapy_apify_rq.backends.sqlite.database import FILE_NAME, Database
 from scrapy_apify_rq.backends.sqlite.store import Store
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import BackendError, ConfigError
@@ -36,6 +35,12 @@ def sql(folder: Path, statement: str, *values: Any) -> list[Any]:
 
 def opened_in(folder: Path, **options: Any) -> Any:
     return opened(Sqlite(folder, **{"name": NAME, **options}))
+
+
+def open_file(folder: Path) -> Database:
+    database = Database(folder, patience=0)
+    database.open()
+    return database
 
 
 @pytest.fixture
@@ -67,11 +72,12 @@ async def test_each_connection_is_closed(
 ) -> None:
     made: list[sqlite3.Connection] = []
 
-    def remember(folder: Path) -> sqlite3.Connection:
-        made.append(connect(folder))
+    def remember(*args: Any, **options: Any) -> sqlite3.Connection:
+        made.append(connect(*args, **options))
         return made[-1]
 
-    monkeypatch.setattr(database, "connect", remember)
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", remember)
     other = Sqlite(tmp_path, name="other")
     assert not await other.find()
     await other.open()
@@ -85,11 +91,11 @@ async def test_each_connection_is_closed(
 def test_a_place_where_no_file_can_be_made(tmp_path: Path) -> None:
     # Tests may run as root, whom no permission stops; a path below a file stops everybody.
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"file/storage/.*APIFY_RQ_STORAGE_DIR"):
-        connect(tmp_path / "file" / "storage")
+    with pytest.raises(BackendError, match=r"file/storage/.*APIFY_RQ_STORAGE_DIR"):
+        open_file(tmp_path / "file" / "storage")
     (tmp_path / FILE_NAME).mkdir()
-    with pytest.raises(ConfigError, match=f"{FILE_NAME}.*APIFY_RQ_STORAGE_DIR"):
-        connect(tmp_path)
+    with pytest.raises(BackendError, match=f"{FILE_NAME}.*APIFY_RQ_STORAGE_DIR"):
+        open_file(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -99,8 +105,8 @@ def test_a_place_where_no_file_can_be_made(tmp_path: Path) -> None:
         (b"\0" * 4096, "not a database"),
         ("CREATE TABLE theirs (x)", "another program"),
         (
-            "PRAGMA user_version = 3",
-            "newer version of scrapy-apify-rq (format 3, this one reads 2). Upgrade",
+            "PRAGMA user_version = 4",
+            "newer version of scrapy-apify-rq (format 4, this one reads 3). Upgrade",
         ),
     ],
 )
@@ -112,11 +118,11 @@ def test_a_file_that_is_not_ours_stays_as_it_is(
         file.write_bytes(content)
     else:
         if "PRAGMA" in content:
-            connect(tmp_path).close()
+            open_file(tmp_path).close()
         sql(tmp_path, content)
     before = file.read_bytes()
-    with pytest.raises(ConfigError) as error:
-        connect(tmp_path)
+    with pytest.raises(BackendError) as error:
+        open_file(tmp_path)
     for part in (message, str(file), "APIFY_RQ_STORAGE_DIR"):
         assert part in str(error.value)
     assert file.read_bytes() == before
@@ -185,14 +191,14 @@ def test_nobody_else_may_read_the_file(tmp_path: Path) -> None:
     """From its first byte on, whatever the umask; later it is the owner's decision."""
     umask = os.umask(0)
     try:
-        with closing(connect(tmp_path)) as db:
-            db.execute("INSERT INTO occupants VALUES (1, 1, '', 1)")
+        with closing(open_file(tmp_path)) as db:
+            db.change("INSERT INTO occupants VALUES (1, 1, '', 1)")
             modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
     finally:
         os.umask(umask)
     assert modes == {f"{FILE_NAME}{end}": 0o600 for end in ("", "-wal", "-shm")}
     (tmp_path / FILE_NAME).chmod(0o660)
-    connect(tmp_path).close()
+    open_file(tmp_path).close()
     assert (tmp_path / FILE_NAME).stat().st_mode & 0o777 == 0o660
 
 
@@ -201,7 +207,7 @@ def test_nobody_else_may_read_the_file(tmp_path: Path) -> None:
 
 GONE: dict[str, Callable[[Path], Any]] = {
     "the file is deleted": lambda folder: shutil.rmtree(folder),
-    "the file is replaced": lambda folder: (shutil.rmtree(folder), connect(folder).close()),
+    "the file is replaced": lambda folder: (shutil.rmtree(folder), open_file(folder).close()),
     "the queue is deleted": lambda folder: drop_and_create(folder),
     "the queue is emptied": lambda folder: purge(folder),
 }
@@ -211,7 +217,7 @@ async def drop_and_create(folder: Path) -> None:
     """The new queue must not be taken for the old one."""
     store = Store(folder, 0, time.time)
     await store.open()
-    record = store.find(name=NAME)
+    record = await store.find(name=NAME)
     assert record is not None
     await store.drop(record.key)
     again, is_new = await store.get_or_create(NAME)
@@ -326,7 +332,7 @@ def test_a_file_that_another_process_is_making_is_waited_for(tmp_path: Path) -> 
     with locked(tmp_path) as other:
         release = threading.Timer(0.2, other.rollback)
         release.start()
-        connect(tmp_path).close()
+        open_file(tmp_path).close()
         release.join()
 
 

@@ -6,17 +6,24 @@ Like the API, and unlike the backend of a crawl, a write answers how an entry wa
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 from scrapy_apify_rq.backends.base import Added
-from scrapy_apify_rq.backends.sqlite.catalog import Catalog, Counters, QueueRecord
+from scrapy_apify_rq.backends.sqlite.catalog import Catalog
 from scrapy_apify_rq.backends.sqlite.database import Database
 from scrapy_apify_rq.backends.sqlite.leases import Leases, Locked
+from scrapy_apify_rq.backends.sqlite.schema import Counters, QueueRecord
 from scrapy_apify_rq.backends.sqlite.table import Row, Table, Text
 from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.errors import BackendError
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["QueueRecord", "Row", "Store", "StoredQueue"]
 
@@ -32,14 +39,16 @@ class Store:
     """
 
     def __init__(self, folder: Path, patience: float, now: Callable[[], float]) -> None:
-        self._database = Database(folder, patience)
+        self._database = Database(folder, patience, "store")
         self._catalog = Catalog(self._database, now)
         self._now = now
         self._uses: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self._accessed_at: dict[int, float] = {}
+        self._sweeper: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         self._database.open()
+        self._database.warn(several_processes=False)
 
     def _refresh(self) -> None:
         """Begin a new file if somebody has deleted ours: its queues do not exist any more."""
@@ -49,29 +58,36 @@ class Store:
             self._database.open()
 
     async def close(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.wait([self._sweeper])
         try:
             if self._accessed_at:
                 await self._database.transaction(self._store_uses)
         finally:
             self._database.close()
 
-    def find(self, *, id: str | None = None, name: str | None = None) -> QueueRecord | None:
+    async def find(self, *, id: str | None = None, name: str | None = None) -> QueueRecord | None:
         self._refresh()
-        return self._catalog.find(id=id, name=name)
+        return await self._database.patiently(lambda: self._catalog.find(id=id, name=name))
 
     async def get(self, key: int) -> QueueRecord:
         """Return a record with up-to-date statistics. Raises BackendError if it was deleted."""
         self._refresh()
-        return self._with_uses(self._catalog.get(key))
+        return self._with_uses(await self._database.patiently(lambda: self._catalog.get(key)))
 
     async def page(
         self, *, offset: int, limit: int, newest_first: bool, unnamed: bool
     ) -> tuple[list[QueueRecord], int]:
         """Return a page of queues in order of their creation, and how many queues there are."""
+
+        def read() -> tuple[list[QueueRecord], int]:
+            return self._catalog.page(
+                offset=offset, limit=limit, newest_first=newest_first, unnamed=unnamed
+            )
+
         self._refresh()
-        records, total = self._catalog.page(
-            offset=offset, limit=limit, newest_first=newest_first, unnamed=unnamed
-        )
+        records, total = await self._database.patiently(read)
         return [self._with_uses(record) for record in records], total
 
     async def get_or_create(self, name: str | None) -> tuple[QueueRecord, bool]:
@@ -91,6 +107,15 @@ class Store:
 
     async def drop(self, key: int) -> None:
         await self._database.transaction(lambda: self._catalog.drop(key))
+        if self._sweeper is not None:
+            self._sweeper.cancel()  # the next one does its work, too
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        try:
+            await self._catalog.sweep()
+        except BackendError as error:
+            logger.warning("What a deleted queue has left behind is deleted later: %s", error)
 
     async def note_client(self, record: QueueRecord, client_key: str | None) -> bool:
         """Note which client called. Return whether the queue has had several clients."""
@@ -107,7 +132,8 @@ class Store:
 
     def _with_uses(self, record: QueueRecord) -> QueueRecord:
         uses = self._uses[record.key]
-        return record._replace(
+        return replace(
+            record,
             reads=record.reads + uses["reads"],
             head_items_read=record.head_items_read + uses["head_items_read"],
             accessed_at=max(record.accessed_at, self._accessed_at.get(record.key, 0)),
@@ -152,12 +178,12 @@ class StoredQueue:
     async def delete(self, ids: Collection[str]) -> None:
         await self._write(lambda counters: self._table.delete(ids, counters))
 
-    def row(self, id: str) -> Row | None:
-        return self._table.row(id)
+    async def row(self, id: str) -> Row | None:
+        return await self._database.patiently(lambda: self._table.row(id))
 
     async def head(self, limit: int) -> AsyncIterator[Text]:
         """Yield the first pending entries in the queue's order, whether they are locked or not."""
-        places, _ = self._table.head(limit, ())
+        places, _ = await self._database.patiently(lambda: self._table.head(limit, ()))
         async for text in self.texts(id for _, id in places):
             yield text
 
@@ -168,7 +194,8 @@ class StoredQueue:
         """
         size = 0
         for id in ids:
-            if (text := self._table.get(id)) is None:
+            text = await self._database.patiently(partial(self._table.get, id))
+            if text is None:
                 continue
             yield text
             size += len(text[1])
@@ -176,13 +203,15 @@ class StoredQueue:
                 size = 0
                 await asyncio.sleep(0)
 
-    def page(
+    async def page(
         self, limit: int, *, after: str, states: frozenset[str], size: int
     ) -> tuple[list[Row], bool]:
         """Return entries in these states, or all entries, in the order of their ids, up to about
         ``size`` bytes but at least one; and whether there are more.
         """
-        return self._table.page_by_id(limit, after=after, states=states, size=size)
+        return await self._database.patiently(
+            lambda: self._table.page_by_id(limit, after=after, states=states, size=size)
+        )
 
     async def lock(self, limit: int, secs: float) -> Locked:
         """Lock the first entries that no client holds, not even this one."""
