@@ -10,7 +10,7 @@ method of ``Queues``, ``Requests`` or ``Locks``, listed in ``_operations``.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,12 +22,16 @@ from scrapy_apify_rq.limits import BATCH_RATE, CRUD_RATE, MAX_BODY
 from scrapy_apify_rq.server.access import Access
 from scrapy_apify_rq.server.answers import error_answer
 from scrapy_apify_rq.server.calls import Calls, Operation
+from scrapy_apify_rq.server.datasets import Datasets, dataset_fields
 from scrapy_apify_rq.server.errors import ApiError
+from scrapy_apify_rq.server.key_value_stores import KeyValueStores, store_fields
 from scrapy_apify_rq.server.locks import Locks
 from scrapy_apify_rq.server.queues import Queues
 from scrapy_apify_rq.server.requests import Requests
+from scrapy_apify_rq.server.runs import RunCalls, user
+from scrapy_apify_rq.server.storages import StorageCalls
 
-_QUEUES: Final = "/v2/request-queues"
+_Operations = dict[str, dict[str, Operation]]
 # Seconds for which a write waits while other processes lock the file.
 _PATIENCE: Final = 10
 
@@ -39,7 +43,7 @@ def application(
     host: str = "127.0.0.1",
     middlewares: Iterable[Any] = (),
 ) -> web.Application:
-    """The API over the queues in the folder ``storage``.
+    """The API over the storages in the folder ``storage``.
 
     With a ``token``, callers must send it. Without one, they must address the server as this
     machine or as ``host``, the address that it listens on. ``middlewares`` are aiohttp's.
@@ -63,38 +67,101 @@ def application(
 
 def _routes(store: Store, access: Access) -> list[web.RouteDef]:
     calls = Calls(store, access)
-    queues = Queues(store)
+    queues, datasets = _queue_operations(store), _dataset_operations(store)
+    stores = _store_operations(store)
+    runs = RunCalls(store.runs)
     operations = {
-        "queues": {
-            "GET": Operation(queues.page, client=False),
-            "POST": Operation(queues.create, client=False),
+        **_below("request-queues", "{queue}", queues),
+        **_below("datasets", "{storage}", datasets),
+        **_below("key-value-stores", "{storage}", stores),
+        "actor-runs/{run}": {
+            "GET": Operation(runs.get, client=False),
+            "PUT": Operation(runs.update, client=False),
         },
-        **_operations(queues, Requests(store), Locks(store)),
+        **_of_run("request-queue", runs.leads("queue", "request_queue"), queues),
+        **_of_run("dataset", runs.leads("storage", "dataset"), datasets),
+        **_of_run("key-value-store", runs.leads("storage", "key_value_store"), stores),
+        "users/{user}": {"GET": Operation(user, client=False)},
     }
     return [
         *(
-            web.route("*", _path(name), calls.handler(name, by_verb))
+            web.route("*", f"/v2/{name}", calls.handler(name, by_verb))
             for name, by_verb in operations.items()
         ),
         web.route("*", "/{path:.*}", _unknown_path),
     ]
 
 
-def _path(name: str) -> str:
-    special = {"queues": _QUEUES, "queue": f"{_QUEUES}/{{queue}}"}
-    return special.get(name, f"{_QUEUES}/{{queue}}/{name}")
-
-
-def _operations(
-    queues: Queues, requests: Requests, locks: Locks
-) -> dict[str, dict[str, Operation]]:
-    """The operations on one queue, by path and verb. The first path that fits a call has it."""
+def _below(collection: str, one: str, operations: _Operations) -> _Operations:
+    """The operations with whole paths. They are given with paths below one storage, and those on
+    all storages as "..".
+    """
+    special = {"..": collection, "": f"{collection}/{one}"}
     return {
-        "queue": {
-            "GET": Operation(queues.get, client=False),
-            "PUT": Operation(queues.update, client=False),
-            "DELETE": Operation(queues.delete, client=False),
+        special.get(path, f"{collection}/{one}/{path}"): by_verb
+        for path, by_verb in operations.items()
+    }
+
+
+def _of_run(
+    one: str, lead: Callable[[web.Request], Awaitable[None]], operations: _Operations
+) -> _Operations:
+    """The same operations on a default storage of a run."""
+    below = {
+        path: {verb: operation._replace(lead=lead) for verb, operation in by_verb.items()}
+        for path, by_verb in operations.items()
+        if path != ".."
+    }
+    return _below("actor-runs/{run}", one, below)
+
+
+def _dataset_operations(store: Store) -> _Operations:
+    storages = StorageCalls(store.datasets, "Dataset", dataset_fields)
+    datasets = Datasets(storages, store.items)
+    return {
+        **_storage_operations(storages),
+        "items": {
+            "GET": Operation(datasets.page, client=False),
+            "POST": Operation(datasets.push, CRUD_RATE, client=False),
         },
+    }
+
+
+def _store_operations(store: Store) -> _Operations:
+    storages = StorageCalls(store.key_value_stores, "Key-value store", store_fields)
+    stores = KeyValueStores(storages, store.records)
+    return {
+        **_storage_operations(storages),
+        "keys": {"GET": Operation(stores.keys, client=False)},
+        "records/{key}": {
+            "GET": Operation(stores.get, CRUD_RATE, client=False),
+            "HEAD": Operation(stores.get, CRUD_RATE, client=False),
+            "PUT": Operation(stores.put, CRUD_RATE, client=False),
+            "DELETE": Operation(stores.delete, CRUD_RATE, client=False),
+        },
+    }
+
+
+def _storage_operations(storages: StorageCalls | Queues) -> _Operations:
+    """Those that storages of any kind have."""
+    return {
+        "..": {
+            "GET": Operation(storages.page, client=False),
+            "POST": Operation(storages.create, client=False),
+        },
+        "": {
+            "GET": Operation(storages.get, client=False),
+            "PUT": Operation(storages.update, client=False),
+            "DELETE": Operation(storages.delete, client=False),
+        },
+    }
+
+
+def _queue_operations(store: Store) -> _Operations:
+    """By path and verb. The first path that fits a call has it."""
+    requests, locks = Requests(store), Locks(store)
+    return {
+        **_storage_operations(Queues(store)),
         "head": {"GET": Operation(locks.head)},
         "head/lock": {"POST": Operation(locks.lock_head, BATCH_RATE)},
         "requests": {

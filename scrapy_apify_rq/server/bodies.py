@@ -111,17 +111,17 @@ def read_new_entry(raw: object, where: str = "") -> Entry:
     return read_entry(raw, where)
 
 
-async def read_json(request: web.Request, kind: type) -> Any:
-    """Read the body, which must be a JSON object or array as ``kind`` says."""
+async def read_json(request: web.Request, *kinds: type) -> Any:
+    """Read the body, which must be a JSON object or array, as ``kinds`` say."""
     if request.content_type != "application/json":
         raise ApiError(
             400,
             "invalid-content-type-header",
             'The header Content-Type must be "application/json".',
         )
-    body = await _body(request)
-    name = "object" if kind is dict else "array"
-    error = ApiError(400, "invalid-request", f"{request.method} data must be a JSON {name}")
+    body = await read_body(request)
+    names = " or ".join("object" if kind is dict else "array" for kind in kinds)
+    error = ApiError(400, "invalid-request", f"{request.method} data must be a JSON {names}")
     if _count_values(body) > _MAX_VALUES:
         raise ApiError(
             413, "request-too-large", f"The POST payload has more than {_MAX_VALUES:,} JSON values."
@@ -130,7 +130,7 @@ async def read_json(request: web.Request, kind: type) -> Any:
         value = _parsed(body)
     except (ValueError, RecursionError):
         raise error from None
-    if not isinstance(value, kind):
+    if not isinstance(value, kinds):
         raise error
     return value
 
@@ -166,7 +166,7 @@ async def read_batch(request: web.Request) -> list[Any]:
     return raw
 
 
-async def _body(request: web.Request) -> bytes:
+async def read_body(request: web.Request) -> bytes:
     try:
         async with asyncio.timeout(_BODY_PATIENCE):
             body = await request.read()

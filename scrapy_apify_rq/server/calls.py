@@ -56,6 +56,8 @@ class Operation(NamedTuple):
     """How many calls a second the platform takes. This server takes all, and answers the rate."""
     client: bool = True
     """It takes ``clientKey``, so its callers count as clients of the queue."""
+    lead: Callable[[web.Request], Awaitable[None]] | None = None
+    """Completes a path that does not say the id of its storage."""
 
 
 class Calls:
@@ -117,6 +119,9 @@ class Calls:
 
     async def _perform(self, operation: Operation, request: web.Request) -> web.StreamResponse:
         self._access.check(request)
+        self._store.refresh()
+        if operation.lead is not None:
+            await operation.lead(request)
         client_key = ClientParameters.read(request).client_key if operation.client else None
         record = await self._find(request)
         if record is None:

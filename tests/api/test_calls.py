@@ -17,7 +17,7 @@ from tests.support.raw_calls import BEARER, Answer, Caller, called, one, request
 
 
 def test_unknown_paths_and_verbs(api: Caller, remote: Caller) -> None:
-    assert Caller(api.http, "/v2/datasets")("GET").error == (404, "page-not-found")
+    assert Caller(api.http, "/v2/acts")("GET").error == (404, "page-not-found")
     answer = remote("PATCH", "/head")
     assert answer.error == (405, "method-not-allowed")
     assert answer.message.endswith("HTTP methods: OPTIONS,GET")

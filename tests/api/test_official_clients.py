@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -13,9 +12,9 @@ import pytest
 from aiohttp import web
 
 from scrapy_apify_rq.entries.unique_keys import request_id
-from tests.support import npm_packages
 from tests.support.api_calls import Call, error
 from tests.support.official_clients import (
+    COMPRESSION,
     Client,
     ClientError,
     Node,
@@ -29,31 +28,7 @@ from tests.support.raw_calls import Caller, handled, request
 pytest.importorskip("apify_client")
 
 MINUTE = timedelta(seconds=60)
-COMPRESSION = {"ApifyClient": "br", "ApifyClientAsync": "gzip", "JavaScript": "br"}
 Users = tuple[Target, Target]
-
-
-@pytest.fixture(scope="module")
-def node(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Node]:
-    names = ("javascript", "apify-client@2")
-    with Node(npm_packages.installed(request.config, tmp_path_factory, *names)) as node:
-        yield node
-
-
-@pytest.fixture(params=COMPRESSION)
-def kind(request: pytest.FixtureRequest) -> str:
-    """The test runs with each of the clients."""
-    return str(request.param)
-
-
-@pytest.fixture
-def client(request: pytest.FixtureRequest, kind: str, served: ServedQueue) -> Client:
-    if kind == "JavaScript":
-        return javascript_client(request.getfixturevalue("node"), served.api.url, TOKEN)
-    options = {"compression": "brotli"} if kind == "ApifyClient" else {}
-    return python_client(kind, served.api.url, TOKEN, **options)
 
 
 @pytest.fixture

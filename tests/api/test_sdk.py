@@ -118,6 +118,39 @@ async def test_it_pays_its_writes(served: ServedQueue, access: str, writes: int)
     assert not info.had_multiple_clients
 
 
+async def test_a_run(served: ServedQueue, api: Caller) -> None:
+    """The SDK finds its input, stores what it scrapes and says how it goes."""
+    api = Caller(api.http, "/v2")
+    run = api("GET", "/actor-runs/run-1").data
+    store = f"/key-value-stores/{run['defaultKeyValueStoreId']}"
+    api("PUT", f"{store}/records/INPUT", {"depth": 3})
+    given = configuration(
+        served,
+        actor_run_id="run-1",
+        default_dataset_id=run["defaultDatasetId"],
+        default_key_value_store_id=run["defaultKeyValueStoreId"],
+        default_request_queue_id=run["defaultRequestQueueId"],
+    )
+    async with apify.Actor(given, exit_process=False) as actor:
+        assert await actor.get_input() == {"depth": 3}
+        items = [{"n": n} for n in range(3)]
+        await actor.push_data(items)
+        await actor.set_value("OUTPUT", b"png", content_type="image/png")
+        assert await actor.get_value("OUTPUT") == b"png"
+        await actor.set_status_message("half of it")
+        assert api("GET", "/actor-runs/run-1").data["statusMessage"] == "half of it"
+        dataset = await actor.open_dataset()
+        assert [item async for item in dataset.iterate_items()] == items
+        kept = await actor.open_key_value_store()
+        assert sorted([one.key async for one in kept.iterate_keys()])[:2] == ["INPUT", "OUTPUT"]
+        named = await actor.open_dataset(name="more")
+        await named.push_data(items)
+        assert (await named.get_metadata()).item_count == 3
+        await named.drop()
+    assert api("GET", f"/datasets/{run['defaultDatasetId']}").data["itemCount"] == 3
+    assert api("GET", "/datasets").data["total"] == 0
+
+
 async def test_its_scheduler(
     served: ServedQueue, api: Caller, site: Site, crawls: Crawls, monkeypatch: pytest.MonkeyPatch
 ) -> None:

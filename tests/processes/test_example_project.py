@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from tests.support import npm_packages as npm
-from tests.support.api_calls import Call
 from tests.support.apify_sdk import environ
 from tests.support.example_project import EXAMPLE
 from tests.support.queues import NAME, TOKEN, ServedQueue
+from tests.support.raw_calls import called
 
 ACTOR = EXAMPLE / ".actor"
 DESCRIBED: dict[str, str] = json.loads((ACTOR / "actor.json").read_text())
@@ -78,20 +77,12 @@ def image(folder: Path) -> list[str]:
 def test_its_command_crawls_in_a_run(tmp_path: Path, served: ServedQueue) -> None:
     command = image(tmp_path)
     assert command == ["scrapy", "crawl", "shop"]
-    items: list[dict[str, Any]] = []
-
-    def dataset(call: Call) -> web.Response | None:
-        if call.path != "/v2/datasets/datasetOfTheRun/items":
-            return None
-        items.append(call.json)
-        return web.json_response({}, status=201)
-
-    served.api.before = dataset
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     words = [sys.executable, "-m", *command, "-s", f"SHOP_PORT={port}"]
     variables = environ(served.api.url, TOKEN, NAME)
-    done = run(words, tmp_path, **variables, ACTOR_DEFAULT_DATASET_ID="datasetOfTheRun")
-    served.api.complaints.clear()  # the API's description has no data sets
+    done = run(words, tmp_path, **variables)
+    with called(served) as api:
+        items = api.http.get(f"/v2/datasets/{variables['ACTOR_DEFAULT_DATASET_ID']}/items").json()
     assert "this run handled 245 (4 of them failed)" in done.stderr.splitlines()[-1]
     assert len({item["sku"] for item in items}) == len(items) == 207

@@ -48,7 +48,10 @@ class Api:
         self.before: Callable[[Call], web.StreamResponse | str | None] = lambda call: None
         """What to answer instead; "drop" cuts the connection, None lets the call pass."""
         self.after: Callable[[Call, Any], Any] = lambda call, data: data
-        """The data to answer, or a whole answer; "drop" cuts the connection. The effect is made."""
+        """The data to answer, or a whole answer; "drop" cuts the connection. The effect is made.
+
+        Items and records are no data: it gets None then, and what it returns is not answered.
+        """
 
     def of(self, method: str, path: str = "") -> list[Call]:
         return [call for call in self.calls if call.is_(method, path)]
@@ -66,13 +69,15 @@ class Api:
             if isinstance(answer, web.StreamResponse):
                 return answer
             given = await handler(request)
-            if given.status < 300 and given.body and request.path.startswith("/v2/"):
-                data = self.after(call, json.loads(given.body)["data"])
+            if given.status < 300 and getattr(given, "body", None):
+                has_data = not call.path.endswith("/items") and "/records/" not in call.path
+                data = self.after(call, json.loads(given.body)["data"] if has_data else None)
                 if data == "drop":
                     return drop(request)
                 if isinstance(data, web.StreamResponse):
                     return data
-                given.text = json.dumps({"data": data})
+                if has_data:
+                    given.text = json.dumps({"data": data})
             return given  # type: ignore[no-any-return]
 
         return interfere

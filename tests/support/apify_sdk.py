@@ -10,38 +10,36 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+_RUN = "runOfTheTests"
 _PROGRAMS = Path(__file__).with_name("official")
 
 
 def environ(url: str, token: str, queue: str | None = None) -> dict[str, str]:
     """What an Actor's run finds in its environment, the API being at ``url``.
 
-    ``queue`` names the run's default queue, which is made if it is not there. With the pricing
-    the SDK need not ask for the run, which our server does not know.
+    ``queue`` names the run's default queue, which is made if it is not there.
     """
+    run = _data(url, token, "GET", f"actor-runs/{_RUN}")
     variables = {
         "APIFY_IS_AT_HOME": "1",
         "APIFY_TOKEN": token,
         "APIFY_API_BASE_URL": url,
         "APIFY_API_PUBLIC_BASE_URL": url,
-        "ACTOR_RUN_ID": "runOfTheTests",
-        "APIFY_ACTOR_PRICING_INFO": '{"pricingModel": "FREE"}',
-        "APIFY_CHARGED_ACTOR_EVENT_COUNTS": '{"none": 0}',
+        "ACTOR_RUN_ID": _RUN,
+        "ACTOR_DEFAULT_DATASET_ID": run["defaultDatasetId"],
+        "ACTOR_DEFAULT_KEY_VALUE_STORE_ID": run["defaultKeyValueStoreId"],
     }
     if queue is not None:
-        variables["ACTOR_DEFAULT_REQUEST_QUEUE_ID"] = _queue_id(url, token, queue)
+        id = _data(url, token, "POST", f"request-queues?name={queue}")["id"]
+        variables["ACTOR_DEFAULT_REQUEST_QUEUE_ID"] = id
     return variables
 
 
-def _queue_id(url: str, token: str, name: str) -> str:
-    call = urllib.request.Request(
-        f"{url}/v2/request-queues?name={name}",
-        headers={"Authorization": f"Bearer {token}"},
-        method="POST",
-    )
+def _data(url: str, token: str, verb: str, path: str) -> Any:
+    headers = {"Authorization": f"Bearer {token}"}
+    call = urllib.request.Request(f"{url}/v2/{path}", headers=headers, method=verb)
     with urllib.request.urlopen(call, timeout=30) as answer:
-        id: str = json.load(answer)["data"]["id"]
-    return id
+        return json.load(answer)["data"]
 
 
 def source(name: str) -> str:

@@ -6,7 +6,8 @@ import asyncio
 import inspect
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import is_dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+# How each of the clients packs what it sends.
+COMPRESSION = {"ApifyClient": "br", "ApifyClientAsync": "gzip", "JavaScript": "br"}
 _BRIDGE = Path(__file__).with_name("official") / "bridge.mjs"
 
 
@@ -22,7 +25,7 @@ class ClientError(Exception):
 
 
 class Target:
-    """The request queues in general, or one of them. Its methods are the client's."""
+    """What one of the client's own objects is for. Its methods are the client's."""
 
     def __init__(self, call: Callable[..., Any]) -> None:
         self._call = call
@@ -31,15 +34,22 @@ class Target:
         return partial(self._call, method)
 
 
+# The methods that lead to the object, each with its arguments, the last of which may be options.
+Steps = Sequence[Sequence[Any]]
+
+
 class Client:
     def __init__(self, call: Callable[..., Any]) -> None:
         self._call = call
 
+    def of(self, *path: Sequence[Any]) -> Target:
+        return Target(partial(self._call, path))
+
     def queues(self) -> Target:
-        return Target(partial(self._call, None, None))
+        return self.of(["request_queues"])
 
     def queue(self, id: str, key: str | None = None) -> Target:
-        return Target(partial(self._call, id, key))
+        return self.of(["request_queue", id, {"client_key": key} if key else {}])
 
 
 def python_client(kind: str, url: str, token: str, **options: Any) -> Client:
@@ -50,10 +60,13 @@ def python_client(kind: str, url: str, token: str, **options: Any) -> Client:
     make = getattr(apify_client, kind)
     client = make(token, api_url=url, min_delay_between_retries=soon, **options)
 
-    async def call(id: str | None, key: str | None, method: str, *args: Any, **named: Any) -> Any:
-        queue = client.request_queue(id, client_key=key) if id else client.request_queues()
+    async def call(path: Steps, method: str, *args: Any, **named: Any) -> Any:
+        target = client
+        for step, *given in path:
+            options = given.pop() if given and isinstance(given[-1], dict) else {}
+            target = getattr(target, step)(*given, **options)
         try:
-            found = getattr(queue, method)(*args, **named)
+            found = getattr(target, method)(*args, **named)
             if inspect.isawaitable(found):
                 found = await found
             elif hasattr(found, "__aiter__"):
@@ -68,6 +81,8 @@ def python_client(kind: str, url: str, token: str, **options: Any) -> Client:
 def _plain(found: Any) -> Any:
     if isinstance(found, list | Iterator):
         return [_plain(one) for one in found]
+    if is_dataclass(found):
+        return vars(found)
     return found.model_dump(mode="json", by_alias=True) if isinstance(found, BaseModel) else found
 
 
@@ -97,25 +112,35 @@ class Node:
 
 
 def javascript_client(node: Node, url: str, token: str) -> Client:
-    names = {"iterate": "list", "iterate_requests": "paginateRequests"}
+    names = {
+        "iterate": "list",
+        "iterate_requests": "paginateRequests",
+        "iterate_items": "listItems",
+        "iterate_keys": "listKeys",
+    }
 
-    async def call(id: str | None, key: str | None, method: str, *args: Any, **named: Any) -> Any:
+    async def call(path: Steps, method: str, *args: Any, **named: Any) -> Any:
         if "lock_duration" in named:
             named["lock_secs"] = named.pop("lock_duration").total_seconds()
         if "chunk_size" in named:
             named["max_page_limit"] = named.pop("chunk_size")
-        given = [{_camel(name): value for name, value in named.items()}] if named else []
+        given = [_camel_names(named)] if named else []
         return await node.call(
             baseUrl=url,
             token=token,
-            queue=id,
-            clientKey=key,
+            path=[[_camel(step), *map(_camel_names, given)] for step, *given in path],
             method=names.get(method, _camel(method)),
             args=list(named.values()) if method == "get_or_create" else [*args, *given],
             iterates=method in names,
         )
 
     return Client(call)
+
+
+def _camel_names(given: Any) -> Any:
+    if not isinstance(given, dict):
+        return given
+    return {_camel(name): value for name, value in given.items()}
 
 
 def _camel(name: str) -> str:

@@ -81,12 +81,12 @@ class Queue:
 
     @property
     def handled(self) -> int:
-        return self._number("SELECT handled FROM queues")
+        return self._number("SELECT handled FROM queues WHERE name IS NOT NULL")
 
     @property
     def writes(self) -> int:
         """As the platform counts and bills them."""
-        return self._number("SELECT writes FROM queues")
+        return self._number("SELECT writes FROM queues WHERE name IS NOT NULL")
 
     @property
     def locked(self) -> int:
@@ -95,7 +95,7 @@ class Queue:
         return self._number(f"SELECT count(*) FROM requests WHERE {which}")
 
     def _number(self, question: str) -> int:
-        """The answer for the only queue of the file."""
+        """The answer for the only named queue of the file; Actor runs may add others."""
         with closing(sqlite3.connect(self.folder / FILE_NAME)) as db:
             ((number,),) = db.execute(question)
         return int(number)

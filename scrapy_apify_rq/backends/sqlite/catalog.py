@@ -45,12 +45,12 @@ _STORE_COUNTERS: Final = (
     " WHERE key = ?"
 )
 _as_row: Final = attrgetter(*COUNTERS)
-# SQLite has no skip scan of its own: each step finds the next queue by the index.
+# SQLite has no skip scan of its own: each step finds the next owner by the index.
 _ABANDONED: Final = (
-    "WITH RECURSIVE queues_of (queue) AS (SELECT min(queue) FROM {table} UNION ALL"
-    " SELECT (SELECT min(queue) FROM {table} WHERE queue > queues_of.queue) FROM queues_of"
-    " WHERE queue IS NOT NULL) SELECT queue FROM queues_of WHERE queue IS NOT NULL"
-    " AND NOT EXISTS (SELECT 1 FROM queues WHERE key = queues_of.queue) LIMIT 1"
+    "WITH RECURSIVE found (owner) AS (SELECT min({column}) FROM {table} UNION ALL"
+    " SELECT (SELECT min({column}) FROM {table} WHERE {column} > found.owner) FROM found"
+    " WHERE owner IS NOT NULL) SELECT owner FROM found WHERE owner IS NOT NULL"
+    " AND NOT EXISTS (SELECT 1 FROM {owners} WHERE key = found.owner) LIMIT 1"
 )
 # Rows deleted at once, and the seconds that a transaction may take for it.
 _DELETED: Final = 50
@@ -145,19 +145,21 @@ class Catalog:
         return int(new)
 
     async def sweep(self) -> None:
-        """Delete what queues have left behind, bit by bit. If the process ends meanwhile, the next
-        sweep does the rest.
+        """Delete what queues and other storages have left behind, bit by bit. If the process ends
+        meanwhile, the next sweep does the rest.
         """
-        for table in MANY:
-            find = partial(self._database.row, _ABANDONED.format(table=table))
+        for table, (column, owners) in MANY.items():
+            query = _ABANDONED.format(table=table, column=column, owners=owners)
+            find = partial(self._database.row, query)
             while (found := await self._database.patiently(find)) is not None:
-                await self._database.transaction(partial(self._delete_some, table, found[0]))
+                delete = partial(self._delete_some, table, column, found[0])
+                await self._database.transaction(delete)
                 await asyncio.sleep(0)
 
-    def _delete_some(self, table: str, key: int) -> None:
+    def _delete_some(self, table: str, column: str, key: int) -> None:
         query = (
             f"DELETE FROM {table} WHERE rowid IN"
-            f" (SELECT rowid FROM {table} WHERE queue = ? LIMIT {_DELETED})"
+            f" (SELECT rowid FROM {table} WHERE {column} = ? LIMIT {_DELETED})"
         )
         until = time.monotonic() + _SLICE
         while self._database.change(query, (key,)) and time.monotonic() < until:

@@ -9,6 +9,7 @@ import sqlite3
 from dataclasses import dataclass, fields
 from typing import Annotated, Final, get_type_hints
 
+from scrapy_apify_rq.backends.sqlite.storage_tables import STORAGE_TABLES
 from scrapy_apify_rq.entries.hosts import host_of
 from scrapy_apify_rq.entries.models import Entry
 
@@ -147,12 +148,18 @@ _ITEMS: Final = (
     ) WITHOUT ROWID
     """,
 )
-_TABLES: Final = (*_ITEMS,)
+_TABLES: Final = (*_ITEMS, *STORAGE_TABLES)
 """Statements that change nothing where they have been executed before."""
 
-# What belongs to a queue: a few rows, or so many that they are not deleted at once.
+# What belongs to a queue: a few rows, or so many that they are not deleted at once. Of the latter,
+# and of those of other storages, the column that names the owner, and the owner's table.
 FEW: Final = ("records", "occupants", "item_counts", "feeds")
-MANY: Final = ("requests", "items")
+MANY: Final = {
+    "requests": ("queue", "queues"),
+    "items": ("queue", "queues"),
+    "dataset_items": ("storage", "storages"),
+    "store_records": ("storage", "storages"),
+}
 
 # Entries of version 1 get a host. Those that come after so many others stay without.
 _MOST_NOTED: Final = 10_000

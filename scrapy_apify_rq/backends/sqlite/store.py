@@ -1,4 +1,5 @@
-"""All queues of one SQLite file, for the server: leases of many clients, statistics, and pages.
+"""All of one SQLite file, for the server: leases of many clients on its queues, statistics, pages,
+and the other storages.
 
 Like the API, and unlike the backend of a crawl, a write answers how an entry was before it.
 """
@@ -17,8 +18,12 @@ from typing import Final, TypeVar
 from scrapy_apify_rq.backends.base import Added
 from scrapy_apify_rq.backends.sqlite.catalog import Catalog
 from scrapy_apify_rq.backends.sqlite.database import Database
+from scrapy_apify_rq.backends.sqlite.dataset_items import DatasetItems
 from scrapy_apify_rq.backends.sqlite.leases import Leases, Locked
+from scrapy_apify_rq.backends.sqlite.runs import Runs
 from scrapy_apify_rq.backends.sqlite.schema import Counters, QueueRecord
+from scrapy_apify_rq.backends.sqlite.storages import Storages
+from scrapy_apify_rq.backends.sqlite.store_records import StoreRecords
 from scrapy_apify_rq.backends.sqlite.table import Row, Table, Text
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import BackendError
@@ -41,6 +46,17 @@ class Store:
     def __init__(self, folder: Path, patience: float, now: Callable[[], float]) -> None:
         self._database = Database(folder, patience, "store")
         self._catalog = Catalog(self._database, now)
+        self.datasets = Storages("datasets", self._database, now, self._sweep_soon)
+        self.key_value_stores = Storages("key-value-stores", self._database, now, self._sweep_soon)
+        self.items = DatasetItems(self._database, now)
+        self.records = StoreRecords(self._database, now)
+        self.runs = Runs(
+            self._database,
+            now,
+            queues=self._catalog,
+            datasets=self.datasets,
+            key_value_stores=self.key_value_stores,
+        )
         self._now = now
         self._uses: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self._accessed_at: dict[int, float] = {}
@@ -50,7 +66,7 @@ class Store:
         self._database.open()
         self._database.warn(several_processes=False)
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """Begin a new file if somebody has deleted ours: its queues do not exist any more."""
         if not self._database.is_there():
             self._uses.clear()
@@ -68,12 +84,12 @@ class Store:
             self._database.close()
 
     async def find(self, *, id: str | None = None, name: str | None = None) -> QueueRecord | None:
-        self._refresh()
+        self.refresh()
         return await self._database.patiently(lambda: self._catalog.find(id=id, name=name))
 
     async def get(self, key: int) -> QueueRecord:
         """Return a record with up-to-date statistics. Raises BackendError if it was deleted."""
-        self._refresh()
+        self.refresh()
         return self._with_uses(await self._database.patiently(lambda: self._catalog.get(key)))
 
     async def page(
@@ -86,7 +102,7 @@ class Store:
                 offset=offset, limit=limit, newest_first=newest_first, unnamed=unnamed
             )
 
-        self._refresh()
+        self.refresh()
         records, total = await self._database.patiently(read)
         return [self._with_uses(record) for record in records], total
 
@@ -97,7 +113,7 @@ class Store:
             found = self._catalog.find(name=name)
             return (found.key, False) if found else (self._catalog.create(name), True)
 
-        self._refresh()
+        self.refresh()
         key, created = await self._database.transaction(work)
         return await self.get(key), created
 
@@ -107,6 +123,9 @@ class Store:
 
     async def drop(self, key: int) -> None:
         await self._database.transaction(lambda: self._catalog.drop(key))
+        self._sweep_soon()
+
+    def _sweep_soon(self) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()  # the next one does its work, too
         self._sweeper = asyncio.create_task(self._sweep())
@@ -115,7 +134,7 @@ class Store:
         try:
             await self._catalog.sweep()
         except BackendError as error:
-            logger.warning("What a deleted queue has left behind is deleted later: %s", error)
+            logger.warning("What a deleted storage has left behind is deleted later: %s", error)
 
     async def note_client(self, record: QueueRecord, client_key: str | None) -> bool:
         """Note which client called. Return whether the queue has had several clients."""

@@ -13,9 +13,9 @@ async function all(pages) {
     return found;
 }
 
-async function call({ baseUrl, token, queue, clientKey, method, args, iterates }) {
+async function call({ baseUrl, token, path, method, args, iterates }) {
     const client = new ApifyClient({ baseUrl, token, ...retries });
-    const target = queue === null ? client.requestQueues() : client.requestQueue(queue, clientKey ? { clientKey } : {});
+    const target = path.reduce((object, [step, ...given]) => object[step](...given), client);
     const found = target[method](...args);
     return iterates ? all(found) : found;
 }

@@ -18,7 +18,6 @@ async def main() -> None:
         settings["SCHEDULER"] = "scrapy_apify_rq.Scheduler"
         settings["DOWNLOADER_MIDDLEWARES"]["scrapy_apify_rq.DownloaderMiddleware"] = 10000
         settings["SPIDER_MIDDLEWARES"]["scrapy_apify_rq.SpiderMiddleware"] = 10000
-        settings["ITEM_PIPELINES"] = {}  # our server has no data sets
         configure_logging(settings)
         await AsyncCrawlerRunner(settings).crawl("run", site=os.environ["SITE"])
 
