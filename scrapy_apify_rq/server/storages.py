@@ -96,6 +96,7 @@ class StorageCalls:
             "accessedAt": date(record.modified_at),
             "generalAccess": record.general_access,
             "consoleUrl": url,
+            "stats": {},  # apify-cli looks into it
             **self._more(record, url),
         }
         return {name: value for name, value in data.items() if value is not None or name == "name"}
