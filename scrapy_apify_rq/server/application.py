@@ -1,11 +1,12 @@
-"""The request-queue part of Apify's API v2 over HTTP, served from the embedded queue.
+"""The request-queue part of Apify's API v2 over HTTP, served from the embedded file, and what an
+Actor's run needs beside it: datasets, key-value stores, the run and the user.
 
 ``application`` is all of it except the address: ``scrapy rq serve`` runs it, and so can any aiohttp
 server. Reference: https://docs.apify.com/api/v2/storage-request-queues. "Choice:" marks where the
 reference leaves something open or contradicts the platform.
 
 A call goes through ``calls.Calls``, which checks who calls, to its operation. Each operation is one
-method of ``Queues``, ``Requests`` or ``Locks``, listed in ``_operations``.
+method of a class that has those on one kind of thing: the functions below list them.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME
 from tests.support.first_edition import downgrade
 from tests.support.queues import NAME, ServedQueue, serving
 from tests.support.raw_calls import NOT_FOUND, Caller, called
+from tests.support.waiting import wait_until
 
 ITEMS = [{"n": n, "#scrapy": {"entry": "e"}} for n in range(5)]
 
@@ -158,6 +159,25 @@ def test_keys(store: Caller) -> None:
     }
     page = store("GET", "/keys", limit=4).data
     assert (page["isTruncated"], page["nextExclusiveStartKey"]) == (True, "b-0")
+
+
+async def test_what_was_in_a_storage_is_deleted(
+    served: ServedQueue, dataset: Caller, store: Caller
+) -> None:
+    def rows() -> int:
+        with closing(sqlite3.connect(served.folder / FILE_NAME)) as db:
+            tables = ("dataset_items", "store_records", "storages")
+            return sum(
+                db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables
+            )
+
+    for number in range(200):
+        store("PUT", f"/records/{number}", content=b"x")
+    dataset("POST", "/items", ITEMS)
+    assert rows() == 203
+    for storage in (store, dataset):
+        assert storage("DELETE").status == 204
+    await wait_until(lambda: rows() == 0)
 
 
 @pytest.mark.parametrize("kind", ["datasets", "key-value-stores"])
