@@ -19,8 +19,8 @@ from scrapy_apify_rq.server.parameters import Count, Parameters, up_to
 from scrapy_apify_rq.server.storages import StorageCalls
 
 _KEY: Final = re.compile(r"[a-zA-Z0-9!\-_.'()]{1,256}")
-# As long as those of any real type.
-_TYPE_LENGTH: Final = 256
+# Other bytes could not be sent back, and no real type is longer.
+_CONTENT_TYPE: Final = re.compile(r"[\x20-\x7e]{1,256}")
 
 
 class KeysParameters(Parameters):
@@ -70,10 +70,13 @@ class KeyValueStores:
             raise invalid(
                 "the key of a record has 1 to 256 of the characters a-z, A-Z, 0-9 and !-_.'()"
             )
-        # aiohttp's default for a missing header is this, too.
-        kind = request.headers.get(hdrs.CONTENT_TYPE, "application/octet-stream")
-        if len(kind) > _TYPE_LENGTH:
-            raise ApiError(400, "invalid-content-type-header", "Content-Type is too long")
+        kind = request.headers.get(hdrs.CONTENT_TYPE) or "application/octet-stream"
+        if not _CONTENT_TYPE.fullmatch(kind):
+            raise ApiError(
+                400,
+                "invalid-content-type-header",
+                "The header Content-Type must have at most 256 characters, all of them ASCII",
+            )
         body = await read_body(request)
         if not await self._records.put(store.key, key, kind, body):
             raise self._storages.gone()

@@ -140,6 +140,9 @@ def test_records(store: Caller) -> None:
     assert store("GET", "/records/b").error == NOT_FOUND
     for wrong in ("a b", "a%2Fb", "%C3%A4", "k" * 257):
         assert store("PUT", f"/records/{wrong}", content=b"").error == (400, "invalid-value")
+    for kind in (b"\xff", b"a" * 257):
+        refused = store("PUT", "/records/a", content=b"", headers={"Content-Type": kind})
+        assert refused.error == (400, "invalid-content-type-header")
 
 
 def test_keys(store: Caller) -> None:
