@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Annotated, Any, Final, Literal
 
 from aiohttp import hdrs, web
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from scrapy_apify_rq.backends.sqlite.dataset_items import DatasetItems
 from scrapy_apify_rq.backends.sqlite.storages import StorageRecord
@@ -26,7 +26,7 @@ _NO_LIMIT: Final = 999_999_999_999
 # The event loop gets a turn after so many characters of items were read or written. Each item takes
 # the time of a few more.
 _TURN: Final = 64 * 1024
-_ITEM: Final = 200
+_ITEM_COST: Final = 200
 _KINDS: Final = {"json": "application/json", "jsonl": "application/x-ndjson"}
 # How a body begins, what is between two items, and how it ends.
 _FRAMES: Final = {"json": ("[", ",\n", "]"), "jsonl": ("", "\n", "\n")}
@@ -49,7 +49,8 @@ class ItemParameters(Parameters):
     skip_empty: bool = False
     fields: Names = ()
     omit: Names = ()
-    unwind: Names = ()
+    # Choice: so many, since the items of each are unwound by the next.
+    unwind: Annotated[Names, Field(max_length=10)] = ()
     format: Literal["json", "jsonl"] = "json"
     # Refused rather than ignored, which would give other items than asked for.
     flatten: Literal[""] = ""
@@ -82,7 +83,7 @@ class Datasets:
                 raise invalid(f"items.{number} must be an object")
             texts.append(_text(item))
             clean += any(not _is_hidden(name) for name in item)
-            size += len(texts[-1]) + _ITEM
+            size += len(texts[-1]) + _ITEM_COST
             if size > _TURN:
                 size = 0
                 await asyncio.sleep(0)
@@ -146,11 +147,13 @@ async def _pieces(asked: ItemParameters, rows: AsyncIterator[list[str]]) -> Asyn
                 if shown is not None:
                     piece += (separator, shown)
                     separator = between
-                size += len(text if shown is None else shown) + _ITEM
+                size += len(text if shown is None else shown) + _ITEM_COST
                 if size > _TURN:
                     yield "".join(piece).encode()
                     piece, size = [], 0
-    yield "".join([*piece, end if separator or begin else ""]).encode()
+    if begin or separator:  # no item is no line
+        piece.append(end)
+    yield "".join(piece).encode()
 
 
 def _shown(text: str, asked: ItemParameters) -> Iterator[str]:

@@ -114,7 +114,13 @@ def test_limits(dataset: Caller, store: Caller) -> None:
     assert dataset("POST", "/items", content=body).error == too_large
     assert store("PUT", "/records/a", content=body).error == too_large
     assert dataset("POST", "/items", content=b"[%s]" % b",".join([b"{}"] * 600_000)).status == 413
-    for query in ({"format": "xml"}, {"flatten": "a"}, {"view": "a"}, {"limit": -1}):
+    for query in (
+        {"format": "xml"},
+        {"flatten": "a"},
+        {"view": "a"},
+        {"limit": -1},
+        {"unwind": "a," * 11},
+    ):
         assert dataset("GET", "/items", **query).status == 400, query
 
 
