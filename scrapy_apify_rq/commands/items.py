@@ -51,7 +51,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 
 
 async def _export(settings: Settings, options: argparse.Namespace) -> int:
-    async with queues.opened(settings, options) as queue:
+    async with queues.opened(settings, options, purpose="read") as queue:
         store = queue.backend.items
         if store is None:
             raise RequestQueueError("the items of a queue of the API are not saved")

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field
 
 from scrapy_apify_rq.backends.sqlite.dataset_items import DatasetItems
 from scrapy_apify_rq.backends.sqlite.storages import StorageRecord
-from scrapy_apify_rq.server.bodies import read_json
+from scrapy_apify_rq.server.bodies import read_items
 from scrapy_apify_rq.server.errors import invalid
 from scrapy_apify_rq.server.parameters import Count, Parameters, up_to
 from scrapy_apify_rq.server.storages import StorageCalls
@@ -31,7 +31,7 @@ _KINDS: Final = {"json": "application/json", "jsonl": "application/x-ndjson"}
 # How a body begins, what is between two items, and how it ends.
 _FRAMES: Final = {"json": ("[", ",\n", "]"), "jsonl": ("", "\n", "\n")}
 # One for all: json.dumps() would make one for each item.
-_text: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_text: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 Names = Annotated[
     tuple[str, ...], BeforeValidator(lambda text: tuple(filter(None, text.split(","))))
@@ -75,13 +75,13 @@ class Datasets:
 
     async def push(self, request: web.Request) -> web.Response:
         dataset = await self._storages.find(request)
-        raw = await read_json(request, dict, list)
         texts: list[str] = []
         clean = size = 0
-        for number, item in enumerate(raw if isinstance(raw, list) else [raw]):
-            if not isinstance(item, dict):
-                raise invalid(f"items.{number} must be an object")
-            texts.append(_text(item))
+        async for item in read_items(request):
+            try:
+                texts.append(_text(item))
+            except ValueError:  # such as 1e400, of which the reader of JSON makes an infinity
+                raise invalid(f"items.{len(texts)} has a number that is too large") from None
             clean += any(not _is_hidden(name) for name in item)
             size += len(texts[-1]) + _ITEM_COST
             if size > _TURN:

@@ -65,6 +65,12 @@ def test_what_is_shown_of_items(dataset: Caller) -> None:
         assert none.read() == b""
 
 
+def test_however_the_items_are_written(dataset: Caller) -> None:
+    for body in (b" [ ] ", b' { "a" : [ 1 , { } ] } ', b'\n[\n{"b":\n"\\ud800,]"}\t,{}\r\n]\n'):
+        assert dataset("POST", "/items", content=body).status == 201, body
+    assert listed(dataset) == [{"a": [1, {}]}, {"b": "\ufffd,]"}, {}]
+
+
 def test_unwinding(dataset: Caller) -> None:
     parts = [{"b": 1}, {"b": 2, "c": [{"d": 1}, 5]}]
     dataset("POST", "/items", [{"a": 0, "l": parts}, {"a": 1, "l": {"b": 3}}, {"a": 2, "l": 4}])
@@ -102,7 +108,12 @@ def test_items_of_all_sizes_come_back(dataset: Caller, size: int) -> None:
         assert listed(dataset, offset=offset, limit=2, desc=1) == items[::-1][offset : offset + 2]
 
 
-@pytest.mark.parametrize("body", [b"1", b'"a"', b"[1]", b"[[]]", b"[{}, null]", b"{", b""])
+WRONG = (
+    b"""1|"a"|[1]|[[]]|[{}, null]|{||[|[{}|[{},]|[{} {}]|[{}]]|[{}],|{}{}|{"a": NaN}|{"a": 1e400}"""
+)
+
+
+@pytest.mark.parametrize("body", [*WRONG.split(b"|"), b'[{"a": "\xff"}]'])
 def test_items_are_objects(dataset: Caller, body: bytes) -> None:
     assert dataset("POST", "/items", content=body).status == 400
     assert dataset("GET").data["itemCount"] == 0
@@ -113,7 +124,10 @@ def test_limits(dataset: Caller, store: Caller) -> None:
     too_large = (413, "request-too-large")
     assert dataset("POST", "/items", content=body).error == too_large
     assert store("PUT", "/records/a", content=body).error == too_large
-    assert dataset("POST", "/items", content=b"[%s]" % b",".join([b"{}"] * 600_000)).status == 413
+    many = [b"{}"] * 600_000
+    assert dataset("POST", "/items", content=b"[%s]" % b",".join(many)).error == too_large
+    one = b'[{"a": [%s]}]' % b",".join([b"1"] * 200_000)
+    assert dataset("POST", "/items", content=one).error == too_large
     for query in (
         {"format": "xml"},
         {"flatten": "a"},

@@ -54,7 +54,7 @@ _ABANDONED: Final = (
 )
 # Rows deleted at once, and the seconds that a transaction may take for it.
 _DELETED: Final = 50
-_SLICE: Final = 0.004
+_SLICE: Final = 0.01
 
 
 class Catalog:
@@ -152,18 +152,28 @@ class Catalog:
             query = _ABANDONED.format(table=table, column=column, owners=owners)
             find = partial(self._database.row, query)
             while (found := await self._database.patiently(find)) is not None:
-                delete = partial(self._delete_some, table, column, found[0])
-                await self._database.transaction(delete)
-                await asyncio.sleep(0)
+                await self._delete_all(table, column, found[0])
 
-    def _delete_some(self, table: str, column: str, key: int) -> None:
-        query = (
-            f"DELETE FROM {table} WHERE rowid IN"
-            f" (SELECT rowid FROM {table} WHERE {column} = ? LIMIT {_DELETED})"
-        )
-        until = time.monotonic() + _SLICE
-        while self._database.change(query, (key,)) and time.monotonic() < until:
-            pass
+    async def _delete_all(self, table: str, column: str, key: int) -> None:
+        # In the order in which they lie in the file. In that of an index it takes five times as
+        # long, since each row is in another page.
+        query = f"DELETE FROM {table} NOT INDEXED WHERE rowid BETWEEN ? AND ? AND {column} = ?"
+
+        def delete_some(at: int) -> int:
+            """Return where to go on."""
+            until = time.monotonic() + _SLICE
+            while at <= last and time.monotonic() < until:
+                self._database.change(query, (at, at + _DELETED - 1, key))
+                at += _DELETED
+            return at
+
+        # Two questions, or else SQLite reads the whole table.
+        ends = f"SELECT (SELECT min(rowid) FROM {table}), (SELECT max(rowid) FROM {table})"
+        bounds = partial(self._database.row, ends)
+        at, last = await self._database.patiently(bounds) or (0, -1)
+        while at <= last:
+            at = await self._database.transaction(partial(delete_some, at))
+            await asyncio.sleep(0)
 
     def occupant(self, key: int) -> Occupant | None:
         query = "SELECT pid, host, since FROM occupants WHERE queue = ?"

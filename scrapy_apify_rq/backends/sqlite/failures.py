@@ -47,6 +47,8 @@ def failure(file: Path, error: OSError | sqlite3.Error) -> BackendError:
             f"{what} failed: {error}. Another program holds it. Nothing that was stored is lost:"
             " end that program and try again."
         )
+    if file.is_dir():
+        return BackendError(f"{what} is a folder: {_OTHER_FOLDER}.")
     if is_closed(error):
         reason = error.strerror if isinstance(error, OSError) else error
         return BackendError(
@@ -69,8 +71,13 @@ def failure(file: Path, error: OSError | sqlite3.Error) -> BackendError:
             f"{what} cannot be used ({error}). If it is another program's, {_OTHER_FOLDER}. If it"
             f" is yours, its beginning is damaged: {_recovery(file)}"
         )
-    if code == sqlite3.SQLITE_CORRUPT or "no such " in str(error):
+    if code == sqlite3.SQLITE_CORRUPT:
         return BackendError(f"{what} is damaged ({error}): {_recovery(file)}")
+    if "no such " in str(error):
+        return BackendError(
+            f"{what} lacks a part ({error}). Put back a copy from before, or move it away to begin"
+            " anew."
+        )
     return BackendError(f"{what} failed: {error}.")
 
 
@@ -105,7 +112,7 @@ def must_be_upgraded(file: Path, found: int, known: int) -> BackendError:
 
 def _recovery(file: Path) -> str:
     return (
-        "stop all programs that use it and move it away, together with the files beside it whose"
-        f" names end in -wal and -shm. `sqlite3 MOVED .recover | sqlite3 '{file}'` saves what can"
-        " be read; without that, the next crawl starts from the beginning."
+        "stop all programs that use it and move it away, with the files of that name that end in"
+        f" -wal and -shm. `sqlite3 MOVED .recover | sqlite3 '{file}'` saves what can be read."
+        " Without that, the next crawl starts from the beginning."
     )

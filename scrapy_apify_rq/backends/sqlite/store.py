@@ -80,6 +80,8 @@ class Store:
         try:
             if self._accessed_at:
                 await self._database.transaction(self._store_uses)
+        except BackendError as error:
+            logger.warning("How much was read is not stored: %s", error)
         finally:
             self._database.close()
 
