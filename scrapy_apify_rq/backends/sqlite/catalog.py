@@ -162,15 +162,18 @@ class Catalog:
         def delete_some(at: int) -> int:
             """Return where to go on."""
             until = time.monotonic() + _SLICE
-            while at <= last and time.monotonic() < until:
+            while True:
                 self._database.change(query, (at, at + _DELETED - 1, key))
                 at += _DELETED
-            return at
+                if at > last or time.monotonic() > until:
+                    return at
 
-        # Two questions, or else SQLite reads the whole table.
-        ends = f"SELECT (SELECT min(rowid) FROM {table}), (SELECT max(rowid) FROM {table})"
-        bounds = partial(self._database.row, ends)
-        at, last = await self._database.patiently(bounds) or (0, -1)
+        def ends() -> list[int]:
+            # Two questions, or else SQLite reads the whole table.
+            questions = (f"SELECT {end}(rowid) FROM {table}" for end in ("min", "max"))
+            return [end or 0 for question in questions for (end,) in self._database.rows(question)]
+
+        at, last = await self._database.patiently(ends)
         while at <= last:
             at = await self._database.transaction(partial(delete_some, at))
             await asyncio.sleep(0)
