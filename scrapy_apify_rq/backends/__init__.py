@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from scrapy_apify_rq.backends.base import Backend
+from scrapy_apify_rq.backends.base import Backend, Purpose
 from scrapy_apify_rq.backends.sqlite import queue as sqlite
 from scrapy_apify_rq.config import Config
 
 
-def backend_for(config: Config, inc_stat: Callable[[str], None] = lambda stat: None) -> Backend:
+def backend_for(
+    config: Config,
+    inc_stat: Callable[[str], None] = lambda stat: None,
+    *,
+    purpose: Purpose = "crawl",
+) -> Backend:
     """Make the backend that the settings ask for, not open yet. ``inc_stat`` counts a stat."""
     lock_secs = config.lock_secs if config.access == "shared" else None
     if config.backend == "apify":
@@ -38,6 +43,7 @@ def backend_for(config: Config, inc_stat: Callable[[str], None] = lambda stat: N
         client_key=config.client_key,
         about=_about(config, config.arguments.shown),
         patience=config.unavailable_timeout,
+        purpose=purpose,
     )
 
 

@@ -13,6 +13,10 @@ from typing import Literal, NamedTuple, Protocol
 from scrapy_apify_rq.entries.models import Entry
 
 State = Literal["pending", "handled", "failed", "locked"]
+Purpose = Literal["crawl", "store", "read"]
+"""What a queue is opened for: to crawl it; to store for others, such that even a power cut loses
+nothing that was stored; or to read it, which changes nothing.
+"""
 
 
 class Added(NamedTuple):

@@ -28,7 +28,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 
 async def _export(settings: Settings, options: argparse.Namespace) -> int:
     count = 0
-    async with queues.opened(settings, options) as queue:
+    async with queues.opened(settings, options, purpose="read") as queue:
         info = await queue.backend.info()
         with output.writing(options.file) as file:
             entries = queue.backend.list()

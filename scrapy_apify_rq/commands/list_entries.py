@@ -48,7 +48,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 
 async def _list(settings: Settings, options: argparse.Namespace) -> int:
     found = 0
-    async with queues.opened(settings, options) as queue:
+    async with queues.opened(settings, options, purpose="read") as queue:
         stored = queue.backend.list(options.state)
         # A bar is pointless if the entries themselves scroll by on the terminal.
         quiet = sys.stdout.isatty()

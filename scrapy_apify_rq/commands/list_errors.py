@@ -44,7 +44,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 async def _groups(settings: Settings, options: argparse.Namespace) -> dict[str, tuple[int, Entry]]:
     """For each message, the number of entries and the first of them."""
     groups: dict[str, tuple[int, Entry]] = {}
-    async with queues.opened(settings, options) as queue:
+    async with queues.opened(settings, options, purpose="read") as queue:
         async for entry in output.with_progress(queue.backend.list("failed"), "reading", None):
             message = entry.error_messages[-1] if entry.error_messages else _NO_MESSAGE
             if message not in groups and len(groups) >= _MAX_GROUPS:

@@ -33,7 +33,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 
 
 async def _question(settings: Settings, options: argparse.Namespace) -> str:
-    async with queues.opened(settings, options) as queue:
+    async with queues.opened(settings, options, purpose="read") as queue:
         info = await queue.backend.info()
         items = await _items(queue)
         return (

@@ -28,7 +28,7 @@ from scrapy.utils.misc import build_from_crawler, load_object
 
 from scrapy_apify_rq.backends import backend_for
 from scrapy_apify_rq.backends.apify.parallel import run_all
-from scrapy_apify_rq.backends.base import Added, Backend, Known, Updated
+from scrapy_apify_rq.backends.base import Added, Backend, Known, Purpose, Updated
 from scrapy_apify_rq.commands import output
 from scrapy_apify_rq.config import Config
 from scrapy_apify_rq.entries.arguments import arguments_of
@@ -173,6 +173,7 @@ async def opened(
     settings: Settings,
     options: argparse.Namespace,
     *,
+    purpose: Purpose = "store",
     create: bool = False,
     exact: bool = False,
 ) -> AsyncIterator[Queue]:
@@ -187,7 +188,7 @@ async def opened(
     known: Sequence[Known] = ()
     async with AsyncExitStack() as stack:
         for config in _candidates(crawler, spider_name, arguments, options.queue):
-            backend = backend_for(config)
+            backend = backend_for(config, purpose=purpose)
             stack.push_async_callback(backend.close)
             is_found = await backend.find()
             if exact or options.arguments or not config.queue_is_of_spider:
@@ -199,7 +200,7 @@ async def opened(
             known = await backend.queues()
             if (name := _only_one(known, config, crawler, backend.location)) is not None:
                 config = replace(config, queue_name=name)
-                backend = backend_for(config)
+                backend = backend_for(config, purpose=purpose)
                 stack.push_async_callback(backend.close)
                 if await backend.find():
                     break

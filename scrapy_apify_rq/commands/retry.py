@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from scrapy.exceptions import UsageError
 from scrapy.settings import Settings
 
+from scrapy_apify_rq.backends.base import Purpose
 from scrapy_apify_rq.commands import output, queues
 from scrapy_apify_rq.commands.queues import Queue
 from scrapy_apify_rq.entries.converter import reset
@@ -60,7 +61,8 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 async def _retry(settings: Settings, options: argparse.Namespace) -> tuple[int, int]:
     """Return how many entries were put back, and how many could not be."""
     retried = not_retried = 0
-    async with queues.opened(settings, options) as queue:
+    purpose: Purpose = "read" if options.dry_run else "store"
+    async with queues.opened(settings, options, purpose=purpose) as queue:
         with output.progress("retrying", len(options.ids) or None) as advance:
             async for batch in queues.batches(_selected(queue, options), queue.batch):
                 entries = [entry for entry in batch if entry is not None]

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NAME = "serve"
-HELP = "Serve the embedded request queues over HTTP, with the request-queue part of Apify's API v2"
+HELP = (
+    "Serve the embedded request queues over HTTP, with the request-queue part of Apify's API v2. It"
+    " also keeps datasets and key-value stores for Apify's own programs"
+)
 EXAMPLE = (
     "scrapy rq serve --port 8080, with APIFY_API_BASE_URL=http://127.0.0.1:8080 for the programs"
     " that use it"

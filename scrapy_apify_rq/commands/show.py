@@ -44,7 +44,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 
 
 async def _views(settings: Settings, options: argparse.Namespace) -> list[dict[str, Any]]:
-    async with queues.opened(settings, options) as queue:
+    async with queues.opened(settings, options, purpose="read") as queue:
         return [await _view(queue, entry) async for entry in _find(queue, options.entry)]
 
 

@@ -111,7 +111,7 @@ class Snapshot:
 
 
 async def _show(settings: Settings, options: argparse.Namespace) -> None:
-    async with queues.opened(settings, options) as queue:
+    async with queues.opened(settings, options, purpose="read") as queue:
         snapshot = await _take_snapshot(queue, options)
     if options.json:
         output.print_json(_as_json(snapshot))
@@ -121,7 +121,7 @@ async def _show(settings: Settings, options: argparse.Namespace) -> None:
 
 async def _watch(settings: Settings, options: argparse.Namespace) -> None:
     rate = _Rate()
-    async with queues.opened(settings, options) as queue:
+    async with queues.opened(settings, options, purpose="read") as queue:
         with Live(console=Console(highlight=False), auto_refresh=False) as live:
             while True:
                 snapshot = await _take_snapshot(queue, options)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
+from scrapy_apify_rq import clock
 from scrapy_apify_rq.backends.base import Added, Backend, LooseItems, Updated
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.frontier.alarm import Alarm
@@ -187,7 +188,7 @@ class Frontier:
             self._note_rate()
             return None
         while (visit := self._window.pop(is_all=self._supply.has_all)) is not None:
-            if visit.lease is None or visit.lease > time.time():
+            if visit.lease is None or visit.lease > clock.now():
                 return visit
             self._supply.lost(visit, "waiting")
         self._supply.starve()

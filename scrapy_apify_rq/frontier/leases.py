@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from scrapy_apify_rq import clock
 from scrapy_apify_rq.backends.base import Backend, Claim, Claimed
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import BackendError
@@ -45,7 +46,7 @@ class Leases:
         stats: StatsCollector,
         *,
         lock_secs: int,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] = clock.now,
     ) -> None:
         self._backend = backend
         self._local = local

@@ -21,6 +21,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
+from scrapy_apify_rq import clock
 from scrapy_apify_rq.backends.base import Added, Backend, LooseItems, Updated
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.frontier.alarm import Alarm
@@ -42,7 +43,7 @@ def is_void(update: Visit) -> bool:
     """It is a requeue whose lease has ended: other workers may have the entry by now, and what they
     make of it must stand.
     """
-    has_lapsed = update.lease is not None and update.lease <= time.time()
+    has_lapsed = update.lease is not None and update.lease <= clock.now()
     return has_lapsed and not entry_of(update).is_handled
 
 

@@ -1,1 +1,1 @@
-"""The request-queue part of the Apify API over HTTP, served from the embedded file."""
+"""The part of the Apify API that crawls and Actors need, over HTTP, from the embedded file."""

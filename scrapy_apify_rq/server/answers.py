@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from aiohttp import web
-from pydantic import ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from scrapy_apify_rq.backends.api_models import HeadItem, Model, Registered
 from scrapy_apify_rq.backends.base import Added
@@ -76,14 +76,27 @@ def head_item(id: str, text: bytes) -> dict[str, Any]:
     return {**item, "id": id}
 
 
-def full(row: Row, now: float) -> str:
+class _Object(BaseModel):
+    """Any JSON object."""
+
+
+def full(row: Row) -> str:
     """The JSON of an entry, with its lock if it is locked.
 
     Choice: an expired lock does not show; lists show the same as a GET by id.
     """
-    if row.state(now) != "locked" or row.lock_expires_at is None:
-        return row.json
+    text = _text(row)
+    if not row.is_leased or row.lock_expires_at is None:
+        return text
     lock = {"lockExpiresAt": date(row.lock_expires_at)}
     if row.lock_by:
         lock["lockByClient"] = row.lock_by
-    return f"{row.json[:-1]},{json.dumps(lock)[1:]}"
+    return f"{text[:-1]},{json.dumps(lock)[1:]}"
+
+
+def _text(row: Row) -> str:
+    try:
+        _Object.model_validate_json(row.json)
+        return row.json.decode()
+    except ValueError:  # not UTF-8, no JSON, or not of an object: another program wrote it
+        return Entry.from_json(row.id, row.json).to_json()

@@ -1,22 +1,23 @@
-"""The request-queue part of Apify's API v2 over HTTP, served from the embedded queue.
+"""The request-queue part of Apify's API v2 over HTTP, served from the embedded file, and what an
+Actor's run needs beside it: datasets, key-value stores, the run and the user.
 
 ``application`` is all of it except the address: ``scrapy rq serve`` runs it, and so can any aiohttp
 server. Reference: https://docs.apify.com/api/v2/storage-request-queues. "Choice:" marks where the
 reference leaves something open or contradicts the platform.
 
 A call goes through ``calls.Calls``, which checks who calls, to its operation. Each operation is one
-method of ``Queues``, ``Requests`` or ``Locks``, listed in ``_operations``.
+method of a class that has those on one kind of thing: the functions below list them.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
 
+from scrapy_apify_rq import clock
 from scrapy_apify_rq.backends.sqlite.store import Store
 from scrapy_apify_rq.limits import BATCH_RATE, CRUD_RATE, MAX_BODY
 from scrapy_apify_rq.server.access import Access
@@ -48,7 +49,7 @@ def application(
     With a ``token``, callers must send it. Without one, they must address the server as this
     machine or as ``host``, the address that it listens on. ``middlewares`` are aiohttp's.
     """
-    store = Store(storage, _PATIENCE, time.time)
+    store = Store(storage, _PATIENCE, clock.now)
     app = web.Application(
         client_max_size=MAX_BODY,
         middlewares=middlewares,

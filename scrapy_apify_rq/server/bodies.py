@@ -6,8 +6,10 @@ As in ``application``, "Choice:" marks what Apify's reference leaves open.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import zlib
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from typing import Annotated, Any, Final
 
@@ -35,9 +37,13 @@ except ImportError:  # callers cannot use it then
     brotli = None
 
 # What reading a body costs grows with the values in it: 9 MB of "[]," would block the event loop
-# for seconds.
-_MAX_VALUES: Final = 1_000_000
+# for seconds, and so many for 0.05 s. A thread would not help, since it would hold Python's lock.
+# Choice: the platform may take more. Of items, which are read one by one, a body may have more.
+_MAX_VALUES: Final = 100_000
+_MAX_VALUES_OF_ITEMS: Final = 1_000_000
 _JSON_TEXT: Final = re.compile(rb'"[^"]*"')
+_SPACE: Final = re.compile(r"[ \t\n\r]*")
+_skip_value: Final = json.JSONDecoder().raw_decode
 _MAX_HEADERS: Final = 10_000
 # Seconds in which a body has to arrive.
 _BODY_PATIENCE: Final = 120
@@ -111,8 +117,63 @@ def read_new_entry(raw: object, where: str = "") -> Entry:
     return read_entry(raw, where)
 
 
-async def read_json(request: web.Request, *kinds: type) -> Any:
-    """Read the body, which must be a JSON object or array, as ``kinds`` say."""
+async def read_json(request: web.Request, kind: type) -> Any:
+    """Read the body, which must be a JSON object or array as ``kind`` says."""
+    body = await _read_text(request, _MAX_VALUES)
+    error = _not_json(request, "object" if kind is dict else "array")
+    try:
+        value = _parsed(body)
+    except (ValueError, RecursionError):
+        raise error from None
+    if not isinstance(value, kind):
+        raise error
+    return value
+
+
+async def read_items(request: web.Request) -> AsyncIterator[dict[str, Any]]:
+    """Read the items in the body: one JSON object, or an array of some.
+
+    They are parsed one by one, so that together they may have more values than another body.
+    """
+    body = await _read_text(request, _MAX_VALUES_OF_ITEMS)
+    try:
+        for number, text in enumerate(_elements(body.decode())):
+            piece = text.encode()
+            _check_count(piece, _MAX_VALUES)
+            item = _parsed(piece)
+            if not isinstance(item, dict):
+                raise invalid(f"items.{number} must be an object")
+            yield item
+    except (ValueError, RecursionError):
+        raise _not_json(request, "object or array") from None
+
+
+def _elements(json_text: str) -> Iterator[str]:
+    """The JSON of each element of an array. Anything else is the one element."""
+    at = _end_of_space(json_text, 0)
+    if json_text[at : at + 1] != "[":
+        yield json_text
+        return
+    sign, at = ",", _end_of_space(json_text, at + 1)
+    if json_text[at : at + 1] == "]":
+        sign, at = "]", _end_of_space(json_text, at + 1)
+    while sign == ",":
+        _, end = _skip_value(json_text, at)
+        yield json_text[at:end]
+        at = _end_of_space(json_text, end)
+        sign = json_text[at : at + 1]
+        at = _end_of_space(json_text, at + 1)
+    if sign != "]" or at != len(json_text):
+        raise ValueError
+
+
+def _end_of_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
+
+
+async def _read_text(request: web.Request, most: int) -> bytes:
+    """Read a body that is JSON with up to so many values."""
     if request.content_type != "application/json":
         raise ApiError(
             400,
@@ -120,34 +181,34 @@ async def read_json(request: web.Request, *kinds: type) -> Any:
             'The header Content-Type must be "application/json".',
         )
     body = await read_body(request)
-    names = " or ".join("object" if kind is dict else "array" for kind in kinds)
-    error = ApiError(400, "invalid-request", f"{request.method} data must be a JSON {names}")
-    if _count_values(body) > _MAX_VALUES:
+    _check_count(body, most)
+    return body
+
+
+def _check_count(body: bytes, most: int) -> None:
+    if _count_values(body, most) > most:
         raise ApiError(
-            413, "request-too-large", f"The POST payload has more than {_MAX_VALUES:,} JSON values."
+            413, "request-too-large", f"The POST payload has more than {most:,} JSON values."
         )
-    try:
-        value = _parsed(body)
-    except (ValueError, RecursionError):
-        raise error from None
-    if not isinstance(value, kinds):
-        raise error
-    return value
 
 
-def _count_values(body: bytes) -> int:
+def _not_json(request: web.Request, what: str) -> ApiError:
+    return ApiError(400, "invalid-request", f"{request.method} data must be a JSON {what}")
+
+
+def _count_values(body: bytes, most: int) -> int:
     """Guess how many values this JSON has; few enough are never guessed to be too many."""
 
-    def count(json: bytes) -> int:
-        return sum(json.count(sign) for sign in (b",", b"[", b"{"))
+    def count(text: bytes) -> int:
+        return sum(text.count(sign) for sign in (b",", b"[", b"{"))
 
     values = count(body)
-    if values <= _MAX_VALUES:
+    if values <= most:
         return values
     # Texts may be full of commas. Without escapes, each quote begins or ends one.
     bare = body.replace(rb"\\", b"").replace(rb"\"", b"")
     texts = bare.count(b'"') // 2
-    return texts if texts > _MAX_VALUES else count(_JSON_TEXT.sub(b"", bare))
+    return texts if texts > most else count(_JSON_TEXT.sub(b"", bare))
 
 
 def _parsed(body: bytes) -> Any:

@@ -7,7 +7,6 @@ becomes the API's answer to an error.
 from __future__ import annotations
 
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -15,9 +14,10 @@ from typing import Any, Final, NamedTuple
 
 from aiohttp import hdrs, web
 
-from scrapy_apify_rq.backends.sqlite.catalog import QueueRecord
+from scrapy_apify_rq import clock
+from scrapy_apify_rq.backends.sqlite.schema import QueueRecord
 from scrapy_apify_rq.backends.sqlite.store import Store, StoredQueue
-from scrapy_apify_rq.errors import BackendError
+from scrapy_apify_rq.errors import BackendError, RequestQueueError
 from scrapy_apify_rq.limits import OTHER_RATE
 from scrapy_apify_rq.server.access import Access
 from scrapy_apify_rq.server.answers import error_answer
@@ -39,7 +39,7 @@ class Call:
     queue: StoredQueue
     several_clients: bool
     client_key: str | None
-    now: float = field(default_factory=time.time)
+    now: float = field(default_factory=clock.now)
 
     @property
     def key(self) -> int:
@@ -106,8 +106,8 @@ class Calls:
             return await self._perform(operation, request)
         except ApiError as error:
             return error_answer(error)
-        except BackendError as error:
-            if error.reason == "apify_rq_gone":
+        except RequestQueueError as error:
+            if isinstance(error, BackendError) and error.reason == "apify_rq_gone":
                 return error_answer(not_found("Request Queue"))
             logger.error("%s failed: %s", name, error)
             return error_answer(ApiError(500, "internal-server-error", str(error)))
@@ -123,7 +123,7 @@ class Calls:
         if operation.lead is not None:
             await operation.lead(request)
         client_key = ClientParameters.read(request).client_key if operation.client else None
-        record = self._find(request)
+        record = await self._find(request)
         if record is None:
             return await operation.answer(request)
         self._store.count(record.key)
@@ -135,14 +135,14 @@ class Calls:
         queue = self._store.queue(record.key, client_key or "")
         return await operation.answer(Call(request, record, queue, several, client_key))
 
-    def _find(self, request: web.Request) -> QueueRecord | None:
+    async def _find(self, request: web.Request) -> QueueRecord | None:
         """The queue of the path. None if the path has none."""
         id = request.match_info.get("queue")
         if id is None:
             return None
         # Choice: any user name, since there is one user here.
         _, tilde, name = id.partition("~")
-        record = self._store.find(name=name) if tilde else self._store.find(id=id)
+        record = await (self._store.find(name=name) if tilde else self._store.find(id=id))
         if record is None:
             raise not_found("Request Queue")
         return record

@@ -12,11 +12,11 @@ from itertools import chain
 from typing import Annotated, Any, Final, Literal
 
 from aiohttp import hdrs, web
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from scrapy_apify_rq.backends.sqlite.dataset_items import DatasetItems
 from scrapy_apify_rq.backends.sqlite.storages import StorageRecord
-from scrapy_apify_rq.server.bodies import read_json
+from scrapy_apify_rq.server.bodies import read_items
 from scrapy_apify_rq.server.errors import invalid
 from scrapy_apify_rq.server.parameters import Count, Parameters, up_to
 from scrapy_apify_rq.server.storages import StorageCalls
@@ -26,12 +26,12 @@ _NO_LIMIT: Final = 999_999_999_999
 # The event loop gets a turn after so many characters of items were read or written. Each item takes
 # the time of a few more.
 _TURN: Final = 64 * 1024
-_ITEM: Final = 200
+_ITEM_COST: Final = 200
 _KINDS: Final = {"json": "application/json", "jsonl": "application/x-ndjson"}
 # How a body begins, what is between two items, and how it ends.
 _FRAMES: Final = {"json": ("[", ",\n", "]"), "jsonl": ("", "\n", "\n")}
 # One for all: json.dumps() would make one for each item.
-_text: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_text: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 Names = Annotated[
     tuple[str, ...], BeforeValidator(lambda text: tuple(filter(None, text.split(","))))
@@ -49,7 +49,8 @@ class ItemParameters(Parameters):
     skip_empty: bool = False
     fields: Names = ()
     omit: Names = ()
-    unwind: Names = ()
+    # Choice: so many, since the items of each are unwound by the next.
+    unwind: Annotated[Names, Field(max_length=10)] = ()
     format: Literal["json", "jsonl"] = "json"
     # Refused rather than ignored, which would give other items than asked for.
     flatten: Literal[""] = ""
@@ -73,16 +74,16 @@ class Datasets:
         self._items = items
 
     async def push(self, request: web.Request) -> web.Response:
-        dataset = self._storages.find(request)
-        raw = await read_json(request, dict, list)
+        dataset = await self._storages.find(request)
         texts: list[str] = []
         clean = size = 0
-        for number, item in enumerate(raw if isinstance(raw, list) else [raw]):
-            if not isinstance(item, dict):
-                raise invalid(f"items.{number} must be an object")
-            texts.append(_text(item))
+        async for item in read_items(request):
+            try:
+                texts.append(_text(item))
+            except ValueError:  # such as 1e400, of which the reader of JSON makes an infinity
+                raise invalid(f"items.{len(texts)} has a number that is too large") from None
             clean += any(not _is_hidden(name) for name in item)
-            size += len(texts[-1]) + _ITEM
+            size += len(texts[-1]) + _ITEM_COST
             if size > _TURN:
                 size = 0
                 await asyncio.sleep(0)
@@ -92,7 +93,7 @@ class Datasets:
 
     async def page(self, request: web.Request) -> web.StreamResponse:
         """Answers piece by piece: a dataset may be larger than the memory."""
-        dataset = self._storages.find(request)
+        dataset = await self._storages.find(request)
         asked = ItemParameters.read(request)
         total = dataset.items
         # Choice: items count from the end with "desc", as they do on the platform.
@@ -146,11 +147,13 @@ async def _pieces(asked: ItemParameters, rows: AsyncIterator[list[str]]) -> Asyn
                 if shown is not None:
                     piece += (separator, shown)
                     separator = between
-                size += len(text if shown is None else shown) + _ITEM
+                size += len(text if shown is None else shown) + _ITEM_COST
                 if size > _TURN:
                     yield "".join(piece).encode()
                     piece, size = [], 0
-    yield "".join([*piece, end if separator or begin else ""]).encode()
+    if begin or separator:  # no item is no line
+        piece.append(end)
+    yield "".join(piece).encode()
 
 
 def _shown(text: str, asked: ItemParameters) -> Iterator[str]:

@@ -19,8 +19,8 @@ from scrapy_apify_rq.server.parameters import Count, Parameters, up_to
 from scrapy_apify_rq.server.storages import StorageCalls
 
 _KEY: Final = re.compile(r"[a-zA-Z0-9!\-_.'()]{1,256}")
-# As long as those of any real type.
-_TYPE_LENGTH: Final = 256
+# Other bytes could not be sent back, and no real type is longer.
+_CONTENT_TYPE: Final = re.compile(r"[\x20-\x7e]{1,256}")
 
 
 class KeysParameters(Parameters):
@@ -43,7 +43,7 @@ class KeyValueStores:
         self._records = records
 
     async def keys(self, request: web.Request) -> web.Response:
-        store = self._storages.find(request)
+        store = await self._storages.find(request)
         asked = KeysParameters.read(request)
         names, more = await self._records.names(
             store.key, asked.limit, after=asked.exclusive_start_key or "", prefix=asked.prefix
@@ -64,16 +64,19 @@ class KeyValueStores:
         return answer(data)
 
     async def put(self, request: web.Request) -> web.Response:
-        store = self._storages.find(request)
+        store = await self._storages.find(request)
         key = request.match_info["key"]
         if not _KEY.fullmatch(key):
             raise invalid(
                 "the key of a record has 1 to 256 of the characters a-z, A-Z, 0-9 and !-_.'()"
             )
-        # aiohttp's default for a missing header is this, too.
-        kind = request.headers.get(hdrs.CONTENT_TYPE, "application/octet-stream")
-        if len(kind) > _TYPE_LENGTH:
-            raise ApiError(400, "invalid-content-type-header", "Content-Type is too long")
+        kind = request.headers.get(hdrs.CONTENT_TYPE) or "application/octet-stream"
+        if not _CONTENT_TYPE.fullmatch(kind):
+            raise ApiError(
+                400,
+                "invalid-content-type-header",
+                "The header Content-Type must have at most 256 characters, all of them ASCII",
+            )
         body = await read_body(request)
         if not await self._records.put(store.key, key, kind, body):
             raise self._storages.gone()
@@ -81,7 +84,7 @@ class KeyValueStores:
 
     async def get(self, request: web.Request) -> web.Response:
         """Also answers HEAD, for which aiohttp leaves the body out."""
-        store = self._storages.find(request)
+        store = await self._storages.find(request)
         key = request.match_info["key"]
         record = await self._records.get(store.key, key)
         if record is None:
@@ -95,7 +98,7 @@ class KeyValueStores:
 
     async def delete(self, request: web.Request) -> web.Response:
         """Choice: deleting an unknown record is no error."""
-        store = self._storages.find(request)
+        store = await self._storages.find(request)
         await self._records.delete(store.key, request.match_info["key"])
         return web.Response(status=204)
 

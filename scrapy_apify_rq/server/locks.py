@@ -72,21 +72,21 @@ class Locks:
         asked = ProlongParameters.read(call.request)
         until = await call.queue.prolong_lock(call.id, asked.lock_secs, forefront=asked.forefront)
         if until is None:
-            _raise_not_held(call)
+            await _raise_not_held(call)
         return answer({"lockExpiresAt": date(until)})
 
     async def end(self, call: Call) -> web.Response:
         forefront = Forefront.read(call.request).forefront
         if not await call.queue.end_lock(call.id, forefront=forefront):
-            _raise_not_held(call)
+            await _raise_not_held(call)
         return web.Response(status=204)
 
     async def end_all(self, call: Call) -> web.Response:
         return answer({"unlockedCount": await call.queue.unlock_all()})
 
 
-def _raise_not_held(call: Call) -> NoReturn:
-    if call.queue.row(call.id) is None:
+async def _raise_not_held(call: Call) -> NoReturn:
+    if await call.queue.row(call.id) is None:
         raise not_found("Request")
     raise ApiError(
         400,

@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from scrapy_apify_rq.backends.sqlite.catalog import QueueRecord
+from scrapy_apify_rq.backends.sqlite.schema import QueueRecord
 from scrapy_apify_rq.backends.sqlite.store import Store
 from scrapy_apify_rq.server.answers import answer, date
 from scrapy_apify_rq.server.calls import Call

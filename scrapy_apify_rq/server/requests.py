@@ -5,6 +5,7 @@ As in ``application``, "Choice:" marks what Apify's reference leaves open.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Annotated, Any, Final, Literal
 
@@ -34,6 +35,8 @@ from scrapy_apify_rq.server.parameters import (
 # Bytes of the entries in a page: 10,000 of them can have 90 GB. A longer page is cut, and goes on
 # at its nextCursor.
 _PAGE_BYTES: Final = 8 * 1024 * 1024
+# The event loop gets a turn after so many of them were shown.
+_BYTES_PER_TURN: Final = 256 * 1024
 
 
 class PageParameters(Parameters):
@@ -60,7 +63,7 @@ class Requests:
         after = asked.cursor if asked.exclusive_start_id is None else asked.exclusive_start_id
         if after is not None and isinstance(after, int) != bool(asked.states):
             raise ApiError(400, "invalid-parameter", '"cursor" is of a list with another filter')
-        page, more = call.queue.page(
+        page, more = await call.queue.page(
             asked.limit, after=after, states=asked.states, size=_PAGE_BYTES
         )
         self._store.count(call.key, reads=len(page))
@@ -70,8 +73,14 @@ class Requests:
                 rest[name] = value
         if more:
             rest["nextCursor"] = write_cursor(page[-1].position if asked.states else page[-1].id)
-        items = ",".join(full(row, call.now) for row in page)
-        return raw_answer(f'{{"items":[{items}],{json.dumps(rest)[1:]}')
+        items, size = [], 0
+        for row in page:
+            items.append(full(row))
+            size += len(row.json)
+            if size > _BYTES_PER_TURN:
+                size = 0
+                await asyncio.sleep(0)
+        return raw_answer(f'{{"items":[{",".join(items)}],{json.dumps(rest)[1:]}')
 
     async def add(self, call: Call) -> web.Response:
         """Choice: with forefront the last one ends up first. An existing entry keeps its place."""
@@ -114,11 +123,11 @@ class Requests:
         return answer({"processedRequests": processed, "unprocessedRequests": []})
 
     async def get(self, call: Call) -> web.Response:
-        row = call.queue.row(call.id)
+        row = await call.queue.row(call.id)
         if row is None:
             raise not_found("Request")
         self._store.count(call.key, reads=1)
-        return raw_answer(full(row, call.now))
+        return raw_answer(full(row))
 
     async def update(self, call: Call) -> web.Response:
         """Choice: any client may update, whoever holds the lock. The lock ends."""

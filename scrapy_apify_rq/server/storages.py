@@ -39,7 +39,7 @@ class StorageCalls:
 
     async def page(self, request: web.Request) -> web.Response:
         asked = ListParameters.read(request)
-        records, total = self._storages.page(
+        records, total = await self._storages.page(
             offset=asked.offset, limit=asked.limit, newest_first=asked.desc, unnamed=asked.unnamed
         )
         return answer(page_of([self._object(one, request) for one in records], total, asked))
@@ -49,10 +49,10 @@ class StorageCalls:
         return answer(self._object(record, request), 201 if created else 200)
 
     async def get(self, request: web.Request) -> web.Response:
-        return answer(self._object(self.find(request), request))
+        return answer(self._object(await self.find(request), request))
 
     async def update(self, request: web.Request) -> web.Response:
-        record = self.find(request)
+        record = await self.find(request)
         values = await read_changes(request)
         if not await self._storages.change(record.key, values):
             raise ApiError(
@@ -60,22 +60,22 @@ class StorageCalls:
                 "name-not-unique",
                 f'There is a {self._noun.lower()} named "{values["name"]}" already',
             )
-        changed = self._storages.find(id=record.id)
+        changed = await self._storages.find(id=record.id)
         if changed is None:
             raise self.gone()
         return answer(self._object(changed, request))
 
     async def delete(self, request: web.Request) -> web.Response:
-        await self._storages.drop(self.find(request).key)
+        await self._storages.drop((await self.find(request)).key)
         return web.Response(status=204)
 
-    def find(self, request: web.Request) -> StorageRecord:
+    async def find(self, request: web.Request) -> StorageRecord:
         """The storage that the path names by id, or by the name after a user's. Choice: any user
         name, since there is one user here.
         """
         id = request.match_info["storage"]
         _, tilde, name = id.partition("~")
-        record = self._storages.find(name=name) if tilde else self._storages.find(id=id)
+        record = await (self._storages.find(name=name) if tilde else self._storages.find(id=id))
         if record is None:
             raise self.gone()
         return record
@@ -96,6 +96,7 @@ class StorageCalls:
             "accessedAt": date(record.modified_at),
             "generalAccess": record.general_access,
             "consoleUrl": url,
+            "stats": {},  # apify-cli looks into it
             **self._more(record, url),
         }
         return {name: value for name, value in data.items() if value is not None or name == "name"}

@@ -119,12 +119,12 @@ def test_large_body_is_taken_up_to_the_limit(remote: Caller) -> None:
 
 
 def test_what_takes_long_to_read_is_refused(remote: Caller) -> None:
-    many = 1_000_001
+    many = 100_001
     for body in (b"[%s]" % b",".join([b"[]"] * many), b'["%s"]' % b'","'.join([b""] * many)):
         answer = remote("POST", "/requests/batch", content=body)
         assert answer.error == (413, "request-too-large")
     # One problem, and not one for each.
-    answer = remote("POST", "/requests", request("a", errorMessages=[1] * 100_000))
+    answer = remote("POST", "/requests", request("a", errorMessages=[1] * 99_000))
     assert answer.message == "Invalid value provided: errorMessages: Value error, must be texts"
     # A text may have as many commas and brackets as it likes.
     assert remote("POST", "/requests", request("a", payload='",\\"[' * many)).status == 201

@@ -131,7 +131,7 @@ async def test_others_get_their_turn_while_large_entries_are_shown(tmp_path: Pat
             await asyncio.sleep(0)
 
     task = asyncio.create_task(others())
-    record = store.find(name=NAME)
+    record = await store.find(name=NAME)
     assert record is not None
     head = [id async for id, _ in store.queue(record.key, "").head(100)]
     task.cancel()

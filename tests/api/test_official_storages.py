@@ -11,7 +11,7 @@ from tests.support.raw_calls import request
 
 pytest.importorskip("apify_client")
 
-ITEMS = [{"n": n, "text": "ž", "#scrapy": {"entry": "e"}} for n in range(2500)]
+ITEMS = [{"n": n, "text": "ž", "#scrapy": {"entry": "e"}} for n in range(1500)]
 BARE = [{"n": item["n"], "text": "ž"} for item in ITEMS]
 
 
@@ -36,20 +36,17 @@ async def test_items(client: Client) -> None:
     dataset = client.of(["dataset", id])
     await dataset.push_items(ITEMS[0])
     await dataset.push_items(ITEMS[1:])
-    counts = {"itemCount": 2500, "cleanItemCount": 2500}
+    counts = {"itemCount": 1500, "cleanItemCount": 1500}
     assert (await dataset.get()).items() >= counts.items()
     assert (await dataset.list_items())["items"] == ITEMS
     page = await dataset.list_items(offset=2, limit=3, desc=True, clean=True)
-    expected = {"total": 2500, "offset": 2, "count": 3, "limit": 3, "desc": True}
+    expected = {"total": 1500, "offset": 2, "count": 3, "limit": 3, "desc": True}
     assert page.items() >= expected.items()
     assert page["items"] == BARE[-3:-6:-1]
     page = await dataset.list_items(limit=1, skip_hidden=True, omit=["n"])
     assert page["items"] == [{"text": "ž"}]
-    picked = await dataset.iterate_items(fields=["n"], offset=2000, limit=400)
-    assert picked == [{"n": n} for n in range(2000, 2400)]
-    with pytest.raises(ClientError) as failure:
-        await dataset.push_items([{"text": "x" * (10 * 1024 * 1024)}])
-    assert failure.value.args == (413, "request-too-large")
+    picked = await dataset.iterate_items(fields=["n"], offset=200, limit=1100)
+    assert picked == [{"n": n} for n in range(200, 1300)]
 
 
 async def test_records(client: Client) -> None:

@@ -15,6 +15,7 @@ from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME
 from tests.support.first_edition import downgrade
 from tests.support.queues import NAME, ServedQueue, serving
 from tests.support.raw_calls import NOT_FOUND, Caller, called
+from tests.support.waiting import wait_until
 
 ITEMS = [{"n": n, "#scrapy": {"entry": "e"}} for n in range(5)]
 
@@ -64,6 +65,12 @@ def test_what_is_shown_of_items(dataset: Caller) -> None:
         assert none.read() == b""
 
 
+def test_however_the_items_are_written(dataset: Caller) -> None:
+    for body in (b" [ ] ", b' { "a" : [ 1 , { } ] } ', b'\n[\n{"b":\n"\\ud800,]"}\t,{}\r\n]\n'):
+        assert dataset("POST", "/items", content=body).status == 201, body
+    assert listed(dataset) == [{"a": [1, {}]}, {"b": "\ufffd,]"}, {}]
+
+
 def test_unwinding(dataset: Caller) -> None:
     parts = [{"b": 1}, {"b": 2, "c": [{"d": 1}, 5]}]
     dataset("POST", "/items", [{"a": 0, "l": parts}, {"a": 1, "l": {"b": 3}}, {"a": 2, "l": 4}])
@@ -101,7 +108,12 @@ def test_items_of_all_sizes_come_back(dataset: Caller, size: int) -> None:
         assert listed(dataset, offset=offset, limit=2, desc=1) == items[::-1][offset : offset + 2]
 
 
-@pytest.mark.parametrize("body", [b"1", b'"a"', b"[1]", b"[[]]", b"[{}, null]", b"{", b""])
+WRONG = (
+    b"""1|"a"|[1]|[[]]|[{}, null]|{||[|[{}|[{},]|[{} {}]|[{}]]|[{}],|{}{}|{"a": NaN}|{"a": 1e400}"""
+)
+
+
+@pytest.mark.parametrize("body", [*WRONG.split(b"|"), b'[{"a": "\xff"}]'])
 def test_items_are_objects(dataset: Caller, body: bytes) -> None:
     assert dataset("POST", "/items", content=body).status == 400
     assert dataset("GET").data["itemCount"] == 0
@@ -112,8 +124,17 @@ def test_limits(dataset: Caller, store: Caller) -> None:
     too_large = (413, "request-too-large")
     assert dataset("POST", "/items", content=body).error == too_large
     assert store("PUT", "/records/a", content=body).error == too_large
-    assert dataset("POST", "/items", content=b"[%s]" % b",".join([b"{}"] * 600_000)).status == 413
-    for query in ({"format": "xml"}, {"flatten": "a"}, {"view": "a"}, {"limit": -1}):
+    many = [b"{}"] * 600_000
+    assert dataset("POST", "/items", content=b"[%s]" % b",".join(many)).error == too_large
+    one = b'[{"a": [%s]}]' % b",".join([b"1"] * 200_000)
+    assert dataset("POST", "/items", content=one).error == too_large
+    for query in (
+        {"format": "xml"},
+        {"flatten": "a"},
+        {"view": "a"},
+        {"limit": -1},
+        {"unwind": "a," * 11},
+    ):
         assert dataset("GET", "/items", **query).status == 400, query
 
 
@@ -139,6 +160,9 @@ def test_records(store: Caller) -> None:
     assert store("GET", "/records/b").error == NOT_FOUND
     for wrong in ("a b", "a%2Fb", "%C3%A4", "k" * 257):
         assert store("PUT", f"/records/{wrong}", content=b"").error == (400, "invalid-value")
+    for kind in (b"\xff", b"a" * 257):
+        refused = store("PUT", "/records/a", content=b"", headers={"Content-Type": kind})
+        assert refused.error == (400, "invalid-content-type-header")
 
 
 def test_keys(store: Caller) -> None:
@@ -158,6 +182,25 @@ def test_keys(store: Caller) -> None:
     }
     page = store("GET", "/keys", limit=4).data
     assert (page["isTruncated"], page["nextExclusiveStartKey"]) == (True, "b-0")
+
+
+async def test_what_was_in_a_storage_is_deleted(
+    served: ServedQueue, dataset: Caller, store: Caller
+) -> None:
+    def rows() -> int:
+        with closing(sqlite3.connect(served.folder / FILE_NAME)) as db:
+            tables = ("dataset_items", "store_records", "storages")
+            return sum(
+                db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables
+            )
+
+    for number in range(200):
+        store("PUT", f"/records/{number}", content=b"x")
+    dataset("POST", "/items", ITEMS)
+    assert rows() == 203
+    for storage in (store, dataset):
+        assert storage("DELETE").status == 204
+    await wait_until(lambda: rows() == 0)
 
 
 @pytest.mark.parametrize("kind", ["datasets", "key-value-stores"])
@@ -198,17 +241,18 @@ def test_a_list_that_cannot_be_completed_does_not_look_complete(dataset: Caller)
         assert dataset("DELETE").status == 204
         with pytest.raises(httpx.RemoteProtocolError):
             list(pieces)
-    with dataset.http.stream("GET", url) as answer:
-        assert answer.status_code == 404
+    assert dataset("GET", "/items").error == NOT_FOUND
 
 
-def without_storages(folder: Path) -> None:
+def downgrade_to_2(folder: Path) -> None:
     with closing(sqlite3.connect(folder / FILE_NAME, isolation_level=None)) as db:
         for table in ("dataset_items", "store_records", "runs", "storages"):
             db.execute(f"DROP TABLE {table}")
+        db.execute("ALTER TABLE requests DROP COLUMN locked_at")
+        db.execute("PRAGMA user_version = 2")
 
 
-@pytest.mark.parametrize("older", [without_storages, downgrade])
+@pytest.mark.parametrize("older", [downgrade_to_2, downgrade])
 def test_an_older_file_gets_the_tables(tmp_path: Path, older: Callable[[Path], None]) -> None:
     with serving(tmp_path) as served, called(served) as api:
         api("POST", name=NAME)

@@ -17,15 +17,18 @@ from typing import Any
 
 import pytest
 
-from scrapy_apify_rq.backends.sqlite import database
-from scrapy_apify_rq.backends.sqlite.database import FILE_NAME, connect
+from scrapy_apify_rq import clock
+from scrapy_apify_rq.backends.base import EntryItems, Purpose
+from scrapy_apify_rq.backends.sqlite import catalog
+from scrapy_apify_rq.backends.sqlite.database import FILE_NAME, Database
 from scrapy_apify_rq.backends.sqlite.store import Store
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import BackendError, ConfigError
 from tests.support.backends import HANDLED_AT, PLENTY, Sqlite, entry, handled, ids, numbered, opened
+from tests.support.command_line import rq
 from tests.support.first_edition import VERSION_1
-from tests.support.queues import NAME
-from tests.support.waiting import run_async
+from tests.support.queues import NAME, Queue
+from tests.support.waiting import run_async, wait_until
 
 
 def sql(folder: Path, statement: str, *values: Any) -> list[Any]:
@@ -36,6 +39,12 @@ def sql(folder: Path, statement: str, *values: Any) -> list[Any]:
 
 def opened_in(folder: Path, **options: Any) -> Any:
     return opened(Sqlite(folder, **{"name": NAME, **options}))
+
+
+def open_file(folder: Path) -> Database:
+    database = Database(folder, patience=0)
+    database.open()
+    return database
 
 
 @pytest.fixture
@@ -67,11 +76,12 @@ async def test_each_connection_is_closed(
 ) -> None:
     made: list[sqlite3.Connection] = []
 
-    def remember(folder: Path) -> sqlite3.Connection:
-        made.append(connect(folder))
+    def remember(*args: Any, **options: Any) -> sqlite3.Connection:
+        made.append(connect(*args, **options))
         return made[-1]
 
-    monkeypatch.setattr(database, "connect", remember)
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", remember)
     other = Sqlite(tmp_path, name="other")
     assert not await other.find()
     await other.open()
@@ -85,56 +95,11 @@ async def test_each_connection_is_closed(
 def test_a_place_where_no_file_can_be_made(tmp_path: Path) -> None:
     # Tests may run as root, whom no permission stops; a path below a file stops everybody.
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"file/storage/.*APIFY_RQ_STORAGE_DIR"):
-        connect(tmp_path / "file" / "storage")
+    with pytest.raises(BackendError, match=r"file/storage/.*APIFY_RQ_STORAGE_DIR"):
+        open_file(tmp_path / "file" / "storage")
     (tmp_path / FILE_NAME).mkdir()
-    with pytest.raises(ConfigError, match=f"{FILE_NAME}.*APIFY_RQ_STORAGE_DIR"):
-        connect(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"plain text, and a good deal of it\n" * 100, "not a database"),
-        (b"\0" * 4096, "not a database"),
-        ("CREATE TABLE theirs (x)", "another program"),
-        (
-            "PRAGMA user_version = 3",
-            "newer version of scrapy-apify-rq (format 3, this one reads 2). Upgrade",
-        ),
-    ],
-)
-def test_a_file_that_is_not_ours_stays_as_it_is(
-    tmp_path: Path, content: bytes | str, message: str
-) -> None:
-    file = tmp_path / FILE_NAME
-    if isinstance(content, bytes):
-        file.write_bytes(content)
-    else:
-        if "PRAGMA" in content:
-            connect(tmp_path).close()
-        sql(tmp_path, content)
-    before = file.read_bytes()
-    with pytest.raises(ConfigError) as error:
-        connect(tmp_path)
-    for part in (message, str(file), "APIFY_RQ_STORAGE_DIR"):
-        assert part in str(error.value)
-    assert file.read_bytes() == before
-    assert [file.name for file in tmp_path.iterdir()] == [FILE_NAME]
-
-
-async def test_a_file_that_is_damaged_later(tmp_path: Path) -> None:
-    async with opened_in(tmp_path) as backend:
-        await backend.fill(*numbered(1000))
-    with (tmp_path / FILE_NAME).open("r+b") as file:
-        size = file.seek(0, 2)
-        file.seek(40 * 4096)
-        file.write(b"\xa5" * (size - 40 * 4096))
-    async with opened_in(tmp_path) as backend:
-        with pytest.raises(BackendError, match=FILE_NAME):
-            await backend.take(1000)
-        with pytest.raises(BackendError, match=FILE_NAME):
-            await backend.listed()
+    with pytest.raises(BackendError, match=f"{FILE_NAME}.*APIFY_RQ_STORAGE_DIR"):
+        open_file(tmp_path)
 
 
 OCCUPANTS = """
@@ -185,15 +150,80 @@ def test_nobody_else_may_read_the_file(tmp_path: Path) -> None:
     """From its first byte on, whatever the umask; later it is the owner's decision."""
     umask = os.umask(0)
     try:
-        with closing(connect(tmp_path)) as db:
-            db.execute("INSERT INTO occupants VALUES (1, 1, '', 1)")
+        with closing(open_file(tmp_path)) as db:
+            db.change("INSERT INTO occupants VALUES (1, 1, '', 1)")
             modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
     finally:
         os.umask(umask)
     assert modes == {f"{FILE_NAME}{end}": 0o600 for end in ("", "-wal", "-shm")}
     (tmp_path / FILE_NAME).chmod(0o660)
-    connect(tmp_path).close()
+    open_file(tmp_path).close()
     assert (tmp_path / FILE_NAME).stat().st_mode & 0o777 == 0o660
+
+
+@pytest.mark.parametrize(("purpose", "level"), [("crawl", 1), ("store", 2)])
+async def test_what_is_stored_for_others_outlasts_a_power_cut(
+    tmp_path: Path, purpose: Purpose, level: int
+) -> None:
+    async with opened_in(tmp_path, purpose=purpose) as backend:
+        assert backend._database.row("PRAGMA synchronous") == (level,)
+
+
+async def test_commands_and_the_server_store_for_others(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    purposes: list[str] = []
+    make = Database.__init__
+
+    def remember(self: Database, folder: Path, patience: float, purpose: str = "crawl") -> None:
+        purposes.append(purpose)
+        make(self, folder, patience, purpose)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Database, "__init__", remember)
+    for words in ("add https://example.com", "import -"):
+        assert (await rq(queue, *words.split())).code == 0
+    Store(queue.folder, 0, time.time)
+    assert purposes == ["store"] * 3
+
+
+async def test_a_disk_where_sqlite_cannot_use_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def on_network(path: Path, **options: Any) -> sqlite3.Connection:
+        # One of SQLite's ways to lock a file, without the shared memory that the log needs.
+        return connect(f"file:{path}?vfs=unix-dotfile", uri=True, **options)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", on_network)
+    async with opened_in(tmp_path, patience=5) as one, opened_in(tmp_path, patience=5) as other:
+        await asyncio.gather(*(backend.fill("a", "b") for backend in (one, other)))
+        assert (await other.info()).total == 2
+        assert one._database.row("PRAGMA synchronous") == (2,)
+        await one.close()
+        await one.open()
+    warnings = [text for text in caplog.messages if "cannot use its write-ahead log" in text]
+    assert len(warnings) == 2  # one for each
+    assert "Set APIFY_RQ_STORAGE_DIR to a folder on a local disk" in warnings[0]
+
+
+async def test_a_bug_of_sqlite_matters_to_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = {}
+    for version in ((3, 51, 2), (3, 51, 3), (3, 50, 7), (3, 50, 6), (3, 44, 6), (3, 45, 0)):
+        monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
+        for lock_secs in (None, 60):
+            caplog.clear()
+            async with opened_in(tmp_path, lock_secs=lock_secs) as backend:
+                await backend.close()
+                await backend.open()
+            found[version, lock_secs] = caplog.text.count("Use a Python with SQLite 3.51.3")
+    assert {version for version in found if found[version]} == {
+        ((3, 51, 2), 60),
+        ((3, 50, 6), 60),
+        ((3, 45, 0), 60),
+    }
+    assert max(found.values()) == 1
 
 
 # What others do to a queue in use
@@ -201,7 +231,7 @@ def test_nobody_else_may_read_the_file(tmp_path: Path) -> None:
 
 GONE: dict[str, Callable[[Path], Any]] = {
     "the file is deleted": lambda folder: shutil.rmtree(folder),
-    "the file is replaced": lambda folder: (shutil.rmtree(folder), connect(folder).close()),
+    "the file is replaced": lambda folder: (shutil.rmtree(folder), open_file(folder).close()),
     "the queue is deleted": lambda folder: drop_and_create(folder),
     "the queue is emptied": lambda folder: purge(folder),
 }
@@ -211,7 +241,7 @@ async def drop_and_create(folder: Path) -> None:
     """The new queue must not be taken for the old one."""
     store = Store(folder, 0, time.time)
     await store.open()
-    record = store.find(name=NAME)
+    record = await store.find(name=NAME)
     assert record is not None
     await store.drop(record.key)
     again, is_new = await store.get_or_create(NAME)
@@ -326,7 +356,7 @@ def test_a_file_that_another_process_is_making_is_waited_for(tmp_path: Path) -> 
     with locked(tmp_path) as other:
         release = threading.Timer(0.2, other.rollback)
         release.start()
-        connect(tmp_path).close()
+        open_file(tmp_path).close()
         release.join()
 
 
@@ -559,3 +589,79 @@ async def test_one_crawl_alone_or_workers(tmp_path: Path) -> None:
         for alone in (True, False):
             with pytest.raises(ConfigError, match="is being crawled already"):
                 await one.occupy(alone=alone)
+
+
+# Purging
+
+
+async def test_purging_lets_others_have_their_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "_SLICE", 0)
+    async with opened_in(tmp_path) as backend, opened_in(tmp_path, name="other") as other:
+        for queue in (other, backend, other):
+            await queue.fill(*numbered(1000))
+            items = EntryItems(['{"x": 1}'])
+            await queue.update([handled("00007")], forefront=False, items={ids("00007")[0]: items})
+        await backend.occupy(alone=True)
+        purging = asyncio.create_task(backend.purge())
+        turns = 0
+        while not purging.done():
+            await asyncio.sleep(0)
+            turns += 1
+            if turns == 3:  # it is empty from the first moment
+                await backend.fill("new")
+                assert sql(tmp_path, "SELECT count(*) FROM requests") > [(1002,)]
+        await purging
+        assert turns > 1000 / 50
+        assert await backend.look() == ("new", 1, 0, 1)
+        assert (await other.info())[2:5] == (1000, 1, 999)
+        for table, count in (("requests", 1001), ("items", 1), ("item_texts", 1)):
+            assert sql(tmp_path, f"SELECT count(*) FROM {table}") == [(count,)]
+
+
+async def test_what_a_kill_left_of_a_purge_is_deleted_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "_SLICE", 0)
+    async with opened_in(tmp_path) as backend:
+        await backend.fill(*numbered(300))
+        purging = asyncio.create_task(backend.purge())
+        await asyncio.sleep(0)
+        purging.cancel()
+        assert await backend.look() == ("", 0, 0, 0)
+        assert sql(tmp_path, "SELECT count(*) FROM requests") > [(200,)]
+    store = Store(tmp_path, 0, time.time)
+    await store.open()
+    record, _ = await store.get_or_create("dropped")
+    await store.drop(record.key)
+    await wait_until(lambda: sql(tmp_path, "SELECT count(*) FROM requests") == [(0,)])
+    await store.close()
+
+
+# Leases and clocks
+
+
+async def test_a_lease_from_before_the_clock_was_set_back_has_ended(tmp_path: Path) -> None:
+    start = now = 2_000_000_000.0
+    async with (
+        opened_in(tmp_path, lock_secs=60, now=lambda: now) as one,
+        opened_in(tmp_path, lock_secs=60, now=lambda: now) as two,
+    ):
+        await one.fill("a")
+        assert await one.keys() == ["a"]
+        for later in (-50, 59):
+            now = start + later
+            assert await two.keys() == []
+            assert await two.count("locked") == 1
+        now = start - 3600
+        assert await two.count("locked") == 0
+        assert await two.lock_of(*ids("a")) is None
+        assert await two.keys() == ["a"]
+        assert await one.prolong(ids("a")) == {}
+
+
+def test_our_clock_does_not_jump(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = clock.now()
+    monkeypatch.setattr(time, "time", lambda: 5.0)
+    assert 0 <= clock.now() - before < 60

@@ -27,7 +27,7 @@ async def delete_queue(queue: Queue) -> None:
     """As a client of ``scrapy rq serve`` may do, and make it again."""
     store = Store(queue.folder, 0, time.time)
     await store.open()
-    record = store.find(name=NAME)
+    record = await store.find(name=NAME)
     assert record is not None
     await store.drop(record.key)
     await store.get_or_create(NAME)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ async def test_items_of_a_crawl(site: Site, queue: Queue, crawls: Crawls, tmp_pa
     assert (tmp_path / "b.xml").read_text().count("<item>") == 3
     assert len(json.loads((tmp_path / "d.json").read_text())) == 3
     assert (await rq(queue, "items", "-o", "x.unknown", settings=settings)).code == 2
+    await assert_local_storage(queue, settings, tmp_path / "local")
     assert "3 items saved" in (await rq_ok(queue, "status")).out
     assert (await rq_ok(queue, "status", "--json")).json["items"] == 3
     asked = await rq(queue, "purge", stdin=b"no\n")
@@ -55,6 +57,35 @@ async def test_items_of_a_crawl(site: Site, queue: Queue, crawls: Crawls, tmp_pa
     purged = await rq_ok(queue, "purge", "--yes")
     assert "1 deleted, and 3 saved items" in purged.out + purged.err
     assert (await rq_ok(queue, "items")).out == ""
+
+
+async def assert_local_storage(queue: Queue, settings: dict[str, Any], folder: Path) -> None:
+    """Apify's SDK reads the items and goes on behind them."""
+    words = ("items", "--storage", str(folder))
+    done = await rq_ok(queue, *words, settings=settings)
+    assert done.err.endswith("3 exported\n")
+    dataset = folder / "datasets" / "default"
+    numbers = ["000000001", "000000002", "000000003", "__metadata__"]
+    assert sorted(file.stem for file in dataset.iterdir()) == numbers
+    assert json.loads((dataset / "000000003.json").read_text()) == {"path": "thing", "price": 3}
+    assert json.loads((dataset / "__metadata__.json").read_text())["item_count"] == 3
+    again = await rq(queue, *words, settings=settings)
+    assert (again.code, "default has items already: remove it" in again.err) == (1, True)
+    for more in ("-o", "--format"):
+        assert (await rq(queue, *words, more, "csv", settings=settings)).code == 2
+    if find_spec("crawlee") is None:
+        return
+    from crawlee.configuration import Configuration
+    from crawlee.storage_clients import FileSystemStorageClient
+    from crawlee.storages import Dataset
+
+    configuration = Configuration(storage_dir=str(folder), purge_on_start=False)
+    client = FileSystemStorageClient()
+    opened = await Dataset.open(storage_client=client, configuration=configuration)
+    await opened.push_data({"path": "more"})
+    prices = [item.get("price") async for item in opened.iterate_items()]
+    assert prices == [1, 2, 3, None]
+    assert json.loads((dataset / "000000004.json").read_text()) == {"path": "more"}
 
 
 async def test_items_move_with_their_queue(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import scrapy_apify_rq.clock
 from scrapy_apify_rq import frontier
 from scrapy_apify_rq.backends import apify
 from scrapy_apify_rq.frontier.leases import Leases
@@ -97,5 +98,6 @@ def ruling(clock: Clock) -> Iterator[None]:
                 module = importlib.import_module(f"{package.__name__}.{found.name}")
                 if hasattr(module, "time"):
                     patch.setattr(module, "time", clock)
+        patch.setattr(scrapy_apify_rq.clock, "now", clock.time)
         patch.setitem(Leases.__init__.__kwdefaults__, "now", clock.time)
         yield

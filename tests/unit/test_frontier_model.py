@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from scrapy_apify_rq.backends.sqlite.queue import connect
+from scrapy_apify_rq.backends.sqlite.database import Database
 from scrapy_apify_rq.frontier.frontier import Frontier
 from scrapy_apify_rq.frontier.idle import Idle
 from scrapy_apify_rq.frontier.leases import Leases
@@ -39,7 +39,9 @@ def check(folder: Path, *, is_shared: bool, **options: Any) -> None:
         **options,
     )
     # As long as somebody has the file open, SQLite need not tidy it up after each example.
-    with closing(connect(folder)), ruling(clock):
+    database = Database(folder, patience=0)
+    database.open()
+    with closing(database), ruling(clock):
         in_thread(lambda: run_state_machine_as_test(machine, settings=how))
 
 

@@ -21,7 +21,7 @@ LEVELS = [
     {"config"},
     {"setting_readers", "scrapy_private"},
     {"identity"},
-    {"errors", "limits", "retry_after"},
+    {"clock", "errors", "limits", "retry_after"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # __init__ names what the package offers, from any room, and loads it late.

@@ -5,9 +5,9 @@ Nothing of an entry is kept here: another client may change every entry that we 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterable
 
+from scrapy_apify_rq import clock
 from scrapy_apify_rq.backends.api_models import LockedHead
 from scrapy_apify_rq.backends.apify.endpoints import Endpoints
 from scrapy_apify_rq.backends.apify.parallel import run_all
@@ -46,7 +46,7 @@ class SharedAccess:
         # Claim fewer than asked for if only these fit.
         limit = min(limit, max(self._reader.fit(size, unknown=limit), 1))
         # By our own clock, taken before the call: not later than the API's.
-        asked_at = time.time()
+        asked_at = clock.now()
         heads = await self._lock_heads(limit)
         found = _ids(heads)
         while found and left and not (set(found) - set(left) or self._kept.issuperset(found)):
@@ -96,7 +96,7 @@ class SharedAccess:
         return {id: lease for id, lease in zip(ids, leases, strict=True) if lease is not None}
 
     async def _prolong(self, id: str) -> float | None:
-        lease = time.time() + self._lock_secs
+        lease = clock.now() + self._lock_secs
         return lease if await self._api.put_lock(id, self._lock_secs) else None
 
     async def unlock(self, ids: Collection[str] | None = None) -> None:

@@ -31,19 +31,18 @@ class DatasetItems:
         """
 
         def work() -> bool:
-            db = self._database.connection
-            row = db.execute(
+            row = self._database.row(
                 "UPDATE storages SET items = items + ?, clean_items = clean_items + ?,"
                 " modified_at = ? WHERE key = ? RETURNING items",
                 (len(texts), clean, self._now(), dataset),
-            ).fetchone()
+            )
             if row is None:
                 return False
             last = row[0] - len(texts)
             for lines in _rows(texts):
                 last += len(lines)
                 values = (dataset, last, "\n".join(lines))
-                db.execute("INSERT INTO dataset_items VALUES (?, ?, ?)", values)
+                self._database.change("INSERT INTO dataset_items VALUES (?, ?, ?)", values)
             return True
 
         return await self._database.transaction(work)
@@ -57,7 +56,8 @@ class DatasetItems:
         """
         while after < up_to:
             number = up_to if newest_first else after + 1
-            row = await self._database.patiently(partial(self._row, dataset, number))
+            find = partial(self._database.row, _ROW, (dataset, number))
+            row = await self._database.patiently(find)
             if row is None:
                 raise BackendError("The dataset was deleted while it was read", "apify_rq_gone")
             last, json = row
@@ -70,11 +70,6 @@ class DatasetItems:
             else:
                 after = last
             yield found
-
-    def _row(self, dataset: int, number: int) -> tuple[int, str] | None:
-        row: tuple[int, str] | None
-        row = self._database.connection.execute(_ROW, (dataset, number)).fetchone()
-        return row
 
 
 def _rows(texts: Sequence[str]) -> Iterator[list[str]]:

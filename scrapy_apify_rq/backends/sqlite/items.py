@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 from scrapy_apify_rq.backends.base import EntryItems, LooseItems, SavedItem
-from scrapy_apify_rq.backends.sqlite.database import ITEM_TABLES, Database
+from scrapy_apify_rq.backends.sqlite.database import Database
 from scrapy_apify_rq.backends.sqlite.table import Table
 
 # Bytes of a row, unless one item alone has more; rows read at once, and deleted at once.
@@ -22,7 +22,7 @@ _DELETED: Final = 200
 
 _INSERT: Final = (
     "INSERT INTO items (queue, entry, key, client, valid, count) VALUES (?, ?, ?, ?, ?, ?)"
-    " ON CONFLICT DO NOTHING"
+    " ON CONFLICT DO NOTHING RETURNING number"
 )
 _INSERT_TEXT: Final = "INSERT INTO item_texts (number, json) VALUES (?, ?)"
 _COUNT: Final = (
@@ -47,7 +47,7 @@ class SavedItems:
         if items.spill is not None:
             count += sum(
                 spilled
-                for (spilled,) in self._database.connection.execute(
+                for (spilled,) in self._database.rows(
                     "UPDATE items SET valid = TRUE, key = NULL"
                     " WHERE queue = ? AND key = ? AND NOT valid RETURNING count",
                     (self._table.key, items.spill),
@@ -57,32 +57,25 @@ class SavedItems:
 
     def drop(self, items: EntryItems) -> None:
         """Forget the items of a request that somebody else has finished."""
-        self._database.connection.execute(
+        self._database.change(
             "DELETE FROM items WHERE queue = ? AND key = ? AND NOT valid",
             (self._table.key, items.spill),
         )
-
-    def clear(self) -> None:
-        for table in ITEM_TABLES:
-            self._database.connection.execute(
-                f"DELETE FROM {table} WHERE queue = ?", (self._table.key,)
-            )
 
     def _insert(
         self, texts: Sequence[str], entry: str | None, key: str | None, *, valid: bool
     ) -> int:
         """Return how many were inserted."""
-        db, inserted = self._database.connection, 0
+        inserted = 0
         for lines in _rows(texts):
             values = (self._table.key, entry, key, self._client, valid, len(lines))
-            cursor = db.execute(_INSERT, values)
-            if cursor.rowcount == 1:
-                db.execute(_INSERT_TEXT, (cursor.lastrowid, "\n".join(lines)))
+            if (row := self._database.row(_INSERT, values)) is not None:
+                self._database.change(_INSERT_TEXT, (*row, "\n".join(lines)))
                 inserted += len(lines)
         return inserted
 
     def _add_count(self, count: int) -> None:
-        self._database.connection.execute(_COUNT, (self._table.key, count))
+        self._database.change(_COUNT, (self._table.key, count))
 
     # The protocol.
 
@@ -104,8 +97,7 @@ class SavedItems:
         )
         while True:
             values = {"queue": self._table.key, "after": after, "client": self._client}
-            fetch = partial(self._fetch, query, values)
-            rows = await self._database.patiently(fetch)
+            rows = await self._database.patiently(partial(self._fetch, query, values))
             if not rows:
                 return
             for after, entry, key, json in rows:
@@ -116,7 +108,8 @@ class SavedItems:
     def _fetch(
         self, query: str, values: Mapping[str, object]
     ) -> list[tuple[int, str | None, str | None, str]]:
-        return self._database.connection.execute(query, values).fetchall()
+        rows = self._database.rows(query, values)
+        return [(number, entry, key, json) for number, entry, key, json in rows]
 
     async def count(self) -> int:
         return await self._number("SELECT count FROM item_counts WHERE queue = ?")
@@ -126,7 +119,7 @@ class SavedItems:
 
     async def _number(self, query: str) -> int:
         def read() -> int:
-            row = self._database.connection.execute(query, (self._table.key,)).fetchone()
+            row = self._database.row(query, (self._table.key,))
             return 0 if row is None or row[0] is None else int(row[0])
 
         return await self._database.patiently(read)
@@ -135,7 +128,7 @@ class SavedItems:
         query = "SELECT key FROM items WHERE queue = ? AND key IS NOT NULL AND valid AND number > ?"
 
         def read() -> set[str]:
-            rows = self._database.connection.execute(query, (self._table.key, after))
+            rows = self._database.rows(query, (self._table.key, after))
             return {key for (key,) in rows}
 
         return await self._database.patiently(read)
@@ -147,7 +140,7 @@ class SavedItems:
         )
 
         def work() -> int:
-            return self._database.connection.execute(query, (self._table.key,)).rowcount
+            return self._database.change(query, (self._table.key,))
 
         deleted = 1
         while deleted:
@@ -160,7 +153,7 @@ class SavedItems:
         query = "SELECT name, json FROM feeds WHERE queue = ? AND client = ?"
 
         def read() -> dict[str, str]:
-            return dict(self._database.connection.execute(query, self._owner).fetchall())
+            return dict(self._database.rows(query, self._owner))
 
         return await self._database.patiently(read)
 
@@ -171,8 +164,8 @@ class SavedItems:
         def work() -> None:
             if anew:
                 forget = "DELETE FROM feeds WHERE queue = ? AND client = ?"
-                self._database.connection.execute(forget, self._owner)
-            self._database.connection.executemany(query, rows)
+                self._database.change(forget, self._owner)
+            self._database.change_all(query, rows)
 
         await self._database.transaction(work)
 
@@ -183,7 +176,7 @@ class SavedItems:
             notes: defaultdict[tuple[int, str], dict[str, str]] = defaultdict(dict)
             for name in names:
                 values = (name, *self._owner)
-                for queue, client, text in self._database.connection.execute(query, values):
+                for queue, client, text in self._database.rows(query, values):
                     notes[queue, client][name] = text
             return list(notes.values())
 

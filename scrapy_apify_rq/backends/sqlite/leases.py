@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scrapy_apify_rq.backends.base import Lock
-from scrapy_apify_rq.backends.sqlite.catalog import Counters
 from scrapy_apify_rq.backends.sqlite.database import Database
-from scrapy_apify_rq.backends.sqlite.table import Place, Table, Text
+from scrapy_apify_rq.backends.sqlite.schema import Counters
+from scrapy_apify_rq.backends.sqlite.table import FREE, LEASED, Place, Table, Text
 
 
 class Taken(NamedTuple):
@@ -68,34 +68,33 @@ class Leases:
     def _free(
         self, limit: int, known: Collection[str], share: int | None = None
     ) -> tuple[list[Place], bool]:
-        is_free = f"AND (lock_expires_at IS NULL OR lock_expires_at <= {self._now()!r})"
         if share is not None:
-            return self._table.head_by_host(limit, known, share, is_free)
-        return self._table.head(limit, known, is_free)
+            return self._table.head_by_host(limit, known, share, FREE)
+        return self._table.head(limit, known, FREE)
 
     def _take(self, places: Sequence[Place], until: float, counters: Counters) -> None:
-        self._database.connection.executemany(
-            "UPDATE requests SET lock_by = ?, lock_expires_at = ? WHERE rowid = ?",
-            [(self._client_key, until, rowid) for rowid, _ in places],
+        now = self._now()
+        self._database.change_all(
+            "UPDATE requests SET lock_by = ?, locked_at = ?, lock_expires_at = ? WHERE rowid = ?",
+            [(self._client_key, now, until, rowid) for rowid, _ in places],
         )
         counters.writes += len(places)
 
     def any(self) -> bool:
         """Whether any client has a lease on an entry."""
-        rows = self._database.connection.execute(
-            "SELECT 1 FROM requests WHERE queue = ? AND position IS NOT NULL"
-            " AND lock_expires_at > ? LIMIT 1",
-            (self._table.key, self._now()),
+        query = (
+            "SELECT 1 FROM requests WHERE queue = :queue AND position IS NOT NULL"
+            f" AND {LEASED} LIMIT 1"
         )
-        return rows.fetchone() is not None
+        return self._database.row(query, self._values()) is not None
 
     def of(self, id: str) -> Lock | None:
         """Return any client's lease on this entry."""
-        row = self._database.connection.execute(
-            "SELECT lock_by, lock_expires_at FROM requests WHERE queue = ? AND id = ?"
-            " AND position IS NOT NULL AND lock_expires_at > ?",
-            (self._table.key, id, self._now()),
-        ).fetchone()
+        row = self._database.row(
+            "SELECT lock_by, lock_expires_at FROM requests WHERE queue = :queue AND id = :id"
+            f" AND position IS NOT NULL AND {LEASED}",
+            self._values(id=id),
+        )
         return None if row is None else Lock(row[0], datetime.fromtimestamp(row[1], UTC))
 
     def prolong(
@@ -105,15 +104,15 @@ class Leases:
 
         ``even_if_ended`` restarts a lease that has ended if no other client has taken the entry.
         """
-        now = self._now()
-        until = now + secs
-        changed = self._database.connection.execute(
-            "UPDATE requests SET lock_expires_at = ? WHERE queue = ? AND id = ?"
-            " AND lock_by = ? AND lock_expires_at > ?",
-            (until, self._table.key, id, self._client_key, 0 if even_if_ended else now),
-        ).rowcount
+        values = self._values(id=id, client=self._client_key, secs=secs)
+        is_ours = "lock_expires_at > 0" if even_if_ended else LEASED
+        changed = self._database.change(
+            "UPDATE requests SET locked_at = :now, lock_expires_at = :now + :secs"
+            f" WHERE queue = :queue AND id = :id AND lock_by = :client AND {is_ours}",
+            values,
+        )
         counters.writes += changed
-        return until if changed else None
+        return values["now"] + secs if changed else None
 
     def end(self, id: str, counters: Counters) -> bool:
         """Return False if we do not hold a lease on the entry."""
@@ -121,10 +120,13 @@ class Leases:
 
     def end_all(self, counters: Counters) -> int:
         """End all our leases and return how many there were."""
-        ended = self._database.connection.execute(
-            "UPDATE requests SET lock_by = NULL, lock_expires_at = NULL WHERE queue = ?"
-            " AND position IS NOT NULL AND lock_by = ? AND lock_expires_at > ?",
-            (self._table.key, self._client_key, self._now()),
-        ).rowcount
+        ended = self._database.change(
+            "UPDATE requests SET lock_by = NULL, lock_expires_at = NULL WHERE queue = :queue"
+            f" AND position IS NOT NULL AND lock_by = :client AND {LEASED}",
+            self._values(client=self._client_key),
+        )
         counters.writes += ended
         return ended
+
+    def _values(self, **more: Any) -> dict[str, Any]:
+        return {"queue": self._table.key, "now": self._now(), **more}

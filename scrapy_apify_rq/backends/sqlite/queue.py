@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
+from scrapy_apify_rq import clock
 from scrapy_apify_rq.backends.base import (
     Added,
     Claim,
@@ -19,20 +19,22 @@ from scrapy_apify_rq.backends.base import (
     Info,
     Known,
     Lock,
+    Purpose,
     State,
     Updated,
 )
-from scrapy_apify_rq.backends.sqlite.catalog import Catalog, Counters, QueueRecord
-from scrapy_apify_rq.backends.sqlite.database import FILE_NAME, Database, connect
+from scrapy_apify_rq.backends.sqlite.catalog import Catalog
+from scrapy_apify_rq.backends.sqlite.database import FILE_NAME, Database
 from scrapy_apify_rq.backends.sqlite.items import SavedItems
 from scrapy_apify_rq.backends.sqlite.leases import Leases, Taken
 from scrapy_apify_rq.backends.sqlite.occupancy import Occupancy, Occupant
+from scrapy_apify_rq.backends.sqlite.schema import Counters, QueueRecord
 from scrapy_apify_rq.backends.sqlite.table import Table
 from scrapy_apify_rq.config import DEFAULTS
 from scrapy_apify_rq.entries.models import Entry
-from scrapy_apify_rq.errors import ConfigError
+from scrapy_apify_rq.errors import BackendError, ConfigError
 
-__all__ = ["FILE_NAME", "SqliteBackend", "check", "connect"]
+__all__ = ["FILE_NAME", "SqliteBackend", "check"]
 
 # The event loop gets a turn after this many rows were read.
 _CHUNK: Final = 100
@@ -46,20 +48,27 @@ _T = TypeVar("_T")
 def check(folder: Path, id: str | None, name: str | None, *, alone: bool) -> None:
     """Raise the ConfigError that ``open`` or ``occupy`` would raise."""
     database = Database(folder, patience=0)
-    database.open()
     try:
-        catalog = Catalog(database, time.time)
-        record = _find(catalog, id, name)
-        if record is not None:
-            occupancy = Occupancy(folder, record.id)
-            is_free = occupancy.take(alone=alone)
-            occupancy.release()
-            if not is_free:
-                raise _occupied(record, database, catalog.occupant(record.key), alone=alone)
-        elif id:
-            raise _missing(id, database)
+        database.open()
+        _check(database, id, name, alone=alone)
+    except BackendError:
+        # ``open`` meets it, too, when it can be reported in a line. Scrapy would show a traceback.
+        return
     finally:
         database.close()
+
+
+def _check(database: Database, id: str | None, name: str | None, *, alone: bool) -> None:
+    catalog = Catalog(database, clock.now)
+    record = _find(catalog, id, name)
+    if record is not None:
+        occupancy = Occupancy(database.file.parent, record.id)
+        is_free = occupancy.take(alone=alone)
+        occupancy.release()
+        if not is_free:
+            raise _occupied(record, database, catalog.occupant(record.key), alone=alone)
+    elif id:
+        raise _missing(id, database)
 
 
 def _find(catalog: Catalog, id: str | None, name: str | None) -> QueueRecord | None:
@@ -114,16 +123,15 @@ class SqliteBackend:
         client_key: str | None = None,
         about: str | None = None,
         patience: float = DEFAULTS["APIFY_RQ_UNAVAILABLE_TIMEOUT"],
-        now: Callable[[], float] = time.time,
+        purpose: Purpose = "crawl",
+        now: Callable[[], float] = clock.now,
     ) -> None:
         self._name = name
         self._id = id
         self._about = about
         self._occupancy: Occupancy | None = None
-        self._purges: int | None = None
-        """How many times the queue was emptied before we occupied it, and by us."""
         self.lock_secs = lock_secs
-        self._database = Database(folder, patience)
+        self._database = Database(folder, patience, purpose)
         self._catalog = Catalog(self._database, now)
         self._table = Table(self._database, now)
         client_key = client_key or secrets.token_hex(16)
@@ -153,6 +161,7 @@ class SqliteBackend:
 
     async def open(self) -> None:
         self._database.open()
+        self._database.warn(several_processes=self.lock_secs is not None)
         self._table.key = await self._database.transaction(self._get_or_create)
 
     def _get_or_create(self) -> int:
@@ -164,35 +173,36 @@ class SqliteBackend:
         return self._catalog.create(self._name, self._about)
 
     async def occupy(self, *, alone: bool) -> None:
-        record = await self._database.patiently(lambda: self._catalog.get(self._table.key))
+        record = await self._database.patiently(self._record)
         occupancy = Occupancy(self._database.file.parent, record.id)
         if not occupancy.take(alone=alone):
             occupant = self._catalog.occupant(record.key)
             raise _occupied(record, self._database, occupant, alone=alone)
         self._occupancy = occupancy
-        self._purges = record.purges
         await self._database.transaction(lambda: self._catalog.note_occupant(record.key))
 
     async def check(self) -> None:
-        await self._record()
+        await self._database.patiently(self._record)
 
-    async def _record(self) -> QueueRecord:
-        record = await self._database.patiently(lambda: self._catalog.get(self._table.key))
-        self._check_purges(record.purges)
+    def _record(self) -> QueueRecord:
+        """Raises BackendError if the queue was deleted or, while we occupy it, emptied."""
+        record = self._catalog.find(key=self._table.key)
+        if record is None and self._occupancy is None:
+            # Who only looks at the queue need not mind that it was emptied.
+            record = _find(self._catalog, self._id, self._name)
+        if record is None:
+            raise self._catalog.gone()
+        self._table.key = record.key
         return record
-
-    def _check_purges(self, purges: int) -> None:
-        """Who only looks at the queue need not mind that it was emptied."""
-        if self._purges not in (None, purges):
-            raise self._catalog.gone("emptied")
 
     async def close(self) -> None:
         if self._occupancy is not None:
             self._occupancy.release()
+            self._occupancy = None
         self._database.close()
 
     async def info(self) -> Info:
-        record = await self._record()
+        record = await self._database.patiently(self._record)
         return Info(
             record.id,
             record.name,
@@ -305,10 +315,11 @@ class SqliteBackend:
     # For the tools.
 
     async def find(self) -> bool:
-        if not self._database.file.exists():
+        if not self._database.exists():
             return False
         self._database.open()
-        record = _find(self._catalog, self._id, self._name)
+        search = partial(_find, self._catalog, self._id, self._name)
+        record = await self._database.patiently(search)
         if record is not None:
             self._table.key = record.key
         return record is not None
@@ -319,13 +330,11 @@ class SqliteBackend:
         return await self._database.patiently(lambda: self._catalog.newest(_MOST_QUEUES))
 
     async def purge(self) -> None:
-        def work(counters: Counters) -> None:
-            self._table.clear(counters)
-            self.items.clear()
+        def work() -> int:
+            return self._catalog.empty(self._record().key)
 
-        await self._write(work)
-        if self._purges is not None:
-            self._purges += 1
+        self._table.key = await self._database.transaction(work)
+        await self._catalog.sweep()
 
     async def get(self, id: str) -> Entry | None:
         found = await self._database.patiently(lambda: self._table.get(id))
@@ -355,10 +364,9 @@ class SqliteBackend:
     async def _write(self, work: Callable[[Counters], _T]) -> _T:
         """Run ``work`` in a transaction, and store the counters that it changed."""
 
-        def checked(counters: Counters) -> _T:
-            self._check_purges(counters.purges)
-            return work(counters)
+        def counted() -> _T:
+            if self._occupancy is None:
+                self._record()
+            return self._catalog.counted(self._table.key, work)
 
-        return await self._database.transaction(
-            lambda: self._catalog.counted(self._table.key, checked)
-        )
+        return await self._database.transaction(counted)

@@ -42,7 +42,7 @@ class Runs:
         self._key_value_stores = key_value_stores
 
     def find(self, id: str) -> RunRecord | None:
-        row = self._database.connection.execute(_RECORD, (id,)).fetchone()
+        row = self._database.row(_RECORD, (id,))
         return None if row is None else RunRecord(*row)
 
     async def get_or_create(self, id: str) -> RunRecord:
@@ -61,15 +61,15 @@ class Runs:
                 False,
             )
             values = ", ".join("?" * len(new))
-            self._database.connection.execute(f"INSERT INTO runs VALUES ({values})", new)
+            self._database.change(f"INSERT INTO runs VALUES ({values})", new)
             return new
 
-        found = self.find(id)
+        found = await self._database.patiently(lambda: self.find(id))
         return found if found is not None else await self._database.transaction(work)
 
     async def set_message(self, id: str, message: str | None, *, is_terminal: bool) -> None:
         await self._database.transaction(
-            lambda: self._database.connection.execute(
+            lambda: self._database.change(
                 "UPDATE runs SET message = ?, is_terminal = ? WHERE id = ?",
                 (message, is_terminal, id),
             )

@@ -1,7 +1,4 @@
-"""The tables of what only the server keeps in the file: datasets, key-value stores and runs.
-
-Every file gets them when it is opened. Versions without them leave them alone.
-"""
+"""The tables of what only the server keeps in the file: datasets, key-value stores and runs."""
 
 from __future__ import annotations
 

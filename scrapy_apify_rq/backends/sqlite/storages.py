@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 from scrapy_apify_rq.backends.sqlite.database import Database
 from scrapy_apify_rq.limits import ID_LENGTH
 
-_CONTENTS: Final = ("dataset_items", "store_records")
 _ALPHABET: Final = string.ascii_letters + string.digits
 
 
@@ -35,37 +34,46 @@ _RECORD: Final = f"SELECT {', '.join(StorageRecord._fields)} FROM storages"
 
 
 class Storages:
-    """All storages of one ``kind``, which is what the API's paths call it."""
+    """All storages of one ``kind``, which is what the API's paths call it. ``sweep_soon`` is called
+    when what was in one has to be deleted.
+    """
 
-    def __init__(self, kind: str, database: Database, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        database: Database,
+        now: Callable[[], float],
+        sweep_soon: Callable[[], None],
+    ) -> None:
         self.kind = kind
         self._database = database
         self._now = now
+        self._sweep_soon = sweep_soon
 
-    def find(self, *, id: str | None = None, name: str | None = None) -> StorageRecord | None:
-        return self._one("kind = ? AND (id = ? OR name = ?)", self.kind, id, name)
+    async def find(self, *, id: str | None = None, name: str | None = None) -> StorageRecord | None:
+        return await self._database.patiently(lambda: self._find(id, name))
 
-    def page(
+    async def page(
         self, *, offset: int, limit: int, newest_first: bool, unnamed: bool
     ) -> tuple[list[StorageRecord], int]:
         """Return a page of storages in order of their creation, and how many there are."""
-        db = self._database.connection
         which = "kind = ?" if unnamed else "kind = ? AND name IS NOT NULL"
         order = "DESC" if newest_first else "ASC"
-        (total,) = db.execute(
-            f"SELECT count(*) FROM storages WHERE {which}", (self.kind,)
-        ).fetchone()
-        rows = db.execute(
-            f"{_RECORD} WHERE {which} ORDER BY key {order} LIMIT ? OFFSET ?",
-            (self.kind, limit, offset),
-        )
-        return [StorageRecord(*row) for row in rows], total
+        count = f"SELECT count(*) FROM storages WHERE {which}"
+        query = f"{_RECORD} WHERE {which} ORDER BY key {order} LIMIT ? OFFSET ?"
+
+        def read() -> tuple[list[StorageRecord], int]:
+            ((total,),) = self._database.rows(count, (self.kind,))
+            rows = self._database.rows(query, (self.kind, limit, offset))
+            return [StorageRecord(*row) for row in rows], total
+
+        return await self._database.patiently(read)
 
     async def get_or_create(self, name: str | None) -> tuple[StorageRecord, bool]:
         """Return the storage of this name, and whether it is new. Without a name it always is."""
 
         def work() -> tuple[StorageRecord, bool]:
-            found = self.find(name=name)
+            found = self._find(None, name)
             return (found, False) if found else (self.create(name), True)
 
         return await self._database.transaction(work)
@@ -74,11 +82,11 @@ class Storages:
         """Must run in a transaction."""
         id = "".join(secrets.choice(_ALPHABET) for _ in range(ID_LENGTH))
         now = self._now()
-        self._database.connection.execute(
+        self._database.change(
             "INSERT INTO storages (kind, id, name, created_at, modified_at) VALUES (?, ?, ?, ?, ?)",
             (self.kind, id, name, now, now),
         )
-        created = self.find(id=id)
+        created = self._find(id, None)
         assert created is not None
         return created
 
@@ -86,27 +94,22 @@ class Storages:
         """Set name, title or general_access. Return False if another storage has the name."""
 
         def work() -> bool:
-            found = self.find(name=values.get("name"))
+            found = self._find(None, values.get("name"))
             if found is not None and found.key != key:
                 return False
             for column, value in {**values, "modified_at": self._now()}.items():
-                self._database.connection.execute(
-                    f"UPDATE storages SET {column} = ? WHERE key = ?", (value, key)
-                )
+                query = f"UPDATE storages SET {column} = ? WHERE key = ?"
+                self._database.change(query, (value, key))
             return True
 
         return await self._database.transaction(work)
 
     async def drop(self, key: int) -> None:
-        def work() -> None:
-            db = self._database.connection
-            for table in _CONTENTS:
-                db.execute(f"DELETE FROM {table} WHERE storage = ?", (key,))
-            db.execute("DELETE FROM storages WHERE key = ?", (key,))
+        query = "DELETE FROM storages WHERE key = ?"
+        await self._database.transaction(lambda: self._database.change(query, (key,)))
+        self._sweep_soon()
 
-        await self._database.transaction(work)
-
-    def _one(self, condition: str, *values: object) -> StorageRecord | None:
-        query = f"{_RECORD} WHERE {condition}"
-        row = self._database.connection.execute(query, values).fetchone()
+    def _find(self, id: str | None, name: str | None) -> StorageRecord | None:
+        query = f"{_RECORD} WHERE kind = ? AND (id = ? OR name = ?)"
+        row = self._database.row(query, (self.kind, id, name))
         return None if row is None else StorageRecord(*row)

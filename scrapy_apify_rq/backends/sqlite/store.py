@@ -1,4 +1,5 @@
-"""All queues of one SQLite file, for the server: leases of many clients, statistics, and pages.
+"""All of one SQLite file, for the server: leases of many clients on its queues, statistics, pages,
+and the other storages.
 
 Like the API, and unlike the backend of a crawl, a write answers how an entry was before it.
 """
@@ -6,21 +7,28 @@ Like the API, and unlike the backend of a crawl, a write answers how an entry wa
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 from scrapy_apify_rq.backends.base import Added
-from scrapy_apify_rq.backends.sqlite.catalog import Catalog, Counters, QueueRecord
+from scrapy_apify_rq.backends.sqlite.catalog import Catalog
 from scrapy_apify_rq.backends.sqlite.database import Database
 from scrapy_apify_rq.backends.sqlite.dataset_items import DatasetItems
 from scrapy_apify_rq.backends.sqlite.leases import Leases, Locked
 from scrapy_apify_rq.backends.sqlite.runs import Runs
+from scrapy_apify_rq.backends.sqlite.schema import Counters, QueueRecord
 from scrapy_apify_rq.backends.sqlite.storages import Storages
 from scrapy_apify_rq.backends.sqlite.store_records import StoreRecords
 from scrapy_apify_rq.backends.sqlite.table import Row, Table, Text
 from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.errors import BackendError
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["QueueRecord", "Row", "Store", "StoredQueue"]
 
@@ -36,10 +44,10 @@ class Store:
     """
 
     def __init__(self, folder: Path, patience: float, now: Callable[[], float]) -> None:
-        self._database = Database(folder, patience)
+        self._database = Database(folder, patience, "store")
         self._catalog = Catalog(self._database, now)
-        self.datasets = Storages("datasets", self._database, now)
-        self.key_value_stores = Storages("key-value-stores", self._database, now)
+        self.datasets = Storages("datasets", self._database, now, self._sweep_soon)
+        self.key_value_stores = Storages("key-value-stores", self._database, now, self._sweep_soon)
         self.items = DatasetItems(self._database, now)
         self.records = StoreRecords(self._database, now)
         self.runs = Runs(
@@ -52,9 +60,11 @@ class Store:
         self._now = now
         self._uses: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self._accessed_at: dict[int, float] = {}
+        self._sweeper: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         self._database.open()
+        self._database.warn(several_processes=False)
 
     def refresh(self) -> None:
         """Begin a new file if somebody has deleted ours: its queues do not exist any more."""
@@ -64,29 +74,38 @@ class Store:
             self._database.open()
 
     async def close(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.wait([self._sweeper])
         try:
             if self._accessed_at:
                 await self._database.transaction(self._store_uses)
+        except BackendError as error:
+            logger.warning("How much was read is not stored: %s", error)
         finally:
             self._database.close()
 
-    def find(self, *, id: str | None = None, name: str | None = None) -> QueueRecord | None:
+    async def find(self, *, id: str | None = None, name: str | None = None) -> QueueRecord | None:
         self.refresh()
-        return self._catalog.find(id=id, name=name)
+        return await self._database.patiently(lambda: self._catalog.find(id=id, name=name))
 
     async def get(self, key: int) -> QueueRecord:
         """Return a record with up-to-date statistics. Raises BackendError if it was deleted."""
         self.refresh()
-        return self._with_uses(self._catalog.get(key))
+        return self._with_uses(await self._database.patiently(lambda: self._catalog.get(key)))
 
     async def page(
         self, *, offset: int, limit: int, newest_first: bool, unnamed: bool
     ) -> tuple[list[QueueRecord], int]:
         """Return a page of queues in order of their creation, and how many queues there are."""
+
+        def read() -> tuple[list[QueueRecord], int]:
+            return self._catalog.page(
+                offset=offset, limit=limit, newest_first=newest_first, unnamed=unnamed
+            )
+
         self.refresh()
-        records, total = self._catalog.page(
-            offset=offset, limit=limit, newest_first=newest_first, unnamed=unnamed
-        )
+        records, total = await self._database.patiently(read)
         return [self._with_uses(record) for record in records], total
 
     async def get_or_create(self, name: str | None) -> tuple[QueueRecord, bool]:
@@ -106,6 +125,18 @@ class Store:
 
     async def drop(self, key: int) -> None:
         await self._database.transaction(lambda: self._catalog.drop(key))
+        self._sweep_soon()
+
+    def _sweep_soon(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()  # the next one does its work, too
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        try:
+            await self._catalog.sweep()
+        except BackendError as error:
+            logger.warning("What a deleted storage has left behind is deleted later: %s", error)
 
     async def note_client(self, record: QueueRecord, client_key: str | None) -> bool:
         """Note which client called. Return whether the queue has had several clients."""
@@ -122,7 +153,8 @@ class Store:
 
     def _with_uses(self, record: QueueRecord) -> QueueRecord:
         uses = self._uses[record.key]
-        return record._replace(
+        return replace(
+            record,
             reads=record.reads + uses["reads"],
             head_items_read=record.head_items_read + uses["head_items_read"],
             accessed_at=max(record.accessed_at, self._accessed_at.get(record.key, 0)),
@@ -167,12 +199,12 @@ class StoredQueue:
     async def delete(self, ids: Collection[str]) -> None:
         await self._write(lambda counters: self._table.delete(ids, counters))
 
-    def row(self, id: str) -> Row | None:
-        return self._table.row(id)
+    async def row(self, id: str) -> Row | None:
+        return await self._database.patiently(lambda: self._table.row(id))
 
     async def head(self, limit: int) -> AsyncIterator[Text]:
         """Yield the first pending entries in the queue's order, whether they are locked or not."""
-        places, _ = self._table.head(limit, ())
+        places, _ = await self._database.patiently(lambda: self._table.head(limit, ()))
         async for text in self.texts(id for _, id in places):
             yield text
 
@@ -183,7 +215,8 @@ class StoredQueue:
         """
         size = 0
         for id in ids:
-            if (text := self._table.get(id)) is None:
+            text = await self._database.patiently(partial(self._table.get, id))
+            if text is None:
                 continue
             yield text
             size += len(text[1])
@@ -191,7 +224,7 @@ class StoredQueue:
                 size = 0
                 await asyncio.sleep(0)
 
-    def page(
+    async def page(
         self, limit: int, *, after: str | int | None, states: frozenset[str], size: int
     ) -> tuple[list[Row], bool]:
         """Return entries up to about ``size`` bytes but at least one, and whether there are more:
@@ -199,6 +232,11 @@ class StoredQueue:
 
         ``after`` is the id or the position of the last one before.
         """
+        return await self._database.patiently(lambda: self._page(limit, after, states, size))
+
+    def _page(
+        self, limit: int, after: str | int | None, states: frozenset[str], size: int
+    ) -> tuple[list[Row], bool]:
         if states:
             assert not isinstance(after, str)
             return self._table.page_in_order(limit, after=after, states=states, size=size)

@@ -20,10 +20,9 @@ class StoreRecords:
         """Store the record in place of one of that name. False if the store was deleted."""
 
         def work() -> bool:
-            db = self._database.connection
             if not self._touch(store):
                 return False
-            db.execute(
+            self._database.change(
                 "INSERT INTO store_records VALUES (?, ?, ?, ?) ON CONFLICT (storage, name)"
                 " DO UPDATE SET content_type = excluded.content_type, body = excluded.body",
                 (store, name, content_type, body),
@@ -34,17 +33,17 @@ class StoreRecords:
 
     async def get(self, store: int, name: str) -> tuple[str, bytes] | None:
         """The content type and the body."""
-        found: tuple[str, bytes] | None = await self._database.patiently(
-            lambda: self._database.connection.execute(
+        found = await self._database.patiently(
+            lambda: self._database.row(
                 "SELECT content_type, body FROM store_records WHERE storage = ? AND name = ?",
                 (store, name),
-            ).fetchone()
+            )
         )
-        return found
+        return None if found is None else (found[0], found[1])
 
     async def delete(self, store: int, name: str) -> None:
         def work() -> None:
-            self._database.connection.execute(
+            self._database.change(
                 "DELETE FROM store_records WHERE storage = ? AND name = ?", (store, name)
             )
             self._touch(store)
@@ -58,16 +57,17 @@ class StoreRecords:
         records, and whether there are more.
         """
         rows = await self._database.patiently(
-            lambda: self._database.connection.execute(
-                "SELECT name, length(body) FROM store_records WHERE storage = ? AND name > ?"
-                " AND name >= ? AND name < ? ORDER BY name LIMIT ?",
-                (store, after, prefix, prefix + _LAST, limit + 1),
-            ).fetchall()
+            lambda: [
+                (name, size)
+                for name, size in self._database.rows(
+                    "SELECT name, length(body) FROM store_records WHERE storage = ? AND name > ?"
+                    " AND name >= ? AND name < ? ORDER BY name LIMIT ?",
+                    (store, after, prefix, prefix + _LAST, limit + 1),
+                )
+            ]
         )
         return rows[:limit], len(rows) > limit
 
     def _touch(self, store: int) -> bool:
-        cursor = self._database.connection.execute(
-            "UPDATE storages SET modified_at = ? WHERE key = ?", (self._now(), store)
-        )
-        return cursor.rowcount == 1
+        query = "UPDATE storages SET modified_at = ? WHERE key = ?"
+        return self._database.change(query, (self._now(), store)) == 1

@@ -7,12 +7,12 @@ that stores them.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from scrapy_apify_rq.backends.base import Added, State
 from scrapy_apify_rq.backends.fairness import choose_fairly
-from scrapy_apify_rq.backends.sqlite.catalog import Counters
 from scrapy_apify_rq.backends.sqlite.database import Database
+from scrapy_apify_rq.backends.sqlite.schema import Counters
 from scrapy_apify_rq.entries.hosts import host_of
 from scrapy_apify_rq.entries.models import Entry
 
@@ -22,30 +22,39 @@ Text = tuple[str, bytes]
 """The id and the JSON of an entry."""
 
 
+# A lease that was taken in the future is from before somebody set the clock back. Those of other
+# processes may be ahead by so many seconds: their clocks do not follow that of the machine.
+_CLOCKS_DIFFER: Final = 60
+LEASED: Final = (
+    f"coalesce(lock_expires_at, 0) > :now AND coalesce(locked_at, 0) <= :now + {_CLOCKS_DIFFER}"
+)
+FREE: Final = f"NOT ({LEASED})"
+
+
 class Row(NamedTuple):
     """An entry as it is stored. ``position`` is None once it is handled."""
 
     id: str
-    json: str
+    json: bytes
     position: int | None
     lock_by: str | None
     lock_expires_at: float | None
-
-    def state(self, now: float) -> Literal["handled", "locked", "pending"]:
-        if self.position is None:
-            return "handled"
-        return "locked" if (self.lock_expires_at or 0) > now else "pending"
+    is_leased: int
 
 
 _INSERT: Final = (
     "INSERT INTO requests (queue, id, position, failed, json, host) VALUES (?, ?, ?, ?, ?, ?)"
     " ON CONFLICT DO NOTHING"
 )
-_ROW: Final = f"SELECT {', '.join(Row._fields)} FROM requests WHERE queue = :queue"
-_FREE: Final = "coalesce(lock_expires_at, 0) <= :now"
+# JSON as bytes, since another program may have written something that is not UTF-8.
+_JSON: Final = "CAST(json AS BLOB)"
+_ROW: Final = (
+    f"SELECT id, {_JSON}, position, lock_by, lock_expires_at, position IS NOT NULL AND {LEASED}"
+    " FROM requests WHERE queue = :queue"
+)
 _FILTERS: Final = {
-    frozenset({"locked"}): "lock_expires_at > :now",
-    frozenset({"pending"}): _FREE,
+    frozenset({"locked"}): LEASED,
+    frozenset({"pending"}): FREE,
     frozenset({"locked", "pending"}): "TRUE",
 }
 # Left to choose an index, SQLite may take one that makes it sort the rows again for each page.
@@ -54,11 +63,8 @@ _IN_STATE: Final[dict[State | None, str]] = {
     "pending": "NOT INDEXED WHERE queue = :queue AND position IS NOT NULL",
     "handled": "NOT INDEXED WHERE queue = :queue AND position IS NULL",
     "failed": "INDEXED BY requests_failed WHERE queue = :queue AND failed",
-    "locked": "NOT INDEXED WHERE queue = :queue AND position IS NOT NULL"
-    " AND lock_expires_at > :now",
+    "locked": f"NOT INDEXED WHERE queue = :queue AND position IS NOT NULL AND {LEASED}",
 }
-# As bytes, since another program may have written something that is not UTF-8.
-_JSON: Final = "CAST(json AS BLOB)"
 # SQLite has no skip scan of its own: each step finds the next host by the index.
 _NEXT_HOST: Final = (
     "SELECT host FROM requests INDEXED BY requests_by_host WHERE queue = :queue AND host {}"
@@ -103,32 +109,31 @@ class Table:
             counters.total += 1
             counters.handled += handled
             return Added(entry.id, False, False)
-        (old,) = self._database.connection.execute(
+        ((old,),) = self._database.rows(
             "SELECT position FROM requests WHERE queue = ? AND id = ?", (self.key, entry.id)
-        ).fetchone()
+        )
         return Added(entry.id, True, old is None)
 
     def _insert(self, entry: Entry, position: int | None) -> bool:
         """Return False if the queue has an entry of this id."""
         json = entry.to_json()
         values = (self.key, entry.id, position, entry.failed, json, host_of(entry))
-        return self._database.connection.execute(_INSERT, values).rowcount == 1
+        return self._database.change(_INSERT, values) == 1
 
     def replace(self, entry: Entry, forefront: bool, counters: Counters) -> Added:
         """Store the entry whether it is new or not. The answer describes the queue before."""
         counters.writes += 1
         handled = entry.is_handled
         position = counters.place(handled, forefront)
-        db = self._database.connection
-        old = db.execute(
+        old = self._database.row(
             "SELECT rowid, position IS NULL FROM requests WHERE queue = ? AND id = ?",
             (self.key, entry.id),
-        ).fetchone()
+        )
         if old is None:
             self._insert(entry, position)
             counters.total += 1
         else:
-            db.execute(
+            self._database.change(
                 "UPDATE requests SET position = ?, failed = ?, json = ?, host = ?, lock_by = NULL,"
                 " lock_expires_at = NULL WHERE rowid = ?",
                 (position, entry.failed, entry.to_json(), host_of(entry), old[0]),
@@ -139,7 +144,7 @@ class Table:
 
     def move_to_front(self, id: str, counters: Counters) -> None:
         """Move a pending entry to the very front."""
-        self._database.connection.execute(
+        self._database.change(
             "UPDATE requests SET position = ? WHERE queue = ? AND id = ?",
             (counters.place(handled=False, forefront=True), self.key, id),
         )
@@ -148,60 +153,53 @@ class Table:
         for id in ids:
             # Not "RETURNING position IS NULL": SQLite 3.40.1 returns 0 for a position that is
             # NULL, if the column queue is NOT NULL.
-            gone = self._database.connection.execute(
+            gone = self._database.row(
                 "DELETE FROM requests WHERE queue = ? AND id = ? RETURNING position",
                 (self.key, id),
-            ).fetchone()
+            )
             if gone is not None:
                 counters.total -= 1
                 counters.handled -= gone[0] is None
                 counters.deletes += 1
 
-    def clear(self, counters: Counters) -> None:
-        db = self._database.connection
-        db.execute("DELETE FROM requests WHERE queue = ?", (self.key,))
-        db.execute("DELETE FROM records WHERE queue = ?", (self.key,))
-        counters.total = counters.handled = 0
-        counters.purges += 1
-
     # Records
 
     def load_records(self, prefix: str) -> dict[str, bytes]:
-        rows = self._database.connection.execute(
+        rows = self._database.rows(
             "SELECT name, CAST(text AS BLOB) FROM records"
             " WHERE queue = ? AND substr(name, 1, length(?)) = ?",
             (self.key, prefix, prefix),
         )
-        return dict(rows.fetchall())
+        return dict(rows)
 
     def save_records(self, texts: Mapping[str, bytes | None]) -> None:
-        db = self._database.connection
         for name, text in texts.items():
             if text is None:
-                db.execute("DELETE FROM records WHERE queue = ? AND name = ?", (self.key, name))
+                query = "DELETE FROM records WHERE queue = ? AND name = ?"
+                self._database.change(query, (self.key, name))
             else:
-                values = (self.key, name, text)
-                db.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", values)
+                query = "INSERT OR REPLACE INTO records VALUES (?, ?, ?)"
+                self._database.change(query, (self.key, name, text))
 
     # Reads for a claim
 
     def head(
-        self, limit: int, known: Collection[str], condition: str = ""
+        self, limit: int, known: Collection[str], condition: str = "TRUE"
     ) -> tuple[list[Place], bool]:
         """The first pending entries that are not ``known``, and whether there are more.
 
         With rowids, since finding a row by its id costs a read of the file in a large queue.
         """
-        found = self._database.connection.execute(
-            f"SELECT rowid, id FROM requests WHERE queue = ? AND position IS NOT NULL {condition}"
-            " ORDER BY position LIMIT ?",
-            (self.key, limit + len(known) + 1),
+        found = self._database.rows(
+            "SELECT rowid, id FROM requests WHERE queue = :queue AND position IS NOT NULL"
+            f" AND {condition} ORDER BY position LIMIT :limit",
+            {"queue": self.key, "now": self._now(), "limit": limit + len(known) + 1},
         )
         rows = [row for row in found if row[1] not in known]
         return rows[:limit], len(rows) > limit
 
     def head_by_host(
-        self, limit: int, known: Collection[str], share: int, condition: str = ""
+        self, limit: int, known: Collection[str], share: int, condition: str = "TRUE"
     ) -> tuple[list[Place], bool]:
         """The same, but with equally many of each host, up to ``share``, known ones included.
 
@@ -231,21 +229,21 @@ class Table:
 
     def _hosts(self, query: str, limit: int) -> list[str]:
         values = {"queue": self.key, "after": self._last_host, "limit": limit}
-        return [host for (host,) in self._database.connection.execute(query, values)]
+        return [host for (host,) in self._database.rows(query, values)]
 
     def _line(self, host: str | None, chunk: int, condition: str) -> Iterator[tuple[int, int, str]]:
         """Position, rowid and id of the pending entries of a host, in the queue's order. They are
         read so many at a time.
         """
         query = (
-            "SELECT position, rowid, id FROM requests INDEXED BY requests_by_host WHERE queue = ?"
-            f" AND host IS ? AND position > ? AND position IS NOT NULL {condition}"
-            " ORDER BY position LIMIT ?"
+            "SELECT position, rowid, id FROM requests INDEXED BY requests_by_host"
+            " WHERE queue = :queue AND host IS :host AND position > :after"
+            f" AND position IS NOT NULL AND {condition} ORDER BY position LIMIT :limit"
         )
+        values: dict[str, Any] = {"queue": self.key, "host": host, "now": self._now()}
         after = _BEFORE_ALL
         while True:
-            values = (self.key, host, after, chunk)
-            rows = self._database.connection.execute(query, values).fetchall()
+            rows = list(self._database.rows(query, {**values, "after": after, "limit": chunk}))
             yield from rows
             if len(rows) < chunk:
                 return
@@ -270,7 +268,7 @@ class Table:
         texts: list[Text] = []
         if places:
             values = (*(rowid for rowid, _ in places), self.key)
-            for id, text in self._database.connection.execute(query, values):
+            for id, text in self._database.rows(query, values):
                 if id not in ids:
                     continue
                 size -= len(text)
@@ -283,8 +281,8 @@ class Table:
 
     def get(self, id: str) -> Text | None:
         query = f"SELECT id, {_JSON} FROM requests WHERE queue = ? AND id = ?"
-        found: Text | None = self._database.connection.execute(query, (self.key, id)).fetchone()
-        return found
+        row = self._database.row(query, (self.key, id))
+        return None if row is None else (row[0], row[1])
 
     def page(self, state: State | None, *, after: int, limit: int) -> list[tuple[int, str, bytes]]:
         """Rowid, id and JSON of entries in this state, in the order of their rowids."""
@@ -293,12 +291,13 @@ class Table:
             " AND rowid > :after ORDER BY rowid LIMIT :limit"
         )
         values = {"queue": self.key, "now": self._now(), "after": after, "limit": limit}
-        return self._database.connection.execute(query, values).fetchall()
+        return [(rowid, id, json) for rowid, id, json in self._database.rows(query, values)]
 
     def count(self, state: State) -> int:
         query = f"SELECT count(*) FROM requests {_IN_STATE[state]}"
         values = {"queue": self.key, "now": self._now()}
-        return int(self._database.connection.execute(query, values).fetchone()[0])
+        ((count,),) = self._database.rows(query, values)
+        return int(count)
 
     # Reads for the server
 
@@ -332,4 +331,4 @@ class Table:
 
     def _rows(self, more: str, **values: Any) -> Iterator[Row]:
         values |= {"queue": self.key, "now": self._now()}
-        return map(Row._make, self._database.connection.execute(f"{_ROW} {more}", values))
+        return map(Row._make, self._database.rows(f"{_ROW} {more}", values))
