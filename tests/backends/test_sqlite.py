@@ -146,6 +146,25 @@ async def test_a_file_of_the_first_edition(tmp_path: Path, more: str) -> None:
     await store.close()
 
 
+async def test_a_file_of_version_2(tmp_path: Path) -> None:
+    async with opened_in(tmp_path) as backend:
+        await backend.fill("a", "b")
+        await backend.ack("b")
+    for statement in (
+        "ALTER TABLE requests DROP COLUMN locked_at",
+        "ALTER TABLE queues ADD COLUMN purges INTEGER NOT NULL DEFAULT 0",
+        "DROP TABLE feeds",
+        "PRAGMA user_version = 2",
+    ):
+        sql(tmp_path, statement)
+    async with opened_in(tmp_path, lock_secs=60) as backend:
+        assert await backend.look() == ("a", 2, 1, 1)
+        assert await backend.count("locked") == 1
+        await backend.items.note({"x": "y"})
+        await backend.purge()
+        assert await backend.look() == ("", 0, 0, 0)
+
+
 def test_nobody_else_may_read_the_file(tmp_path: Path) -> None:
     """From its first byte on, whatever the umask; later it is the owner's decision."""
     umask = os.umask(0)
@@ -567,6 +586,16 @@ async def test_an_entry_as_deep_as_can_be_read_can_be_written(
     assert found.broken is None
     await backend.put(found)
     assert await backend.get(VALID.id) == found
+
+
+async def test_a_lock_that_is_none(backend: Sqlite, tmp_path: Path) -> None:
+    await backend.occupy(alone=True)
+    await backend.close()
+    (lock,) = (tmp_path / "request_queues.locks").iterdir()
+    lock.write_text("text" * 5000)
+    await backend.open()
+    with pytest.raises(BackendError, match=rf"{lock} .*not a database.* Delete it if no crawl"):
+        await backend.occupy(alone=True)
 
 
 async def test_one_crawl_alone_or_workers(tmp_path: Path) -> None:

@@ -32,11 +32,11 @@ def folder() -> Iterator[Path]:
 
 
 @contextmanager
-def another_user(folder: Path, mode: int = 0o444) -> Iterator[None]:
-    """Nothing in the folder can be changed, and its files have this mode."""
+def another_user(folder: Path, mode: int = 0o444, folder_mode: int = 0o555) -> Iterator[None]:
+    """Nothing in the folder can be changed, unless the modes say otherwise."""
     for file in folder.iterdir():
         file.chmod(mode)
-    folder.chmod(0o555)
+    folder.chmod(folder_mode)
     system = ctypes.CDLL(None)
     is_root = os.geteuid() == 0  # whom no mode stops
     if is_root:
@@ -113,18 +113,21 @@ async def test_a_crawl_that_begins_to_write_meanwhile(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "is_old", "message"),
+    ("modes", "is_old", "message"),
     [
-        (0, False, "Check who may read and write the file"),
-        (0o444, True, "older version of scrapy-apify-rq .format 1, now it is 3., and you may not"),
+        ((0o444, 0), False, "Permission denied.. Check who"),
+        ((0, 0o555), False, "unable to open .* Check who may read and write the file"),
+        ((), True, "older version of scrapy-apify-rq .format 1, now it is 3., and you may not"),
     ],
 )
-async def test_what_cannot_be_read(folder: Path, mode: int, is_old: bool, message: str) -> None:
+async def test_what_cannot_be_read(
+    folder: Path, modes: tuple[int, ...], is_old: bool, message: str
+) -> None:
     async with opened(crawl_of(folder)) as crawl:
         await crawl.fill("a")
     if is_old:
         downgrade(folder)
-    with another_user(folder, mode), pytest.raises(BackendError, match=message):
+    with another_user(folder, *modes), pytest.raises(BackendError, match=message):
         await reader_of(folder).find()
 
 

@@ -131,7 +131,7 @@ class Database:
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         # Raises for another program's file, before the next lines change it.
-        is_new, found = self._check_format(db)
+        found = self._version(db)
         if found < schema.VERSION:
             _hide(self.file)
         (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -144,24 +144,24 @@ class Database:
             return
         db.execute("BEGIN IMMEDIATE")
         with db:
-            is_new, found = self._check_format(db)  # another process may have been first
-            if is_new or found < schema.VERSION:
-                schema.upgrade(db)
+            found = self._version(db)  # another process may have been first
+            if found < schema.VERSION:
+                schema.upgrade(db, found)
 
-    def _check_format(self, db: sqlite3.Connection) -> tuple[bool, int]:
-        """Return whether the file is empty, and its version. Raises if it is not one of ours."""
+    def _version(self, db: sqlite3.Connection) -> int:
+        """The version of our format, 0 for an empty file. Raises if it is not one that we know."""
         if schema.is_empty(db):
-            return True, 0
+            return 0
         if not schema.is_ours(db):
             raise other_program(self.file)
         if not 1 <= (found := schema.version(db)) <= schema.VERSION:
             raise other_version(self.file, found, schema.VERSION)
-        return False, found
+        return found
 
     def _open_to_read(self) -> None:
         """Change nothing, not even in the folder, unless the file has to be upgraded."""
         self._connect_to_read()
-        _, found = self._check_format(self.connection)
+        found = self._version(self.connection)
         if found == schema.VERSION:
             return
         self.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 from pathlib import Path
@@ -47,7 +48,7 @@ def failure(file: Path, error: OSError | sqlite3.Error) -> BackendError:
             f"{what} failed: {error}. Another program holds it. Nothing that was stored is lost:"
             " end that program and try again."
         )
-    if file.is_dir():
+    if os.path.isdir(file):  # noqa: PTH112 (Path.is_dir() raises in a closed folder)
         return BackendError(f"{what} is a folder: {_OTHER_FOLDER}.")
     if is_closed(error):
         reason = error.strerror if isinstance(error, OSError) else error

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from scrapy_apify_rq.errors import ConfigError
+from scrapy_apify_rq.errors import BackendError
 
 _FOLDER_NAME: Final = "request_queues.locks"
 
@@ -58,7 +58,10 @@ class Occupancy:
         except (OSError, sqlite3.Error) as error:
             if "locked" in str(error):
                 return False
-            raise ConfigError(f"The lock {self._file} cannot be used: {error}") from error
+            raise BackendError(
+                f"The lock {self._file} cannot be used ({error}). Delete it if no crawl of this"
+                " queue runs, and look whether its folder may be written."
+            ) from error
         self._connection = connection
         return True
 

@@ -181,9 +181,8 @@ def _number(db: sqlite3.Connection, question: str) -> int:
     return int(db.execute(question).fetchone()[0])
 
 
-def upgrade(db: sqlite3.Connection) -> None:
-    """Make a new file, or one of any older version, a file of this one, in a transaction."""
-    since = 0 if is_empty(db) else version(db)
+def upgrade(db: sqlite3.Connection, since: int) -> None:
+    """Make a file of an older version, 0 for an empty one, a file of this one, in a transaction."""
     if since < 1:
         db.execute(_queues("queues"))
         _execute(db, _REQUESTS)
