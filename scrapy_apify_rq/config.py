@@ -17,9 +17,12 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, get_type_hints
 
 from scrapy.settings import BaseSettings
 
+from scrapy_apify_rq import proxy_configuration, run_environment
 from scrapy_apify_rq import setting_readers as read
 from scrapy_apify_rq.errors import ConfigError
 from scrapy_apify_rq.identity import NO_ARGUMENTS, Arguments
+from scrapy_apify_rq.proxy_configuration import ProxyConfiguration
+from scrapy_apify_rq.run_environment import RunEnvironment
 from scrapy_apify_rq.setting_readers import KeyKind, Reader, Source
 
 
@@ -119,6 +122,12 @@ class Config:
         float, Setting("APIFY_RQ_UNAVAILABLE_TIMEOUT", 600, read.seconds(zero=False))
     ]
     gc_freeze: Annotated[bool, Setting("APIFY_RQ_GC_FREEZE", False, read.boolean)]
+    input: Annotated[bool, Setting("APIFY_RQ_INPUT", True, read.boolean)]
+    """Whether to give the spider the input of the Actor run."""
+    proxy: Annotated[
+        ProxyConfiguration | None, Setting("APIFY_RQ_PROXY", None, proxy_configuration.read)
+    ]
+    run: Annotated[RunEnvironment, Derived(run_environment.read)]
     events_url: Annotated[str | None, Derived(read.events_url)] = field(repr=False)
     """The address of the platform's events for an Actor run; None outside of one."""
     timeout_at: Annotated[datetime | None, Derived(read.timeout_at)]

@@ -12,9 +12,10 @@ The jars of ``CookiesMiddleware`` have a public name, which nothing documents.
 
 Nothing keeps the arguments of ``Crawler.crawl()``, hence a look at its local variables. A crawl
 that needs them and does not find them is refused, too. The module names of Scrapy's commands are
-undocumented rather than private, as is that a command finds its exit status in itself. The
-downloader's ``slots`` and ``get_slot_key``, which Scrapy's own queues use (scrapy/pqueues.py), are
-guarded: a crawl without them has one line for all hosts.
+undocumented rather than private, as is that a command finds its exit status in itself, and the
+arguments of the spider in ``opts.spargs``; without these, an argument that an Actor's input lacks
+is reported later. The downloader's ``slots`` and ``get_slot_key``, which Scrapy's own queues use
+(scrapy/pqueues.py), are guarded: a crawl without them has one line for all hosts.
 
 ``scrapy rq import-jobdir`` depends on more, and no crawl on it: ``jobdir`` reads the files that
 Scrapy's scheduler wrote, and the command shows its queues an idle ``engine.downloader.slots``.
@@ -208,6 +209,21 @@ def arguments(crawler: Crawler) -> tuple[tuple[Any, ...], dict[str, Any]] | None
                 and isinstance(kwargs, dict)
             ):
                 return args, kwargs
+        frame = frame.f_back
+    return None
+
+
+def command_line_arguments() -> AbstractSet[str] | None:
+    """The names of the spider's arguments on the command line of ``scrapy crawl``.
+
+    None in a script, or where they cannot be found.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        found = frame.f_locals
+        given = getattr(found.get("opts"), "spargs", None)
+        if isinstance(found.get("self"), ScrapyCommand) and isinstance(given, dict):
+            return given.keys()
         frame = frame.f_back
     return None
 

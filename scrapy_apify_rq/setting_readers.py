@@ -38,12 +38,12 @@ _STORE_VARIABLES: Final = (
     "ACTOR_DEFAULT_KEY_VALUE_STORE_ID",
     "APIFY_DEFAULT_KEY_VALUE_STORE_ID",
 )
-_STORAGE_DIR_VARIABLES: Final = ("CRAWLEE_STORAGE_DIR", "APIFY_LOCAL_STORAGE_DIR")
-_RUN_ID_VARIABLES: Final = ("ACTOR_RUN_ID", "APIFY_ACTOR_RUN_ID", "APIFY_ACT_RUN_ID")
+STORAGE_DIR_VARIABLES: Final = ("CRAWLEE_STORAGE_DIR", "APIFY_LOCAL_STORAGE_DIR")
+RUN_ID_VARIABLES: Final = ("ACTOR_RUN_ID", "APIFY_ACTOR_RUN_ID", "APIFY_ACT_RUN_ID")
 _EVENTS_VARIABLES: Final = ("ACTOR_EVENTS_WEBSOCKET_URL", "APIFY_ACTOR_EVENTS_WS_URL")
 _TIMEOUT_VARIABLES: Final = ("ACTOR_TIMEOUT_AT", "APIFY_TIMEOUT_AT")
-# The Apify CLI sets it for a local run. On the platform, no storage has this id.
-_LOCAL_DEFAULT: Final = "default"
+# Local runs have it as the id of their storages. On the platform, none has this id.
+LOCAL_DEFAULT_STORAGE: Final = "default"
 
 _COMPONENTS: Final = (
     "ADDONS",
@@ -227,7 +227,7 @@ def run_store(source: Source) -> str | None:
 
 def _storage_of_run(source: Source, variables: Iterable[str]) -> str | None:
     variable = source.variable(variables)
-    if variable is None or variable[1] == _LOCAL_DEFAULT:
+    if variable is None or variable[1] == LOCAL_DEFAULT_STORAGE:
         return None  # a local run with a token: the API would answer 404
     if not is_id(variable[1]):
         raise wrong(*variable, f"an id has {ID_LENGTH} letters and digits; unset the variable")
@@ -272,7 +272,7 @@ def api_base_url(source: Source, name: str) -> str:
     if variable := source.variable([name]):
         # Inside the platform this variable holds an internal plain-http address: the token stays
         # in Apify's own network. A setting comes from the project and may lead anywhere.
-        return _checked_url(*variable, internal=source.environ.get("APIFY_IS_AT_HOME") == "1")
+        return _checked_url(*variable, internal=is_at_home(source))
     return str(source.defaults[name])
 
 
@@ -321,8 +321,28 @@ def backend(source: Source, name: str) -> Literal["apify", "sqlite"]:
     choices: Reader[Literal["auto", "apify", "sqlite"]] = choice("auto", "apify", "sqlite")
     chosen = choices(source, name)
     if chosen == "auto":
-        return "apify" if token(source, "APIFY_TOKEN") else "sqlite"
+        has_token = token(source, "APIFY_TOKEN") is not None
+        return "apify" if has_token and not _is_token_of_cli(source) else "sqlite"
     return chosen
+
+
+def _is_token_of_cli(source: Source) -> bool:
+    """Whether ``apify run`` has set the token, as it does for each user who is logged in.
+
+    That user wants a run on this machine, and has not asked for a queue in the cloud.
+    """
+    return (
+        source.variable(STORAGE_DIR_VARIABLES) is not None
+        and not is_at_home(source)
+        and not source.settings.get("APIFY_TOKEN")
+        and not source.settings.get("APIFY_API_BASE_URL")
+        and source.variable(["APIFY_API_BASE_URL"]) is None
+    )
+
+
+def is_at_home(source: Source) -> bool:
+    """Whether this is a run on Apify's platform."""
+    return source.environ.get("APIFY_IS_AT_HOME") == "1"
 
 
 def queue_id(source: Source, name: str) -> str | None:
@@ -383,7 +403,7 @@ def _queue_of_run(source: Source) -> _Queue | None:
         return None
     if backend(source, "APIFY_RQ_BACKEND") == "sqlite":
         return _Queue(None, _checked_name(*variable), is_default=True)
-    if variable[1] == _LOCAL_DEFAULT:
+    if variable[1] == LOCAL_DEFAULT_STORAGE:
         # A local run with a token: the API would answer 404.
         return None
     return _Queue(_checked_id(*variable), None, is_default=True)
@@ -407,7 +427,11 @@ def storage_dir(source: Source, name: str) -> Path:
     origin, raw = name, source.settings.get(name)
     if raw is None or raw == "":
         default = (name, source.defaults[name])
-        origin, raw = source.variable(_STORAGE_DIR_VARIABLES) or default
+        origin, raw = source.variable(STORAGE_DIR_VARIABLES) or default
+    return storage_folder(origin, raw)
+
+
+def storage_folder(origin: str, raw: Any) -> Path:
     try:
         return Path(raw).expanduser().absolute()
     except (TypeError, RuntimeError):
@@ -419,7 +443,7 @@ def client_key(source: Source, name: str) -> str | None:
     raw = source.settings.get(name)
     if raw is None:
         # The same after a migration or a resurrection, so that the run finds its leases again.
-        run = source.variable(_RUN_ID_VARIABLES)
+        run = source.variable(RUN_ID_VARIABLES)
         return run[1][:CLIENT_KEY_LENGTH] if run else None
     if not isinstance(raw, str) or not 1 <= len(raw) <= CLIENT_KEY_LENGTH:
         raise wrong(name, raw, f"write a text of 1 to {CLIENT_KEY_LENGTH} characters, or None")

@@ -65,6 +65,8 @@ class RunEvents:
         self._hold = hold
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
+        self.is_out_of_time = False
+        """The crawl was stopped because the platform would have ended the run soon."""
         self._stop_task: asyncio.Task[None] | None = None
         self._sdk: Any = None
         self._has_warned = False
@@ -119,6 +121,7 @@ class RunEvents:
             # A run that is shorter than the time to stop should still crawl.
             seconds = min(_TIME_TO_STOP, left / 2)
             await asyncio.sleep(left - seconds)
+            self.is_out_of_time = not self._is_stopping
             self._stop("has nearly used up its time", seconds)
 
     def _stop(self, why: str, seconds: float) -> None:

@@ -44,6 +44,7 @@ _MODULES: Final = (
     "import_entries",
     "import_jobdir",
     "purge",
+    "input_schema",
     "serve",
 )
 # The exit status that shells report for a program that SIGINT ended.

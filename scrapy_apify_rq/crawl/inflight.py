@@ -23,7 +23,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 from scrapy import Request
 
@@ -138,6 +138,8 @@ class InFlight:
         self._converter = converter
         self._report = report
         self._flights: dict[Request, Flight] = {}
+        self._stored_forms: WeakKeyDictionary[Request, Stored] = WeakKeyDictionary()
+        """What the queue holds of live requests that wait, where it is less than they hold."""
         self._visits: dict[str, Visit] = {}
         self._origins: dict[Visit, Flight | Origin] = {}
         """Of each visit that lives in memory only and is not finished: what leads to it again."""
@@ -166,7 +168,7 @@ class InFlight:
     def take(self, visit: Visit, request: Request) -> None:
         """The engine gets this request now."""
         visit.request = request
-        flight = Flight(visit, request, Outgoing(request))
+        flight = Flight(visit, request, Outgoing(request, self._stored_forms.pop(request, None)))
         self._flights[request] = flight
         if visit.entry is not None:
             self._visits[visit.entry.id] = visit
@@ -298,8 +300,12 @@ class InFlight:
         if flight is None:
             return None
         if flight.replacement is request:
-            return flight.outgoing.stored_successor(request)
-        return flight.outgoing.stored_link(request)
+            stored: Stored | None = flight.outgoing.stored_successor(request)
+        else:
+            stored = flight.outgoing.stored_link(request)
+        if stored is not None:
+            self._stored_forms[request] = stored
+        return stored
 
     def adopt(self, visit: Visit) -> None:
         """A new request lives in memory only: let what led to it wait for it."""
@@ -412,7 +418,7 @@ class InFlight:
         self._frontier.update(again)
 
     def _retried(self, flight: Flight, old: Entry, request: Request, reason: str) -> Entry:
-        stored = flight.outgoing.stored_successor(request)
+        stored = self._stored_forms[request] = flight.outgoing.stored_successor(request)
         try:
             entry = self._converter.encode(
                 request, old.unique_key, replaced=old, **stored._asdict()

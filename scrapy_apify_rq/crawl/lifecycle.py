@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
+from decimal import Decimal
 from typing import TYPE_CHECKING, Final, cast
 
 from scrapy import Request, Spider, signals
@@ -14,6 +15,7 @@ from scrapy.utils.python import global_object_name
 
 from scrapy_apify_rq import scrapy_private
 from scrapy_apify_rq.actor.events import RunEvents
+from scrapy_apify_rq.actor.run_status import RunStatus
 from scrapy_apify_rq.backends import backend_for
 from scrapy_apify_rq.crawl.duplicates import Duplicates
 from scrapy_apify_rq.crawl.exporter import adopt
@@ -79,9 +81,16 @@ class Lifecycle:
         self._progress = Progress(crawler, self._backend, self.report, bar=config.progress)
         self.state = State(crawler, config, self._backend, self.converter, self.report)
         self._run_events = RunEvents(crawler, config, self._hold)
+        self._run_status = RunStatus(
+            config,
+            describe=self._progress.describe,
+            limit_reached=self.charge_limit_reached,
+            inc_stat=crawler.stats.inc_value,
+        )
         self._opened: AsyncExitStack | None = None  # closes what is open
         self._close_reason = "shutdown"  # Scrapy's word for a spider that could not be opened
         self.failure: BackendError | None = None  # why the spider has to be closed
+        self._is_out_of_money = False
         self._settler: asyncio.Task[None] | None = None
         self._saver: asyncio.Task[None] | None = None
         self._closer: asyncio.Task[None] | None = None
@@ -97,11 +106,13 @@ class Lifecycle:
             opened.push_async_callback(lambda: self.duplicates.close(self._close_reason))
             opened.push_async_callback(self._close_backend)
             opened.push_async_callback(self._progress.stop)
+            opened.push_async_callback(self._run_status.stop)
             try:
                 await self._open_queue()
             except BackendError as error:
                 # Raised from here, it would be buried under errors of an engine that is half up.
                 self.failed(error)
+            self._run_status.start()
             if self._config.gc_freeze:
                 _freeze_garbage(opened)
             self._opened = opened.pop_all()
@@ -195,8 +206,19 @@ class Lifecycle:
             self.report.given_up(given_up)
             if given_up.lost:
                 scrapy_private.fail_command()
-            self.report.close(await self._closing_line() + self.report.memory(given_up))
+            text = await self._closing_line() + self.report.memory(given_up)
+            self.report.close(text)
+            await self._fail_if_work_is_left()
             await self._end_crawl()
+            await self._run_status.end(text)
+
+    async def _fail_if_work_is_left(self) -> None:
+        """A run that the platform or its user has ended too early must not look like a success."""
+        if self._is_out_of_money or self._run_events.is_out_of_time:
+            with suppress(BackendError):
+                if not (await self._backend.info()).pending:
+                    return
+            scrapy_private.fail_command()
 
     async def _end_crawl(self) -> None:
         """Note it if nothing is left to do but to store the feeds."""
@@ -305,6 +327,15 @@ class Lifecycle:
             self.failure = error
             self.report.failed(error)
             scrapy_private.fail_command()
+            self.has_to_end()
+
+    def charge_limit_reached(self, limit: Decimal) -> None:
+        """The user wants to pay no more for this run: finish what is in flight, and end it."""
+        if self.failure is None:
+            self._is_out_of_money = True
+            text = self.report.out_of_money(limit)
+            self.failure = BackendError(text, "apify_rq_charge_limit")
+            self.report.stopping(text)
             self.has_to_end()
 
     def has_to_end(self) -> bool:

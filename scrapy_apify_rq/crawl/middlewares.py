@@ -19,6 +19,7 @@ from scrapy.utils.asyncio import is_asyncio_available
 from twisted.python.failure import Failure
 
 from scrapy_apify_rq import backends, scrapy_private
+from scrapy_apify_rq.actor.spider_input import input_of
 from scrapy_apify_rq.config import Config
 from scrapy_apify_rq.crawl.inflight import inflight_of, mark_start_requests
 from scrapy_apify_rq.entries.arguments import arguments_of
@@ -47,6 +48,9 @@ def checked_config(crawler: Crawler) -> Config | None:
         return None
     spider_name = getattr(crawler.spider or crawler.spidercls, "name", None)
     found = scrapy_private.arguments(crawler)
+    given = input_of(crawler)
+    if found is not None and given is not None:
+        found = (found[0], {**given.identity, **found[1]})
     arguments = None if found is None else arguments_of(*found)
     config = Config.from_settings(crawler.settings, os.environ, spider_name, arguments)
     if not config.enabled:
@@ -123,8 +127,14 @@ class SpiderMiddleware:
 
     async def process_start(self, start: AsyncIterator[Any]) -> AsyncIterator[Any]:
         scheduler = self._scheduler()
+        given = input_of(self._crawler)
+        starts = None
+        if given is not None and scheduler is not None:
+            starts = given.start_requests(scheduler.callbacks)
         try:
             async for output in start:
+                if starts is not None and isinstance(output, Request):
+                    output = starts.completed(output, self._crawler.spider)
                 mark_start_requests(True)
                 if scheduler is not None:
                     if not isinstance(output, Request):

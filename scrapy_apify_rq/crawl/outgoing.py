@@ -31,14 +31,17 @@ class Outgoing:
     need not know whether it is equal to another.
     """
 
-    __slots__ = ("_cookies", "_headers", "_meta", "_request", "_sent", "_touched")
+    __slots__ = ("_cookies", "_headers", "_inherited", "_meta", "_request", "_sent", "_touched")
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, stored: Stored | None = None) -> None:
+        """``stored`` is what the queue holds of it, if it has inherited more than that."""
         self._request = request
+        own = stored or Stored(request.headers, request.meta, request.cookies)
         # Lists are copied, because appendlist() changes them in place.
-        self._headers = {name: list(values) for name, values in dict.items(request.headers)}
-        self._meta = dict(request.meta)
-        self._cookies = _copied(request.cookies)
+        self._headers = {name: list(values) for name, values in dict.items(own.headers)}
+        self._meta = dict(own.meta)
+        self._cookies = _copied(own.cookies)
+        self._inherited = dict(request.meta) if stored else {}
         self._sent: dict[str, Any] | None = None
         """``meta`` as the downloader got it; None if it has not got it."""
         self._touched: frozenset[str] | None = None
@@ -51,7 +54,7 @@ class Outgoing:
     def touched(self) -> frozenset[str]:
         """The keys of ``meta`` that changed on the way to the downloader."""
         if self._touched is None:
-            sent = self._sent or {}
+            sent = {**self._inherited, **(self._sent or {})}
             changed = {name for name, value in sent.items() if _is_other(self._meta, name, value)}
             self._touched = frozenset(changed | (_BY_DOWNLOADER - self._meta.keys()))
         return self._touched

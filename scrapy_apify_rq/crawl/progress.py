@@ -39,6 +39,7 @@ class Progress:
         self._interval = crawler.settings.getfloat("LOGSTATS_INTERVAL")
         self._has_bar = bar and sys.stderr.isatty()
         self._sample: Sample | None = None
+        self._line = _Line(report)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -63,14 +64,15 @@ class Progress:
         return self._sample
 
     async def _log_regularly(self) -> None:
-        since = self._sample_now(Info("", None, 0, 0, 0))
-        before: Sample | None = None
+        line = _Line(self._report)
         while True:
             await asyncio.sleep(self._interval)
             with suppress(BackendError):  # the frontier meets it, too, and reports it
-                now = await self._ask()
-                self._report.progress(before, now, since)
-                before = now
+                self._report.log(logging.INFO, line.text(await self._ask()))
+
+    async def describe(self) -> str:
+        """How far the crawl is since the last call of this. Raises BackendError."""
+        return self._line.text(await self._ask())
 
     async def _draw(self) -> None:
         while self._sample is None:
@@ -91,6 +93,19 @@ class Progress:
         handled = sample.queue.handled + self._report.count("handled") - sample.handled
         added = self._report.count("enqueued") - sample.enqueued
         return handled, max(handled, sample.queue.handled + sample.queue.pending + added)
+
+
+class _Line:
+    """The progress line: what has changed since the last one, or since this was made."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._since = Sample(Info("", None, 0, 0, 0), 0, 0, time.monotonic())
+        self._before: Sample | None = None
+
+    def text(self, now: Sample) -> str:
+        before, self._before = self._before, now
+        return self._report.progress(before, now, self._since)
 
 
 class Bar:

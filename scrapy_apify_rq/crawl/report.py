@@ -112,10 +112,7 @@ class Report:
                 f"{' with -a for each argument of this crawl' if self._arguments.names else ''}",
             )
 
-    def emptied(self, info: Info, items: int, *, asked_for: bool) -> None:
-        why = "its crawl was finished"
-        if asked_for:
-            why = f"{info.pending} of them pending, since APIFY_RQ_PURGE_ON_START is set"
+    def emptied(self, info: Info, items: int, why: str) -> None:
         and_items = f" and {items} saved items" if items else ""
         title = f"{self._title(info)}{self._why()}"
         self.log(logging.INFO, f"{title}: emptied of {info.total} entries{and_items}, {why}")
@@ -293,6 +290,16 @@ class Report:
                     "Bug in scrapy-apify-rq", exc_info=error, extra={"spider": self._crawler.spider}
                 )
 
+    def out_of_money(self, limit: object) -> str:
+        return (
+            f"The run has cost what its user allows, {limit} US dollars"
+            " (ACTOR_MAX_TOTAL_CHARGE_USD). What is pending stays pending: resurrect the run with a"
+            " higher limit to go on"
+        )
+
+    def stopping(self, text: str) -> None:
+        self.log(logging.WARNING, f"{text}. The spider is closed")
+
     def failed(self, error: BackendError) -> None:
         self.log(logging.ERROR, f"{error} The spider is closed ({error.reason}).")
 
@@ -405,8 +412,8 @@ class Report:
 
     # Progress.
 
-    def progress(self, before: Sample | None, now: Sample, since: Sample) -> None:
-        """Log how far the crawl is. ``before`` is the last sample, ``since`` where counting began.
+    def progress(self, before: Sample | None, now: Sample, since: Sample) -> str:
+        """Say how far the crawl is. ``before`` is the last sample, ``since`` where counting began.
 
         Other consumers shorten the time that is left. Before the first answer nothing is known
         about them, and the API's counts may lag behind what we know of ourselves.
@@ -415,11 +422,10 @@ class Report:
         own = now.handled - (before or since).handled
         total = own if before is None else max(own, now.queue.handled - before.queue.handled)
         queue = now.queue
-        self.log(
-            logging.INFO,
+        return (
             f"Request queue: {queue.handled} handled, {queue.pending} pending; this run:"
             f" {self.count('failed')} failed, {60 * own / seconds:.0f} pages/min;"
-            f" {_time_left(queue.pending, total / seconds)}",
+            f" {_time_left(queue.pending, total / seconds)}"
         )
 
 

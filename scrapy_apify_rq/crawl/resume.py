@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+from scrapy_apify_rq.actor.local_run import leave_mark, local_start
 from scrapy_apify_rq.entries.foreign import apify_start_key
 from scrapy_apify_rq.entries.unique_keys import request_id, start_key
 
@@ -33,15 +34,22 @@ async def begin(backend: Backend, config: Config, report: Report, history: Histo
     # shared access a worker may start when the others have done everything.
     is_ours = config.queue_is_default and config.backend == "sqlite" and config.access == "single"
     has_any = info.total > 0 or history.crawl is not None
-    if has_any and (config.purge_on_start or (is_over and is_ours)):
+    start = local_start(config)
+    why = "its crawl was finished" if is_over and is_ours and start != "go on" else None
+    if config.purge_on_start:
+        why = f"{info.pending} of them pending, since APIFY_RQ_PURGE_ON_START is set"
+    elif start == "afresh":
+        why = f"{info.pending} of them pending, since apify run was not told to --resurrect"
+    leave_mark(config)
+    if has_any and why is not None:
         items = 0 if backend.items is None else await backend.items.count()
         await backend.purge()
-        report.emptied(info, items, asked_for=config.purge_on_start)
+        report.emptied(info, items, why)
         return Beginning(has_pending=False, is_new=True, is_continued=False)
     report.opened(info, is_over=is_over)
     # What others have added to a queue with a name is another crawl.
     is_continued = history.crawl is not None and (
-        not history.is_over or (config.queue_is_default and info.pending > 0)
+        not history.is_over or start == "go on" or (config.queue_is_default and info.pending > 0)
     )
     return Beginning(bool(info.pending), not info.total, is_continued)
 

@@ -64,6 +64,7 @@ class Scheduler(BaseScheduler):
 
     def __init__(self, crawler: Crawler, config: Config) -> None:
         self._stats = crawler.stats
+        self.callbacks = config.callbacks
         self._is_lifo = config.order == "lifo"
         self._start_line = _start_line(crawler.settings)
         self._life = Lifecycle(crawler, config)

@@ -8,17 +8,21 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scrapy_apify_rq.actor.input_schema import input_schema
 from tests.support import npm_packages as npm
 from tests.support.apify_sdk import environ
 from tests.support.example_project import EXAMPLE
 from tests.support.queues import NAME, TOKEN, ServedQueue
 from tests.support.raw_calls import called
+from tests.support.scrapy_project import ROOT
+from tests.support.typed_spider import Typed
 
 ACTOR = EXAMPLE / ".actor"
 DESCRIBED: dict[str, str] = json.loads((ACTOR / "actor.json").read_text())
@@ -44,6 +48,9 @@ def test_files_follow_the_published_schemas(
 
     required = {"actor.json": "actorSpecification", "input_schema.json": "schemaVersion"}
     assert complaints(ACTOR) == dict.fromkeys(required)
+    shutil.copy(ACTOR / "actor.json", tmp_path)
+    (tmp_path / "input_schema.json").write_text(json.dumps(input_schema(Typed, "title")))
+    assert complaints(tmp_path) == dict.fromkeys(required)
     for file, field in required.items():
         wrong = json.loads((ACTOR / file).read_text())
         del wrong[field]
@@ -51,26 +58,45 @@ def test_files_follow_the_published_schemas(
     assert all(complaints(tmp_path).values())
 
 
-@pytest.mark.parametrize("field", ["dockerfile", "readme", "input", "dockerContextDir"])
+@pytest.mark.parametrize("field", ["dockerfile", "readme", "input"])
 def test_files_name_each_other(field: str) -> None:
     assert (ACTOR / DESCRIBED[field]).exists()
 
 
+def pushed(folder: Path) -> set[str]:
+    """What ``apify push`` would send of this folder: all that .actorignore does not name."""
+    run(["git", "init", "-q"], folder)
+    words = ["git", "ls-files", "--others", "--exclude-from=.actorignore"]
+    return set(run(words, folder).stdout.splitlines())
+
+
+def test_no_secret_is_pushed(tmp_path: Path) -> None:
+    """Nor what is large."""
+    shutil.copytree(EXAMPLE, tmp_path, dirs_exist_ok=True)
+    before = pushed(tmp_path)
+    for name in (".env", ".env.local", ".venv/lib/x.py", ".scrapy/httpcache/shop/1/meta"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("SECRET")
+    assert pushed(tmp_path) == before >= {"scrapy.cfg", ".actor/Dockerfile", ".actorignore"}
+    assert not {name for name in before if name.endswith((".pyc", ".jsonl", ".sqlite"))}
+
+
 def image(folder: Path) -> list[str]:
     """Do in the folder what the Dockerfile says, but for the installation; its CMD."""
-    lines = [line.split(" ", 1) for line in (ACTOR / "Dockerfile").read_text().splitlines() if line]
-    for *names, name in (rest.split() for word, rest in lines if word == "COPY"):
-        target = folder / name
-        for source in (ACTOR / DESCRIBED["dockerContextDir"] / each for each in names):
-            if source.is_dir():
-                ignored = shutil.ignore_patterns("__pycache__", "storage", "*.jsonl")
-                shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
-            else:
-                assert name.endswith("/")
-                target.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source, target)
-    (command,) = (json.loads(rest) for word, rest in lines if word == "CMD")
-    return list(command)
+    steps = [line.split(" ", 1) for line in (ACTOR / "Dockerfile").read_text().splitlines()]
+    words = [step for step in steps if step[0] not in ("", "#")]
+    assert [word for word, _ in words] == ["FROM", "WORKDIR", "ARG", "RUN", "COPY", "CMD"]
+    named = dict(words)
+    name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"]
+    assert named["ARG"] == f"PACKAGE={name}"
+    assert named["RUN"] == 'pip install --no-cache-dir "$PACKAGE" apify-client'
+    assert named["COPY"] == ". ./"
+    copy = shutil.copytree(EXAMPLE, folder / "context")
+    for sent in pushed(copy):
+        (folder / "app" / sent).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(copy / sent, folder / "app" / sent)
+    command: list[str] = json.loads(named["CMD"])
+    return command
 
 
 @pytest.mark.skipif(find_spec("apify_client") is None, reason="apify-client is not installed")
@@ -81,7 +107,7 @@ def test_its_command_crawls_in_a_run(tmp_path: Path, served: ServedQueue) -> Non
         port = listener.getsockname()[1]
     words = [sys.executable, "-m", *command, "-s", f"SHOP_PORT={port}"]
     variables = environ(served.api.url, TOKEN, NAME)
-    done = run(words, tmp_path, **variables)
+    done = run(words, tmp_path / "app", **variables)
     with called(served) as api:
         items = api.http.get(f"/v2/datasets/{variables['ACTOR_DEFAULT_DATASET_ID']}/items").json()
     assert "this run handled 245 (4 of them failed)" in done.stderr.splitlines()[-1]

@@ -131,12 +131,15 @@ class Project:
         env: Mapping[str, str] | None = None,
         script: Path | None = None,
         terminal: int | None = None,
+        program: list[str] | None = None,
     ) -> Process:
         """Run ``scrapy`` with these words, or a Python ``script``; warnings are errors.
 
-        ``terminal`` is a file descriptor to use for the standard input and error.
+        ``terminal`` is a file descriptor to use for the standard input and error. ``program``
+        takes the place of Python; the Python that it finds is this one.
         """
-        program = ["-m", "scrapy"] if script is None else [str(script)]
+        python = [sys.executable, "-W", "error"]
+        python += ["-m", "scrapy"] if script is None else [str(script)]
         clean = {
             name: value
             for name, value in os.environ.items()
@@ -144,7 +147,9 @@ class Project:
         }
         path = os.pathsep.join((str(self.folder), str(ROOT), str(EXAMPLE)))
         environ = {**clean, "PYTHONPATH": path, **(env or {})}
-        command = [sys.executable, "-W", "error", *program, *words]
+        if program is not None:
+            environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        command = [*(program or python), *words]
         return Process(command, self.folder, environ, terminal)
 
     async def run(

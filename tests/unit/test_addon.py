@@ -48,6 +48,16 @@ def test_another_scheduler_set_by_the_project_takes_precedence(scheduler: object
     assert not settings["DOWNLOADER_MIDDLEWARES"]
 
 
+def test_after_apply_apify_settings() -> None:
+    """One line says what to do, and that works."""
+    settings = Settings({"SCHEDULER": "apify.scrapy.scheduler.ApifyScheduler"})
+    with pytest.raises(NotConfigured, match=r'Call del settings\["SCHEDULER"\] after it'):
+        Addon().update_settings(settings)
+    del settings["SCHEDULER"]
+    Addon().update_settings(settings)
+    assert settings["SCHEDULER"] is Scheduler
+
+
 def test_the_scheduler_of_scrapy_itself_is_replaced() -> None:
     settings = Settings()
     Addon().update_settings(settings)

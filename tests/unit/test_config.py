@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from scrapy_apify_rq.addon import Addon
 from scrapy_apify_rq.config import _DECLARED, DEFAULTS, Config, Setting
 from scrapy_apify_rq.errors import ConfigError
 from scrapy_apify_rq.identity import NO_ARGUMENTS, Arguments, default_name
+from scrapy_apify_rq.run_environment import RunEnvironment
 
 # It says SECRET in the part that must not be shown.
 TOKEN = "apify_api_SECRETsecret"
@@ -26,7 +28,21 @@ ID = "WkzbQMuFYuamGv3YF"
 QUEUE_ID = ["ACTOR_DEFAULT_REQUEST_QUEUE_ID", "APIFY_DEFAULT_REQUEST_QUEUE_ID"]
 RUN_ID = ["ACTOR_RUN_ID", "APIFY_ACTOR_RUN_ID", "APIFY_ACT_RUN_ID"]
 EVENTS = ["ACTOR_EVENTS_WEBSOCKET_URL", "APIFY_ACTOR_EVENTS_WS_URL"]
+INPUT_KEY = ["ACTOR_INPUT_KEY", "APIFY_INPUT_KEY", "CRAWLEE_INPUT_KEY"]
 TIMEOUT = ["ACTOR_TIMEOUT_AT", "APIFY_TIMEOUT_AT"]
+# What is read of a run where there is none.
+NO_RUN: dict[str, Any] = {
+    "id": None,
+    "input_key": "INPUT",
+    "key_value_store_id": None,
+    "local_folder": None,
+    "purge": None,
+    "max_charge": None,
+    "proxy_password": None,
+    "secrets_key": None,
+    "secrets_passphrase": None,
+    "proxy_address": "http://proxy.apify.com:8000",
+}
 Values = Mapping[str, Any]
 
 
@@ -59,6 +75,7 @@ def test_defaults() -> None:
     resolved |= {"queue_name": "shop-quotes", "queue_is_default": True}
     resolved |= {"spider_name": "quotes", "queue_is_of_spider": True, "arguments": NO_ARGUMENTS}
     resolved |= {"storage_dir": Path.cwd() / "storage", "events_url": None, "timeout_at": None}
+    resolved |= {"run": dataclasses.asdict(RunEnvironment(**NO_RUN))}
     declared = {name: getattr(item, "default", None) for name, item in _DECLARED.items()}
     config = read()
     plain = dataclasses.replace(config, callbacks=dict(config.callbacks))
@@ -206,7 +223,8 @@ def test_every_declared_setting_is_read_and_shows_no_token_that_was_pasted_into_
     name: str,
 ) -> None:
     assert name in refusal({name: object()})
-    if name not in ("APIFY_TOKEN", "APIFY_RQ_STORAGE_DIR"):  # a folder may have any name
+    # A folder may have any name, and the others may hold a password.
+    if name not in ("APIFY_TOKEN", "APIFY_RQ_STORAGE_DIR", "APIFY_RQ_PROXY"):
         for value in (f"{TOKEN} *{'x' * 40}", [TOKEN, 1], {TOKEN: 1}):
             message = refusal({name: value})
             assert f"{name} = " in message
@@ -421,7 +439,7 @@ def test_events_and_end_of_the_run() -> None:
         assert read(environ={variable: ""}).timeout_at is None
 
 
-@pytest.mark.parametrize("names", [RUN_ID, EVENTS, TIMEOUT])
+@pytest.mark.parametrize("names", [RUN_ID, EVENTS, TIMEOUT, INPUT_KEY])
 def test_newer_variable_goes_first(names: list[str]) -> None:
     values = {name: f"203{number}-01-01T00:00:00Z" for number, name in enumerate(names)}
     assert read(environ=values) == read(environ={names[0]: values[names[0]]}) != read()
@@ -435,3 +453,42 @@ def test_wrong_values_in_the_environment() -> None:
     for settings, name, value, cure in wrong:
         message = refusal(settings, {name: value})
         assert message.startswith(f"{name} (environment variable) = '{value}': {cure}")
+
+
+def test_what_else_a_run_has() -> None:
+    def run(environ: Values) -> dict[str, Any]:
+        found = dataclasses.asdict(read(environ=environ).run)
+        return {name: value for name, value in found.items() if value != NO_RUN[name]}
+
+    assert run({}) == {}
+    folder = {"local_folder": Path.cwd() / "here"}
+    cases: list[tuple[Values, Values]] = [
+        ({RUN_ID[0]: "run"}, {"id": "run"}),
+        ({"ACTOR_DEFAULT_KEY_VALUE_STORE_ID": "default"}, {}),  # of a run on this machine
+        ({"APIFY_DEFAULT_KEY_VALUE_STORE_ID": ID}, {"key_value_store_id": ID}),
+        ({"CRAWLEE_STORAGE_DIR": "here"}, folder),
+        ({"APIFY_LOCAL_STORAGE_DIR": "here", **AT_HOME}, {}),
+        ({"CRAWLEE_PURGE_ON_START": "1"}, {}),
+        ({"APIFY_LOCAL_STORAGE_DIR": "here", "CRAWLEE_PURGE_ON_START": "1"}, {"purge": True}),
+        ({"APIFY_LOCAL_STORAGE_DIR": "here", "APIFY_PURGE_ON_START": "0"}, {"purge": False}),
+        ({"ACTOR_MAX_TOTAL_CHARGE_USD": "1.5"}, {"max_charge": Decimal("1.5")}),
+        *(({"ACTOR_MAX_TOTAL_CHARGE_USD": none}, {}) for none in ("", "0", "inf")),
+        ({"APIFY_PROXY_PASSWORD": "p"}, {"proxy_password": "p"}),
+        ({"APIFY_PROXY_HOSTNAME": "h"}, {"proxy_address": "http://h:8000"}),
+        *(({name: "KEY"}, {"input_key": "KEY"}) for name in INPUT_KEY),
+    ]
+    for environ, expected in cases:
+        more = folder if "purge" in expected else {}
+        assert run(environ) == {**expected, **more}, environ
+    assert "SECRET" not in repr(read(environ={"APIFY_PROXY_PASSWORD": "SECRET"}))
+
+
+def test_backend_under_apify_run() -> None:
+    """It sets a token for everybody who is logged in, who has not asked for the cloud."""
+    local = {"CRAWLEE_STORAGE_DIR": "./storage", "APIFY_LOCAL_STORAGE_DIR": "./storage"}
+    assert read(environ={**AT_APIFY, **local}).backend == "sqlite"
+    address = {"APIFY_API_BASE_URL": "http://127.0.0.1:8080"}
+    assert read(environ={**AT_APIFY, **local, **address}).backend == "apify"
+    assert read(environ={**AT_APIFY, **local, **AT_HOME}).backend == "apify"
+    for settings in (AT_APIFY, address, {"APIFY_RQ_BACKEND": "apify"}):
+        assert read(settings, {**AT_APIFY, **local}).backend == "apify"

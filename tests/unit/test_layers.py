@@ -13,12 +13,13 @@ ROOT = Path(__file__).parents[2] / PACKAGE
 
 # From the top. Rooms of one level do not know each other. A file of the ground floor is a room.
 LEVELS = [
-    {"addon"},
+    {"addon", "__main__"},
     {"commands", "crawl"},
     {"server", "frontier", "actor"},
     {"backends"},
     {"entries"},
     {"config"},
+    {"proxy_configuration", "run_environment"},
     {"setting_readers", "scrapy_private"},
     {"identity"},
     {"clock", "errors", "limits", "retry_after"},

@@ -11,7 +11,7 @@ import io
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -45,7 +45,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
     """
 
     def __init__(self, server: str, connections: int) -> None:
-        self._proxy = _proxy(urlsplit(server))
+        self._proxy = proxy_for(server)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=_KEPT),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -102,7 +102,9 @@ def _mapped() -> Iterator[None]:
         raise theirs(f"{type(error).__name__}: {error}") from error
 
 
-def _proxy(server: SplitResult) -> str | None:
+def proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for this server."""
+    server = urlsplit(url)
     # Not aiohttp's trust_env, which would put the password of ~/.netrc in the place of the token.
     host = server.hostname or ""
     if is_loopback(host) or proxy_bypass(host):
