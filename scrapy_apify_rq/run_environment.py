@@ -17,6 +17,7 @@ from scrapy_apify_rq.setting_readers import (
     LOCAL_DEFAULT_STORAGE,
     RUN_ID_VARIABLES,
     STORAGE_DIR_VARIABLES,
+    STORE_VARIABLES,
     Source,
     is_at_home,
     storage_folder,
@@ -25,10 +26,6 @@ from scrapy_apify_rq.setting_readers import (
 
 # The newer name first. The CLI sets all three.
 _INPUT_KEY_VARIABLES: Final = ("ACTOR_INPUT_KEY", "APIFY_INPUT_KEY", "CRAWLEE_INPUT_KEY")
-_STORE_VARIABLES: Final = (
-    "ACTOR_DEFAULT_KEY_VALUE_STORE_ID",
-    "APIFY_DEFAULT_KEY_VALUE_STORE_ID",
-)
 _PURGE_VARIABLES: Final = ("CRAWLEE_PURGE_ON_START", "APIFY_PURGE_ON_START")
 _CHARGE_VARIABLES: Final = ("ACTOR_MAX_TOTAL_CHARGE_USD", "APIFY_MAX_TOTAL_CHARGE_USD")
 _PROXY_HOST: Final = "proxy.apify.com"
@@ -62,7 +59,7 @@ class RunEnvironment:
 def read(source: Source) -> RunEnvironment:
     id = source.variable(RUN_ID_VARIABLES)
     key = source.variable(_INPUT_KEY_VARIABLES)
-    store = source.variable(_STORE_VARIABLES)
+    store = source.variable(STORE_VARIABLES)
     is_elsewhere = store is not None and store[1] != LOCAL_DEFAULT_STORAGE
     folder = None if is_at_home(source) else source.variable(STORAGE_DIR_VARIABLES)
     purge = source.variable(_PURGE_VARIABLES)

@@ -34,7 +34,7 @@ _DEFAULT_QUEUE_VARIABLES: Final = (
     "APIFY_DEFAULT_REQUEST_QUEUE_ID",
 )
 _DATASET_VARIABLES: Final = ("ACTOR_DEFAULT_DATASET_ID", "APIFY_DEFAULT_DATASET_ID")
-_STORE_VARIABLES: Final = (
+STORE_VARIABLES: Final = (
     "ACTOR_DEFAULT_KEY_VALUE_STORE_ID",
     "APIFY_DEFAULT_KEY_VALUE_STORE_ID",
 )
@@ -222,7 +222,7 @@ def dataset(source: Source, name: str) -> str | None:
 def run_store(source: Source) -> str | None:
     queue = _queue(source)
     is_of_run = queue.is_default and queue.id is not None
-    return _storage_of_run(source, _STORE_VARIABLES) if is_of_run else None
+    return _storage_of_run(source, STORE_VARIABLES) if is_of_run else None
 
 
 def _storage_of_run(source: Source, variables: Iterable[str]) -> str | None:

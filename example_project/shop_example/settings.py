@@ -16,4 +16,3 @@ LOG_LEVEL = "INFO"
 TELNETCONSOLE_ENABLED = False
 
 FEEDS = {"items.jsonl": {"format": "jsonlines", "overwrite": True}}
-ITEM_PIPELINES = {"shop_example.pipelines.DatasetPipeline": 600}

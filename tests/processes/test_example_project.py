@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tomllib
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,7 @@ def image(folder: Path) -> list[str]:
     named = dict(words)
     name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"]
     assert named["ARG"] == f"PACKAGE={name}"
-    assert named["RUN"] == 'pip install --no-cache-dir "$PACKAGE" apify-client'
+    assert named["RUN"] == 'pip install --no-cache-dir "$PACKAGE"'
     assert named["COPY"] == ". ./"
     copy = shutil.copytree(EXAMPLE, folder / "context")
     for sent in pushed(copy):
@@ -99,7 +98,6 @@ def image(folder: Path) -> list[str]:
     return command
 
 
-@pytest.mark.skipif(find_spec("apify_client") is None, reason="apify-client is not installed")
 def test_its_command_crawls_in_a_run(tmp_path: Path, served: ServedQueue) -> None:
     command = image(tmp_path)
     assert command == ["scrapy", "crawl", "shop"]
