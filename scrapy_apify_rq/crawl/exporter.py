@@ -48,6 +48,12 @@ class SavedFeeds(scrapy_private.FeedHooks):
     crawler: Crawler
     slots: list[FeedSlot]
     _feeds: Feeds | None = None
+    _followers: tuple[SavedFeeds, ...] = ()
+    """Other exporters of this crawl, for which Scrapy's signals come here, too."""
+
+    @property
+    def _group(self) -> tuple[SavedFeeds, ...]:
+        return (self, *self._followers)
 
     def uri_of_batch(self, feed: str, batch: int, uri: str) -> str:
         return uri if self._feeds is None else self._feeds.uri(feed, batch, uri)
@@ -60,14 +66,17 @@ class SavedFeeds(scrapy_private.FeedHooks):
         scheduler: Any = scrapy_private.scheduler(self.crawler)
         if getattr(scheduler, "has_failed", False):
             return  # a feed without its items would only be in the way of a complete one
-        self._feeds = feeds = getattr(scheduler, "feeds", None)
-        await _finished(self._stock("open_spider", spider=spider))
+        feeds = getattr(scheduler, "feeds", None)
+        for one in self._group:
+            one._feeds = feeds
+            await _finished(one._stock("open_spider", spider=spider))
         if feeds is None:
             return
         feeds.opened()
         try:
             await feeds.save()
-            await self._replay(feeds, spider)
+            counts = [await one._replay(feeds, spider) for one in self._group]
+            feeds.report_replay(counts[0])
         except OSError as error:
             feeds.fail(
                 BackendError(
@@ -79,10 +88,10 @@ class SavedFeeds(scrapy_private.FeedHooks):
         except BackendError as error:
             feeds.fail(error)
 
-    async def _replay(self, feeds: Feeds, spider: Spider) -> None:
-        """Give the feeds the items of earlier runs."""
+    async def _replay(self, feeds: Feeds, spider: Spider) -> int:
+        """Give the feeds the items of earlier runs, and return how many these are."""
         feeds.is_replayed = False
-        own = self.slots
+        own, last = self.slots, 0
         # What each feed's storage has already; greatest last.
         waiting = [
             (feeds.begins_after(slot), slot)
@@ -94,8 +103,9 @@ class SavedFeeds(scrapy_private.FeedHooks):
         count = 0
         turn_ends = time.monotonic() + _TURN
         async for number, item in feeds.saved():
-            if not self.crawler.crawling:
+            if number != last and not self.crawler.crawling:
                 break  # Ctrl-C: the next run does it all again
+            last = number
             while waiting and waiting[-1][0] < number:
                 self.slots.append(waiting.pop()[1])
             try:
@@ -114,47 +124,49 @@ class SavedFeeds(scrapy_private.FeedHooks):
             feeds.is_replayed = True
         self.slots += [slot for _, slot in waiting]
         self.slots += [slot for slot in own if slot.uri_template in feeds.left_alone]
-        feeds.report_replay(count)
+        return count
 
     async def item_scraped(
         self, item: Any, spider: Spider, response: Response | None = None
     ) -> None:
         feeds = self._feeds
-        if feeds is None:
-            await _finished(
-                self._stock("item_scraped", item=item, spider=spider, response=response)
-            )
-        elif feeds.items is None or await feeds.items.scraped(item, response):
-            await self._export(feeds, item, response, spider)
+        if feeds is None or feeds.items is None or await feeds.items.scraped(item, response):
+            for one in self._group:
+                await one._export(feeds, item, response, spider)
 
     async def _export(
-        self, feeds: Feeds, item: Any, response: Response | None, spider: Spider
+        self, feeds: Feeds | None, item: Any, response: Response | None, spider: Spider
     ) -> None:
-        if feeds.has_unsaved:
+        if feeds is not None and feeds.has_unsaved:
             await feeds.save()
         await _finished(self._stock("item_scraped", item=item, spider=spider, response=response))
-        for slot in self.slots:
-            feeds.written(slot)
+        if feeds is not None:
+            for slot in self.slots:
+                feeds.written(slot)
 
     async def close_spider(self, spider: Spider) -> None:
         feeds = self._feeds
         if feeds is None:
-            await _finished(self._stock("close_spider", spider=spider))
+            await self._close_all(spider)
             return
-        slots, closed = list(self.slots), list[FeedSlot]()
+        slots, closed = [slot for one in self._group for slot in one.slots], list[FeedSlot]()
 
         def note(slot: FeedSlot) -> None:
             closed.append(slot)
 
         self.crawler.signals.connect(note, signals.feed_slot_closed)
         try:
-            await _finished(self._stock("close_spider", spider=spider))
+            await self._close_all(spider)
             await feeds.stored(slots, self._failed_storages(slots, closed))
         except BackendError as error:
             feeds.fail(error)
         finally:
             self.crawler.signals.disconnect(note, signals.feed_slot_closed)
             await feeds.let_go()
+
+    async def _close_all(self, spider: Spider) -> None:
+        for one in self._group:
+            await _finished(one._stock("close_spider", spider=spider))
 
     def _failed_storages(self, slots: list[FeedSlot], closed: list[FeedSlot]) -> set[str]:
         """The classes of storages that have failed. Scrapy counts what was not stored, and says
@@ -182,12 +194,25 @@ async def _finished(result: Any) -> None:
 def adopt(crawler: Crawler) -> SavedFeeds | None:
     """Put our part before the feed exporter of this crawl. None if it has none.
 
+    A project may have several: then the first one leads, so that an item is saved once.
+
     Not by a setting, which would have to name the project's own subclass: to load the modules of
     its extensions while add-ons are loaded could install the wrong reactor.
     """
-    exporter = crawler.get_extension(FeedExporter)
-    if exporter is None or isinstance(exporter, SavedFeeds):
-        return exporter
+    assert crawler.extensions is not None
+    found = [one for one in crawler.extensions.middlewares if isinstance(one, FeedExporter)]
+    if not found:
+        return None
+    leader, *others = (_adopt(crawler, one) for one in found)
+    for name, signal in _HANDLERS.items():
+        for one in others:
+            with suppress(DispatcherKeyError):
+                crawler.signals.disconnect(getattr(one, name), signal)
+    leader._followers = tuple(others)
+    return leader
+
+
+def _adopt(crawler: Crawler, exporter: FeedExporter) -> SavedFeeds:
     connected = []
     for name, signal in _HANDLERS.items():
         with suppress(DispatcherKeyError):  # a subclass may have its own ways

@@ -136,8 +136,7 @@ class Lifecycle:
             if is_saving:
                 self.report.items_not_saved()
             return
-        if self._config.access == "single":
-            await store.discard_spilled()
+        await store.discard_spilled()
         codec, items = ItemCodec(self.converter.names), None
         if is_saving:
             crawl = history.crawl

@@ -347,7 +347,7 @@ class SlowStorage(FileFeedStorage):
     fails = False
 
     def __init__(self, uri: str, *, feed_options: Any = None) -> None:
-        super().__init__(uri.removeprefix("slow://"), feed_options=feed_options)
+        super().__init__(uri.rpartition("://")[2], feed_options=feed_options)
 
     async def _store(self, file: Any) -> None:
         await type(self).may_store.wait()
@@ -467,6 +467,28 @@ async def test_a_file_that_somebody_has_replaced(
     assert crawl.log_text.count(f"WARNING: The feed {file} is not the one that earlier runs") == 1
 
 
+async def test_two_feeds_that_append_to_one_file(
+    site: Site, queue: Queue, crawls: Crawls, tmp_path: Path
+) -> None:
+    """As without the kill, it has two lines of each item; also if a feed is written differently."""
+    held = Held()
+    site.serve({"/": links("/a", "/b"), "/a": "page", "/b": held})
+    folder = tmp_path / "feeds"
+    feed = {"format": "jsonlines"}
+
+    def settings(*files: str) -> dict[str, Any]:
+        return {**UNNAMED, "FEEDS": dict.fromkeys(files, feed)}
+
+    plain, with_scheme = f"{folder}/items.jl", f"file://{folder}/items.jl"
+    crawl = await crawls.start(Links, settings(plain, with_scheme), queue=queue, site=site.url)
+    await begun(held)
+    await wait_until(lambda: queue.handled == 2)
+    queue = await killed(queue, crawl, folder, held)
+    other = f"{folder}/../feeds/items.jl"
+    await crawls.run(Links, settings(other, with_scheme), queue=queue, site=site.url)
+    assert contents(folder)["items.jl"] == Counter(["/", "/a", "/b"] * 2)
+
+
 async def test_two_crawls_that_append_to_one_file(
     site: Site, queue: Queue, crawls: Crawls, tmp_path: Path
 ) -> None:
@@ -550,6 +572,35 @@ class OwnExporter(FeedExporter):
         self.exported += 1
 
 
+class SecondExporter(FeedExporter):
+    """Of a project that has Scrapy's own, too."""
+
+    def __init__(self, crawler: Any) -> None:
+        super().__init__(crawler)
+        for named in (self.feeds, self.filters):
+            for uri in list(named):
+                named[f"{uri}2"] = named.pop(uri)
+
+
+async def test_two_exporters(site: Site, queue: Queue, crawls: Crawls, tmp_path: Path) -> None:
+    held = Held()
+    site.serve({"/": links("/a", "/b"), "/a": "page", "/b": held})
+    folder = tmp_path / "feeds"
+    settings = {
+        **UNNAMED,
+        "EXTENSIONS": {SecondExporter: 0},
+        "FEEDS": {str(folder / "items.jl"): {"format": "jsonlines"}},
+    }
+    crawl = await crawls.start(Links, settings, queue=queue, site=site.url)
+    await begun(held)
+    await wait_until(lambda: queue.handled == 2)
+    queue = await killed(queue, crawl, folder, held)
+    await crawls.run(Links, settings, queue=queue, site=site.url)
+    expected = Counter(["/", "/a", "/b"])
+    assert contents(folder) == {"items.jl": expected, "items.jl2": expected}
+    assert saved(queue) == ["/", "/a", "/b"]
+
+
 @pytest.mark.parametrize(
     ("settings", "is_saved"),
     [
@@ -593,32 +644,6 @@ async def test_when_items_are_saved(
         assert contents(folder)["items.jl"] == Counter(["/", "/a"] if is_saved else ["/a"])
 
 
-async def test_ctrl_c_during_the_replay(
-    site: Site, queue: Queue, crawls: Crawls, tmp_path: Path
-) -> None:
-    """The feeds get the rest in the next run."""
-    site.serve({"/": "page"})
-    go = asyncio.Event()
-    go.set()
-    folder = tmp_path / "feeds"
-    feed = {str(folder / "items.json"): {"format": "json", "overwrite": True}}
-    settings = {**UNNAMED, "LOG_LEVEL": "INFO", "FEEDS": feed}
-    SlowStorage.may_store, SlowStorage.fails = asyncio.Event(), True
-    SlowStorage.may_store.set()
-    arguments = {"site": site.url, "go": go}
-    failing = {**settings, "FEED_STORAGES": {"file": SlowStorage, "": SlowStorage}}
-    await crawls.run(Many, failing, queue=queue, **arguments)
-    crawl = crawls.begin(Many, settings, queue=queue, **arguments)
-    await wait_until(lambda: "apify_rq" in crawl.log_text and "resuming" in crawl.log_text)
-    await asyncio.sleep(0)
-    await crawl.crawler.stop_async()
-    await crawl.end()
-    assert "The feeds have got only" in crawl.log_text
-    crawl = await crawls.run(Many, settings, queue=queue, **arguments)
-    assert contents(folder)["items.json"] == Counter(range(Many.count))
-    assert crawl.paths == []
-
-
 class RemoteFile(BlockingFeedStorage):
     """Appends to what is there only when it stores, as FTP does."""
 
@@ -630,6 +655,41 @@ class RemoteFile(BlockingFeedStorage):
         with self.path.open("ab") as target:
             target.write(file.read())
         file.close()
+
+
+@pytest.mark.parametrize("storage", ["local", "remote"])
+async def test_ctrl_c_during_the_replay(
+    site: Site, queue: Queue, crawls: Crawls, tmp_path: Path, storage: str
+) -> None:
+    """The feeds get the rest in the next run."""
+    site.serve({"/": "page"})
+    go = asyncio.Event()
+    go.set()
+    folder = tmp_path / "feeds"
+    folder.mkdir()
+    settings = {
+        **UNNAMED,
+        "LOG_LEVEL": "INFO",
+        "FEED_STORAGES": {"remote": RemoteFile},
+        "FEEDS": {str(folder / "items.json"): {"format": "json", "overwrite": True}}
+        if storage == "local"
+        else {f"remote://{folder}/items.jl": {"format": "jsonlines", "overwrite": False}},
+    }
+    SlowStorage.may_store, SlowStorage.fails = asyncio.Event(), True
+    SlowStorage.may_store.set()
+    arguments = {"site": site.url, "go": go}
+    failing = {**settings, "FEED_STORAGES": dict.fromkeys(("file", "", "remote"), SlowStorage)}
+    await crawls.run(Many, failing, queue=queue, **arguments)
+    crawl = crawls.begin(Many, settings, queue=queue, **arguments)
+    await wait_until(lambda: "apify_rq" in crawl.log_text and "resuming" in crawl.log_text)
+    await asyncio.sleep(0)
+    await crawl.crawler.stop_async()
+    await crawl.end()
+    assert "The feeds have got only" in crawl.log_text
+    crawl = await crawls.run(Many, settings, queue=queue, **arguments)
+    (found,) = contents(folder).values()
+    assert found == Counter(range(Many.count))
+    assert crawl.paths == []
 
 
 async def test_a_storage_that_appends_gets_only_what_it_has_not(

@@ -24,6 +24,7 @@ async def test_benchmarks(tmp_path: Path) -> None:
         "scale": [],
         "workers": [],
         "hosts": [],
+        "kills": [],
     }
     outputs: dict[str, str] = {}
     figures: dict[str, Any] = {}
@@ -61,6 +62,10 @@ async def test_benchmarks(tmp_path: Path) -> None:
     assert "ratio to stock" in outputs["hosts"]
     runs = figures["hosts"]["runs"]["6"]
     assert {name: run["pages"] for name, (run,) in runs.items()} == dict.fromkeys(runs, 49)
+
+    (row,) = figures["kills"]["rows"].values()
+    assert row["pages"] > 30
+    assert not any(row[fault] for fault in ("missing", "twice", "broken", "errors"))
 
     assert "times as fast" in outputs["workers"]
     for (run,) in figures["workers"]["runs"].values():

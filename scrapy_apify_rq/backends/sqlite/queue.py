@@ -323,6 +323,7 @@ class SqliteBackend:
             self._table.clear(counters)
             self.items.clear()
 
+        await self.items.delete()
         await self._write(work)
         if self._purges is not None:
             self._purges += 1
