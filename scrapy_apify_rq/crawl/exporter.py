@@ -10,10 +10,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from pydispatch.errors import DispatcherKeyError  # type: ignore[import-untyped]
+from pydispatch.dispatcher import (  # type: ignore[import-untyped]
+    getAllReceivers,
+    liveReceivers,
+)
 from pydispatch.robustapply import robustApply  # type: ignore[import-untyped]
 from scrapy import signals
 from scrapy.extensions.feedexport import FeedExporter, FeedSlot
@@ -69,14 +71,17 @@ class SavedFeeds(scrapy_private.FeedHooks):
         feeds = getattr(scheduler, "feeds", None)
         for one in self._group:
             one._feeds = feeds
-            await _finished(one._stock("open_spider", spider=spider))
         if feeds is None:
+            await self._open_all(spider)
             return
         feeds.opened()
+        feeds.has_all = False
         try:
+            await self._open_all(spider)
             await feeds.save()
-            counts = [await one._replay(feeds, spider) for one in self._group]
-            feeds.report_replay(counts[0])
+            given = [await one._replay(feeds, spider) for one in self._group]
+            feeds.has_all = all(is_all for _, is_all in given)
+            feeds.report_replay(given[0][0])
         except OSError as error:
             feeds.fail(
                 BackendError(
@@ -88,9 +93,12 @@ class SavedFeeds(scrapy_private.FeedHooks):
         except BackendError as error:
             feeds.fail(error)
 
-    async def _replay(self, feeds: Feeds, spider: Spider) -> int:
-        """Give the feeds the items of earlier runs, and return how many these are."""
-        feeds.is_replayed = False
+    async def _open_all(self, spider: Spider) -> None:
+        for one in self._group:
+            await _finished(one._stock("open_spider", spider=spider))
+
+    async def _replay(self, feeds: Feeds, spider: Spider) -> tuple[int, bool]:
+        """Give the feeds the items of earlier runs. Return how many, and whether these are all."""
         own, last = self.slots, 0
         # What each feed's storage has already; greatest last.
         waiting = [
@@ -100,11 +108,12 @@ class SavedFeeds(scrapy_private.FeedHooks):
         ]
         waiting.sort(key=lambda one: one[0], reverse=True)
         self.slots = []
-        count = 0
+        count, is_all = 0, True
         turn_ends = time.monotonic() + _TURN
         async for number, item in feeds.saved():
             if number != last and not self.crawler.crawling:
-                break  # Ctrl-C: the next run does it all again
+                is_all = False  # Ctrl-C: the next run does it all again
+                break
             last = number
             while waiting and waiting[-1][0] < number:
                 self.slots.append(waiting.pop()[1])
@@ -120,11 +129,9 @@ class SavedFeeds(scrapy_private.FeedHooks):
             if time.monotonic() > turn_ends:
                 await asyncio.sleep(0)
                 turn_ends = time.monotonic() + _TURN
-        else:
-            feeds.is_replayed = True
         self.slots += [slot for _, slot in waiting]
         self.slots += [slot for slot in own if slot.uri_template in feeds.left_alone]
-        return count
+        return count, is_all
 
     async def item_scraped(
         self, item: Any, spider: Spider, response: Response | None = None
@@ -139,10 +146,17 @@ class SavedFeeds(scrapy_private.FeedHooks):
     ) -> None:
         if feeds is not None and feeds.has_unsaved:
             await feeds.save()
-        await _finished(self._stock("item_scraped", item=item, spider=spider, response=response))
-        if feeds is not None:
-            for slot in self.slots:
-                feeds.written(slot)
+        try:
+            await _finished(
+                self._stock("item_scraped", item=item, spider=spider, response=response)
+            )
+            if feeds is not None:
+                for slot in self.slots:
+                    feeds.written(slot)
+        except OSError:  # a full disk, say
+            if feeds is not None:
+                feeds.has_all = False
+            raise
 
     async def close_spider(self, spider: Spider) -> None:
         feeds = self._feeds
@@ -192,7 +206,7 @@ async def _finished(result: Any) -> None:
 
 
 def adopt(crawler: Crawler) -> SavedFeeds | None:
-    """Put our part before the feed exporter of this crawl. None if it has none.
+    """Put our part before the feed exporter of this crawl. None if it has none that can take it.
 
     A project may have several: then the first one leads, so that an item is saved once.
 
@@ -201,26 +215,37 @@ def adopt(crawler: Crawler) -> SavedFeeds | None:
     """
     assert crawler.extensions is not None
     found = [one for one in crawler.extensions.middlewares if isinstance(one, FeedExporter)]
-    if not found:
+    adopted = [_adopt(one) for one in found if _disconnect(crawler, one)]
+    if not adopted:
         return None
-    leader, *others = (_adopt(crawler, one) for one in found)
-    for name, signal in _HANDLERS.items():
-        for one in others:
-            with suppress(DispatcherKeyError):
-                crawler.signals.disconnect(getattr(one, name), signal)
+    leader, *others = adopted
     leader._followers = tuple(others)
+    for name, signal in _HANDLERS.items():
+        crawler.signals.connect(getattr(leader, name), signal)
     return leader
 
 
-def _adopt(crawler: Crawler, exporter: FeedExporter) -> SavedFeeds:
-    connected = []
-    for name, signal in _HANDLERS.items():
-        with suppress(DispatcherKeyError):  # a subclass may have its own ways
-            crawler.signals.disconnect(getattr(exporter, name), signal)
-            connected.append((name, signal))
+def _disconnect(crawler: Crawler, exporter: FeedExporter) -> bool:
+    """Let Scrapy's signals reach it no more. False if they do so in another way than with Scrapy's
+    own class: then nothing is changed.
+    """
+    handlers = [(getattr(exporter, name), signal) for name, signal in _HANDLERS.items()]
+    for handler, signal in handlers:
+        receivers = getAllReceivers(crawler.signals.sender, signal)
+        if handler not in liveReceivers(receivers):
+            logger.warning(
+                "The feeds of %s do not survive a kill, since it handles Scrapy's signals in its"
+                " own way. Let it call the from_crawler() of FeedExporter",
+                type(exporter).__qualname__,
+            )
+            return False
+    for handler, signal in handlers:
+        crawler.signals.disconnect(handler, signal)
+    return True
+
+
+def _adopt(exporter: FeedExporter) -> SavedFeeds:
     cls = type(exporter)
     saved: Any = type(cls.__name__, (SavedFeeds, cls), {"__module__": cls.__module__})
     exporter.__class__ = saved
-    for name, signal in connected:
-        crawler.signals.connect(getattr(exporter, name), signal)
     return exporter  # type: ignore[return-value]

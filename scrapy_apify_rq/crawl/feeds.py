@@ -102,8 +102,8 @@ class Feeds:
         self.is_continued = history.crawl is not None
         self.is_complete = False
         """The crawl has nothing left to do but to store its feeds."""
-        self.is_replayed = True
-        """The feeds have all items of earlier runs."""
+        self.has_all = True
+        """The feeds have all items of earlier runs, and of this one."""
         self.left_alone: set[str] = set()
         """Feeds that get no items of earlier runs."""
         self._notes = dict(history.notes)
@@ -257,7 +257,7 @@ class Feeds:
             if saved.number > number:  # those before it are complete
                 self._given, number = number, saved.number
             if number > self._last:
-                return
+                break
             try:
                 item = self._codec.read(saved.json)
             except CodecError as error:
@@ -268,10 +268,11 @@ class Feeds:
                     "apify_rq_items",
                 ) from error
             yield saved.number, item
+        self._given = self._last
 
     def report_replay(self, count: int) -> None:
-        if count or not self.is_replayed:
-            self._report.replayed(count, is_complete=self.is_replayed)
+        if count or not self.has_all:
+            self._report.replayed(count, is_complete=self.has_all)
 
     def begins_after(self, slot: FeedSlot) -> int:
         """The number of the last item that the feed's storage has already."""
@@ -295,14 +296,14 @@ class Feeds:
     async def stored(self, slots: list[FeedSlot], failed: set[str]) -> None:
         """All feeds are stored, except those whose storage is of a class in ``failed``."""
         self._is_open = False
-        last = await self._store.last() if self.is_replayed else self._given
+        last = await self._store.last() if self.has_all else self._given
         for slot in slots:
             if _appends_remotely(slot) and type(slot.storage).__name__ not in failed:
                 self.crawl.sent[slot.uri_template] = max(last, self.begins_after(slot))
         await self.end(is_stored=not failed)
 
     async def end(self, *, is_stored: bool = True) -> None:
-        if is_stored and self.is_complete and self.is_replayed:
+        if is_stored and self.is_complete and self.has_all:
             self.crawl.ended = time.time()
         self._note_crawl()
         await self.save()

@@ -19,6 +19,7 @@ import pytest
 from scrapy import Field, Item, Request, signals
 from scrapy.downloadermiddlewares.retry import get_retry_request
 from scrapy.exceptions import DontCloseSpider
+from scrapy.exporters import JsonLinesItemExporter
 from scrapy.extensions.feedexport import BlockingFeedStorage, FeedExporter, FileFeedStorage
 from scrapy.extensions.postprocessing import GzipPlugin
 from scrapy.http import Response
@@ -26,6 +27,7 @@ from scrapy.utils.defer import deferred_from_coro
 
 from scrapy_apify_rq import scrapy_private
 from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME
+from scrapy_apify_rq.crawl.feed_files import LocalFile
 from tests.support.crawling import Crawl, Crawls
 from tests.support.queues import Queue
 from tests.support.spiders import Links, SiteSpider
@@ -467,6 +469,56 @@ async def test_a_file_that_somebody_has_replaced(
     assert crawl.log_text.count(f"WARNING: The feed {file} is not the one that earlier runs") == 1
 
 
+def no_space(*_: Any) -> None:
+    raise OSError("no space left")
+
+
+class FullDisk(JsonLinesItemExporter):
+    is_full = False
+
+    def export_item(self, item: Any) -> None:
+        if type(self).is_full:
+            no_space()
+        super().export_item(item)
+
+
+@pytest.mark.parametrize("what", ["cut", "written"])
+async def test_a_file_that_cannot_be(
+    site: Site,
+    queue: Queue,
+    crawls: Crawls,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    """Once it can be, it gets all items, and no page is fetched again."""
+    held = Held()
+    site.serve({"/": links("/a", "/b"), "/a": "page", "/b": held})
+    folder = tmp_path / "feeds"
+    settings = {
+        **UNNAMED,
+        "FEEDS": {str(folder / "items.jl"): {"format": "full"}},
+        "FEED_EXPORTERS": {"full": FullDisk},
+    }
+    monkeypatch.setattr(FullDisk, "is_full", what == "written")
+    crawl = await crawls.start(Links, settings, queue=queue, site=site.url)
+    await begun(held)
+    await wait_until(lambda: queue.handled == 2)
+    if what == "cut":
+        queue = await killed(queue, crawl, folder, held)
+        with monkeypatch.context() as patched:
+            patched.setattr(LocalFile, "restore", no_space)
+            failed = await crawls.run(Links, settings, queue=queue, site=site.url)
+        assert (failed.reason, failed.paths) == ("apify_rq_items", [])
+    else:
+        let_go(held)
+        await crawl.end()
+        monkeypatch.setattr(FullDisk, "is_full", False)
+    crawl = await crawls.run(Links, settings, queue=queue, site=site.url)
+    assert crawl.paths == (["/b"] if what == "cut" else [])
+    assert contents(folder)["items.jl"] == Counter(["/", "/a", "/b"])
+
+
 async def test_two_feeds_that_append_to_one_file(
     site: Site, queue: Queue, crawls: Crawls, tmp_path: Path
 ) -> None:
@@ -560,6 +612,9 @@ async def test_a_queue_with_a_name_gives_its_feeds_what_is_new(
     assert saved(queue) == ["/", "/a", "/b"]
 
 
+SCRAPYS = "scrapy.extensions.feedexport.FeedExporter"
+
+
 class OwnExporter(FeedExporter):
     """Of a project: with methods that take less, and more."""
 
@@ -570,6 +625,21 @@ class OwnExporter(FeedExporter):
     def item_scraped(self, item: Any, spider: Any) -> None:
         super().item_scraped(item, spider)
         self.exported += 1
+
+
+class OwnHandlers(FeedExporter):
+    """Of a project that does not leave Scrapy's signals to Scrapy's class."""
+
+    @classmethod
+    def from_crawler(cls, crawler: Any) -> OwnHandlers:
+        exporter = cls(crawler)
+        crawler.signals.connect(exporter.opened, signals.spider_opened)
+        crawler.signals.connect(exporter.item_scraped, signals.item_scraped)
+        crawler.signals.connect(exporter.close_spider, signals.spider_closed)
+        return exporter
+
+    def opened(self, spider: Any) -> None:
+        self.open_spider(spider)
 
 
 class SecondExporter(FeedExporter):
@@ -608,16 +678,9 @@ async def test_two_exporters(site: Site, queue: Queue, crawls: Crawls, tmp_path:
         ({"FEEDS": {}}, False),
         ({"FEEDS": {}, "APIFY_RQ_ITEMS": True}, True),
         ({"APIFY_RQ_ITEMS": False}, False),
-        ({"EXTENSIONS": {"scrapy.extensions.feedexport.FeedExporter": None}}, False),
-        (
-            {
-                "EXTENSIONS": {
-                    "scrapy.extensions.feedexport.FeedExporter": None,
-                    "tests.crawls.test_items.OwnExporter": 0,
-                }
-            },
-            True,
-        ),
+        ({"EXTENSIONS": {SCRAPYS: None}}, False),
+        ({"EXTENSIONS": {SCRAPYS: None, OwnExporter: 0}}, True),
+        ({"EXTENSIONS": {SCRAPYS: None, OwnHandlers: 0}}, False),
     ],
 )
 async def test_when_items_are_saved(
