@@ -15,7 +15,7 @@ from typing import Any
 
 import scrapy
 from scrapy import Field, Item, Request, signals
-from scrapy.crawler import Crawler, CrawlerProcess
+from scrapy.crawler import AsyncCrawlerProcess, Crawler
 from scrapy.downloadermiddlewares.retry import get_retry_request
 from scrapy.exceptions import DontCloseSpider
 from scrapy.http import Response
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("settings", help="JSON")
     parser.add_argument("--tag", default="")
     options = parser.parse_args()
-    process = CrawlerProcess({**SETTINGS, **json.loads(options.settings)})
+    process = AsyncCrawlerProcess({**SETTINGS, **json.loads(options.settings)})
     process.crawl(Shapes, site=options.site, tag=options.tag)
     process.start()
 
