@@ -289,7 +289,11 @@ def main() -> int:
         ],
         markdown=options.markdown,
     )
-    report.write_json(options.json, {"seed": options.seed, "rows": dict(rows), "items": count})
+    rows_in_full = {
+        way: {name: total[name] for name in (*names, *extra, "pages")} for way, total in rows
+    }
+    figures = {"seed": options.seed, "items": count, "rows": rows_in_full}
+    report.write_json(options.json, figures)
     allowed = {"twice"} if options.one_file else set()
     return int(any(total[name] for _, total in rows for name in {*names} - allowed))
 

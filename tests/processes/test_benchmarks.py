@@ -52,6 +52,10 @@ async def test_benchmarks(tmp_path: Path) -> None:
     assert 0 < run["opening"] < run["first_page"]
     assert run["memory"] > 10_000_000
 
+    costs = figures["speed"]["items"]["runs"]
+    stored = {name: run["stored"] for name, (run,) in costs.items()}
+    assert stored["embedded"] > stored["embedded-unsaved"] + 101 * 1000 > stored["stock"] == 0
+
     assert "\n2,000 " in outputs["scale"]
     (row,) = figures["scale"]["sizes"]
     assert row["size"] == 2_000
