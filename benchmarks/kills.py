@@ -41,6 +41,8 @@ _SIGNS_OF_A_BUG: Final = ("Traceback", "Bug in scrapy-apify-rq", "Unhandled erro
 _INTERRUPTED: Final = re.compile(r"^Traceback .*(?:\n .*)+\nKeyboardInterrupt$", re.MULTILINE)
 
 Contents = dict[str, Counter[str]]
+Place = tuple[str, random.Random]
+"""The address of the site, and what chooses the moments."""
 
 
 def _lines(data: bytes) -> list[str]:
@@ -130,12 +132,14 @@ def forget(site: str) -> None:
     urllib.request.urlopen(f"{site}/_site", timeout=30).close()
 
 
-def kill_crawl(crawl: Crawl, storage: Path, way: str, kills: int, pages: int, place: Any) -> None:
-    """Kill it at random moments. Two of three are a number of pages; others may come at any time:
-    while it opens, gives its feeds what earlier runs have saved, or closes.
+def kill_crawl(crawl: Crawl, storage: Path, way: str, kills: int, pages: int, place: Place) -> int:
+    """Kill it at random moments, and return how many times before it came to its end.
+
+    Two of three are a number of pages. The others may come at any time: while it opens, gives its
+    feeds what earlier runs have saved, or closes.
     """
     site, chance = place
-    for _ in range(kills):
+    for number in range(kills):
         process = crawl.start()
         began, before = time.monotonic(), fetched(site)
         if chance.random() < 0.67:
@@ -149,11 +153,12 @@ def kill_crawl(crawl: Crawl, storage: Path, way: str, kills: int, pages: int, pl
                 time.sleep(0.01)
         if process.poll() is not None:
             crawl.end(process)
-            return  # it was faster
+            return number
         stop(process, way, chance)
         crawl.is_over = _is_stored(storage)
         if crawl.is_over:
-            return
+            return number
+    return kills
 
 
 def _is_stored(folder: Path) -> bool:
@@ -170,15 +175,15 @@ def _is_stored(folder: Path) -> bool:
 
 
 def feeds_of_one(
-    folder: Path, way: str, expected: Contents, options: argparse.Namespace, place: Any
+    folder: Path, way: str, expected: Contents, options: argparse.Namespace, place: Place
 ) -> Counter[str]:
     settings = {**ours(folder), "FEEDS": feeds(folder / "feeds"), **options.settings}
     crawl = Crawl(folder, place[0], settings)
     forget(place[0])
-    kill_crawl(crawl, folder / "storage", way, options.kills, options.pages, place)
+    kills = kill_crawl(crawl, folder / "storage", way, options.kills, options.pages, place)
     if not crawl.is_over:
         crawl.end(crawl.start())
-    return verdict(folder / "feeds", expected, [crawl])
+    return verdict(folder / "feeds", expected, [crawl]) + Counter(kills=kills)
 
 
 def verdict(folder: Path, expected: Contents, crawls: Sequence[Crawl]) -> Counter[str]:
@@ -202,7 +207,7 @@ def verdict(folder: Path, expected: Contents, crawls: Sequence[Crawl]) -> Counte
 
 
 def two_to_one_file(
-    folder: Path, way: str, expected: Contents, options: argparse.Namespace, place: Any
+    folder: Path, way: str, expected: Contents, options: argparse.Namespace, place: Place
 ) -> Counter[str]:
     """Kill one of two that run at the same time, then the other, and so on."""
     site, chance = place
@@ -211,6 +216,7 @@ def two_to_one_file(
     settings = {**ours(folder), "FEEDS": feed, **options.settings}
     crawls = [Crawl(folder, site, settings, tag) for tag in ("a", "b")]
     processes = [crawl.start() for crawl in crawls]
+    stopped = 0
     for number in range(2 * options.kills):
         which = number % 2
         target = fetched(site) + chance.randrange(1, max(2, options.pages // options.kills))
@@ -220,11 +226,12 @@ def two_to_one_file(
         if processes[which].poll() is None:
             stop(processes[which], way, chance)
             processes[which] = crawls[which].start()
+            stopped += 1
     for crawl, process in zip(crawls, processes, strict=True):
         crawl.end(process)
     every = expected["add.jl"]
     both = Counter({f"{tag}{id}": count for tag in "ab" for id, count in every.items()})
-    faults = verdict(folder / "feeds", {"add.jl": both}, crawls)
+    faults = verdict(folder / "feeds", {"add.jl": both}, crawls) + Counter(kills=stopped)
     for crawl in crawls:
         runs, warnings = crawl.log.count("Spider opened"), crawl.log.count("has written to, too")
         faults["warnings"] += warnings
@@ -277,22 +284,28 @@ def main() -> int:
                 total["pages"] += fetched(site)
             rows.append((way, total))
     names = ("missing", "twice", "broken", "errors")
+    before = ("way", "crawls", "kills", "feeds", "items each")
+    feed_count = 1 if options.one_file else len(expected)
     extra = ("warnings", "resumed") if options.one_file else ()
-    header = ("way", "crawls", "kills each", "feeds", "items each", *names, *extra, "pages each")
-    each = (options.crawls, options.kills, 1 if options.one_file else len(expected), count)
     report.print_table(
         "What the feeds hold",
-        header,
+        (*before, *names, *extra, "pages each"),
         [
-            (way, *each, *(total[name] for name in (*names, *extra)), total["pages"] // each[0])
+            (
+                *(way, options.crawls, total["kills"], feed_count, count),
+                *(total[name] for name in (*names, *extra)),
+                total["pages"] // options.crawls,
+            )
             for way, total in rows
         ],
         markdown=options.markdown,
     )
-    rows_in_full = {
-        way: {name: total[name] for name in (*names, *extra, "pages")} for way, total in rows
+    kept = ("kills", *names, *extra, "pages")
+    figures = {
+        "seed": options.seed,
+        "items": count,
+        "rows": {way: {name: total[name] for name in kept} for way, total in rows},
     }
-    figures = {"seed": options.seed, "items": count, "rows": rows_in_full}
     report.write_json(options.json, figures)
     allowed = {"twice"} if options.one_file else set()
     return int(any(total[name] for _, total in rows for name in {*names} - allowed))

@@ -177,7 +177,7 @@ class SavedItems:
             values = {"queue": self._table.key, "client": self._client, "rows": rows}
             began = time.monotonic()
             deleted = await self._database.transaction(partial(self._execute, query, values))
-            took = time.monotonic() - began
+            took = max(time.monotonic() - began, 1e-6)
             rows = min(max(int(rows * _DELETING / took), 1), 2 * rows, _MOST_DELETED)
             await asyncio.sleep(0)
 
