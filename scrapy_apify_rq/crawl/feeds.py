@@ -303,7 +303,8 @@ class Feeds:
         await self.end(is_stored=not failed)
 
     async def end(self, *, is_stored: bool = True) -> None:
-        if is_stored and self.is_complete and self.has_all:
+        # Without saved items, another run could not give its feeds more than this one has.
+        if self.is_complete and (self.items is None or (is_stored and self.has_all)):
             self.crawl.ended = time.time()
         self._note_crawl()
         await self.save()

@@ -394,6 +394,23 @@ async def test_an_upload_that_did_not_come_to_its_end(
     assert third.paths == ["/", "/a"]
 
 
+async def test_a_failed_upload_of_items_that_are_not_saved(
+    site: Site, queue: Queue, crawls: Crawls, tmp_path: Path
+) -> None:
+    """Nothing but a new crawl can bring them back."""
+    site.serve({"/": "page"})
+    settings = {
+        **UNNAMED,
+        "APIFY_RQ_ITEMS": False,
+        "FEED_STORAGES": {"slow": SlowStorage},
+        "FEEDS": {f"slow://{tmp_path}/items.jl": {"format": "jsonlines"}},
+    }
+    SlowStorage.may_store, SlowStorage.fails = asyncio.Event(), True
+    SlowStorage.may_store.set()
+    runs = [await crawls.run(Links, settings, queue=queue, site=site.url) for _ in range(2)]
+    assert [run.paths for run in runs] == [["/"], ["/"]]
+
+
 async def test_killed_after_its_last_ack(site: Site, queue: Queue, crawls: Crawls) -> None:
     """It is completed, not crawled again, though nothing is to be stored."""
     site.serve({"/": links("/a"), "/a": "page"})
