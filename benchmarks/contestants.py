@@ -94,6 +94,10 @@ KINDS = {
         lambda _: {"EXTENSIONS": {"benchmarks.meter.Meter": 0, "benchmarks.frozen.Freeze": 0}},
     ),
     "jobdir": Kind("Scrapy, JOBDIR", lambda place: {"JOBDIR": str(place.folder)}),
+    "embedded-unsaved": Kind(
+        "scrapy-apify-rq, embedded, items not saved",
+        lambda place: {**_embedded(place), "APIFY_RQ_ITEMS": False},
+    ),
     "embedded": Kind("scrapy-apify-rq, embedded", _embedded),
     "api": Kind("scrapy-apify-rq, API", _api, remote=True),
     "apify-single": Kind(
@@ -125,6 +129,7 @@ DEFAULT = (
     *("stock", "stock-frozen", "jobdir", "embedded", "api@0", "api@10", "api@50", "api@200"),
     *("apify-single@0", "apify-single@50", "apify-shared@50", "scrapy-redis@0", "scrapy-redis@50"),
 )
+WITH_ITEMS = ("stock", "embedded-unsaved", "embedded")
 QUICK = ("jobdir", "embedded", "api@50", "apify-single@10", "scrapy-redis@0")
 
 

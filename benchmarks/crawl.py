@@ -20,13 +20,22 @@ from benchmarks.meter import Meter
 
 
 class Links(scrapy.Spider):
-    """Follows every link of every page."""
+    """Follows every link of every page, and scrapes an item of BENCHMARK_ITEM bytes of each."""
 
     name = "links"
 
     def parse(self, response: Response) -> Iterator[Any]:
+        if size := self.settings.getint("BENCHMARK_ITEM"):
+            yield item(response.url, size)
         for href in response.css("a::attr(href)").getall():
             yield response.follow(href)
+
+
+def item(url: str, size: int) -> dict[str, Any]:
+    """Of about so many bytes as JSON."""
+    found = {"sku": "A-1234", "name": "Something nice", "price": 12.5, "tags": ["new", "blue"]}
+    text = "Lorem ipsum, dolor sit amet. "
+    return {**found, "url": url, "text": (text * (size // len(text)))[: size - 160]}
 
 
 SETTINGS: dict[str, Any] = {

@@ -18,7 +18,14 @@ from statistics import median
 from typing import Any
 
 from benchmarks import plots, report
-from benchmarks.contestants import DEFAULT, KINDS, QUICK, Contestant, contestant
+from benchmarks.contestants import (
+    DEFAULT,
+    KINDS,
+    QUICK,
+    WITH_ITEMS,
+    Contestant,
+    contestant,
+)
 from benchmarks.track import Track, track
 
 Run = dict[str, Any]
@@ -86,6 +93,34 @@ def stalls(
         run = place.run(each, f"/to/many/{links}", CLOSESPIDER_PAGECOUNT=pages)
         runs[each.name].append(run)
     return Results(f"One page that yields {links:,} links", runs)
+
+
+def with_items(place: Track, options: argparse.Namespace, folder: Path) -> Results:
+    """Crawl a site that answers at once, into a feed."""
+    contestants = list(map(contestant, WITH_ITEMS))
+    runs: dict[str, list[Run]] = {each.name: [] for each in contestants}
+    for number, each in enumerate(rounds(contestants, options.rounds)):
+        place.set_site(pages=options.pages, links=options.links, delay=0)
+        feed = {str(folder / f"{number}.jl"): {"format": "jsonlines"}}
+        run = place.run(each, "/p/0", FEEDS=feed, BENCHMARK_ITEM=options.item)
+        runs[each.name].append(run)
+    return Results(f"Pages with an item of {options.item:,} bytes each, into a feed", runs)
+
+
+def print_items(results: Results, *, markdown: bool) -> None:
+    costs, ratios = results.medians(cpu_per_page), results.ratios(cpu_per_page)
+    stored = results.medians(lambda run: run["stored"] / run["pages"])
+    rows = [
+        (
+            contestant(name).title,
+            f"{costs[name] * 1000:.2f}",
+            f"{ratios[name]:.2f}",
+            f"{stored[name]:,.0f}",
+        )
+        for name in results.runs
+    ]
+    header = ("", "CPU ms/page", "ratio", "bytes stored/page")
+    report.print_table(results.title, header, rows, markdown=markdown)
 
 
 def print_results(results: Results, titles: dict[str, str], *, markdown: bool) -> None:
@@ -200,6 +235,9 @@ def _options() -> argparse.Namespace:
         help="links on the page whose stall is measured",
     )
     parser.add_argument(
+        "--item", type=int, default=1000, help="bytes of the items whose cost is measured; 0: none"
+    )
+    parser.add_argument(
         "--no-pin", action="store_true", help="let crawls and servers share all cores"
     )
     report.add_options(parser)
@@ -233,6 +271,10 @@ def main() -> None:
             able = [each for each in contestants if links <= 200 or not each.is_slow]
             many.append(results := stalls(place, able, links, options))
             print_stalls(results, titles, markdown=options.markdown)
+        if options.item:
+            items = with_items(place, options, Path(folder))
+            print_items(items, markdown=options.markdown)
+            figures["items"] = vars(items)
     figures |= {"crawls": [vars(each) for each in crawls], "stalls": [vars(each) for each in many]}
     report.write_json(options.json, figures)
     if options.plot is not None:

@@ -126,12 +126,20 @@ class Track:
         self._services.close()
 
     def run(self, contestant: Contestant, path: str, **settings: Any) -> dict[str, Any]:
-        """Run a crawl; return the report of meter.py with the API's calls and outcomes."""
+        """Run a crawl; return the report of meter.py with the API's calls and outcomes, and how
+        many bytes it has stored on the disk.
+        """
         place = self.new_place(contestant.latency)
         crawl = self.start(contestant, place, path, settings)
         report = finish(crawl)
         calls = self.server.calls
-        return {**report, "calls": calls.operations, "outcomes": calls.outcomes}
+        stored = sum(file.stat().st_size for file in place.folder.rglob("*") if file.is_file())
+        return {
+            **report,
+            "calls": calls.operations,
+            "outcomes": calls.outcomes,
+            "stored": stored,
+        }
 
     def start(
         self, contestant: Contestant, place: Place, path: str, settings: Mapping[str, Any]

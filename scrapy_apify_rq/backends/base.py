@@ -157,7 +157,9 @@ class ItemStore(Protocol):
         """Return the keys of items without an entry that have greater numbers."""
 
     async def discard_spilled(self) -> None:
-        """Delete what was saved for updates that never came. Nobody else may use the queue."""
+        """Delete what an earlier process has saved for updates that cannot come any more. In single
+        access that is all that waits for one; nobody else may use the queue.
+        """
 
     async def notes(self) -> Mapping[str, str]:
         """Return the texts that this client has noted, by name, until the queue is purged."""

@@ -10,10 +10,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from pydispatch.errors import DispatcherKeyError  # type: ignore[import-untyped]
+from pydispatch.dispatcher import (  # type: ignore[import-untyped]
+    getAllReceivers,
+    liveReceivers,
+)
 from pydispatch.robustapply import robustApply  # type: ignore[import-untyped]
 from scrapy import signals
 from scrapy.extensions.feedexport import FeedExporter, FeedSlot
@@ -48,6 +50,12 @@ class SavedFeeds(scrapy_private.FeedHooks):
     crawler: Crawler
     slots: list[FeedSlot]
     _feeds: Feeds | None = None
+    _followers: tuple[SavedFeeds, ...] = ()
+    """Other exporters of this crawl, for which Scrapy's signals come here, too."""
+
+    @property
+    def _group(self) -> tuple[SavedFeeds, ...]:
+        return (self, *self._followers)
 
     def uri_of_batch(self, feed: str, batch: int, uri: str) -> str:
         return uri if self._feeds is None else self._feeds.uri(feed, batch, uri)
@@ -60,14 +68,20 @@ class SavedFeeds(scrapy_private.FeedHooks):
         scheduler: Any = scrapy_private.scheduler(self.crawler)
         if getattr(scheduler, "has_failed", False):
             return  # a feed without its items would only be in the way of a complete one
-        self._feeds = feeds = getattr(scheduler, "feeds", None)
-        await _finished(self._stock("open_spider", spider=spider))
+        feeds = getattr(scheduler, "feeds", None)
+        for one in self._group:
+            one._feeds = feeds
         if feeds is None:
+            await self._open_all(spider)
             return
         feeds.opened()
+        feeds.has_all = False
         try:
+            await self._open_all(spider)
             await feeds.save()
-            await self._replay(feeds, spider)
+            given = [await one._replay(feeds, spider) for one in self._group]
+            feeds.has_all = all(is_all for _, is_all in given)
+            feeds.report_replay(given[0][0])
         except OSError as error:
             feeds.fail(
                 BackendError(
@@ -79,10 +93,13 @@ class SavedFeeds(scrapy_private.FeedHooks):
         except BackendError as error:
             feeds.fail(error)
 
-    async def _replay(self, feeds: Feeds, spider: Spider) -> None:
-        """Give the feeds the items of earlier runs."""
-        feeds.is_replayed = False
-        own = self.slots
+    async def _open_all(self, spider: Spider) -> None:
+        for one in self._group:
+            await _finished(one._stock("open_spider", spider=spider))
+
+    async def _replay(self, feeds: Feeds, spider: Spider) -> tuple[int, bool]:
+        """Give the feeds the items of earlier runs. Return how many, and whether these are all."""
+        own, last = self.slots, 0
         # What each feed's storage has already; greatest last.
         waiting = [
             (feeds.begins_after(slot), slot)
@@ -91,11 +108,13 @@ class SavedFeeds(scrapy_private.FeedHooks):
         ]
         waiting.sort(key=lambda one: one[0], reverse=True)
         self.slots = []
-        count = 0
+        count, is_all = 0, True
         turn_ends = time.monotonic() + _TURN
         async for number, item in feeds.saved():
-            if not self.crawler.crawling:
-                break  # Ctrl-C: the next run does it all again
+            if number != last and not self.crawler.crawling:
+                is_all = False  # Ctrl-C: the next run does it all again
+                break
+            last = number
             while waiting and waiting[-1][0] < number:
                 self.slots.append(waiting.pop()[1])
             try:
@@ -110,51 +129,58 @@ class SavedFeeds(scrapy_private.FeedHooks):
             if time.monotonic() > turn_ends:
                 await asyncio.sleep(0)
                 turn_ends = time.monotonic() + _TURN
-        else:
-            feeds.is_replayed = True
         self.slots += [slot for _, slot in waiting]
         self.slots += [slot for slot in own if slot.uri_template in feeds.left_alone]
-        feeds.report_replay(count)
+        return count, is_all
 
     async def item_scraped(
         self, item: Any, spider: Spider, response: Response | None = None
     ) -> None:
         feeds = self._feeds
-        if feeds is None:
+        if feeds is None or feeds.items is None or await feeds.items.scraped(item, response):
+            for one in self._group:
+                await one._export(feeds, item, response, spider)
+
+    async def _export(
+        self, feeds: Feeds | None, item: Any, response: Response | None, spider: Spider
+    ) -> None:
+        if feeds is not None and feeds.has_unsaved:
+            await feeds.save()
+        try:
             await _finished(
                 self._stock("item_scraped", item=item, spider=spider, response=response)
             )
-        elif feeds.items is None or await feeds.items.scraped(item, response):
-            await self._export(feeds, item, response, spider)
-
-    async def _export(
-        self, feeds: Feeds, item: Any, response: Response | None, spider: Spider
-    ) -> None:
-        if feeds.has_unsaved:
-            await feeds.save()
-        await _finished(self._stock("item_scraped", item=item, spider=spider, response=response))
-        for slot in self.slots:
-            feeds.written(slot)
+            if feeds is not None:
+                for slot in self.slots:
+                    feeds.written(slot)
+        except OSError:  # a full disk, say
+            if feeds is not None:
+                feeds.has_all = False
+            raise
 
     async def close_spider(self, spider: Spider) -> None:
         feeds = self._feeds
         if feeds is None:
-            await _finished(self._stock("close_spider", spider=spider))
+            await self._close_all(spider)
             return
-        slots, closed = list(self.slots), list[FeedSlot]()
+        slots, closed = [slot for one in self._group for slot in one.slots], list[FeedSlot]()
 
         def note(slot: FeedSlot) -> None:
             closed.append(slot)
 
         self.crawler.signals.connect(note, signals.feed_slot_closed)
         try:
-            await _finished(self._stock("close_spider", spider=spider))
+            await self._close_all(spider)
             await feeds.stored(slots, self._failed_storages(slots, closed))
         except BackendError as error:
             feeds.fail(error)
         finally:
             self.crawler.signals.disconnect(note, signals.feed_slot_closed)
             await feeds.let_go()
+
+    async def _close_all(self, spider: Spider) -> None:
+        for one in self._group:
+            await _finished(one._stock("close_spider", spider=spider))
 
     def _failed_storages(self, slots: list[FeedSlot], closed: list[FeedSlot]) -> set[str]:
         """The classes of storages that have failed. Scrapy counts what was not stored, and says
@@ -180,22 +206,46 @@ async def _finished(result: Any) -> None:
 
 
 def adopt(crawler: Crawler) -> SavedFeeds | None:
-    """Put our part before the feed exporter of this crawl. None if it has none.
+    """Put our part before the feed exporter of this crawl. None if it has none that can take it.
+
+    A project may have several: then the first one leads, so that an item is saved once.
 
     Not by a setting, which would have to name the project's own subclass: to load the modules of
     its extensions while add-ons are loaded could install the wrong reactor.
     """
-    exporter = crawler.get_extension(FeedExporter)
-    if exporter is None or isinstance(exporter, SavedFeeds):
-        return exporter
-    connected = []
+    assert crawler.extensions is not None
+    found = [one for one in crawler.extensions.middlewares if isinstance(one, FeedExporter)]
+    adopted = [_adopt(one) for one in found if _disconnect(crawler, one)]
+    if not adopted:
+        return None
+    leader, *others = adopted
+    leader._followers = tuple(others)
     for name, signal in _HANDLERS.items():
-        with suppress(DispatcherKeyError):  # a subclass may have its own ways
-            crawler.signals.disconnect(getattr(exporter, name), signal)
-            connected.append((name, signal))
+        crawler.signals.connect(getattr(leader, name), signal)
+    return leader
+
+
+def _disconnect(crawler: Crawler, exporter: FeedExporter) -> bool:
+    """Let Scrapy's signals reach it no more. False if they do so in another way than with Scrapy's
+    own class: then nothing is changed.
+    """
+    handlers = [(getattr(exporter, name), signal) for name, signal in _HANDLERS.items()]
+    for handler, signal in handlers:
+        receivers = getAllReceivers(crawler.signals.sender, signal)
+        if handler not in liveReceivers(receivers):
+            logger.warning(
+                "The feeds of %s do not survive a kill, since it handles Scrapy's signals in its"
+                " own way. Let it call the from_crawler() of FeedExporter",
+                type(exporter).__qualname__,
+            )
+            return False
+    for handler, signal in handlers:
+        crawler.signals.disconnect(handler, signal)
+    return True
+
+
+def _adopt(exporter: FeedExporter) -> SavedFeeds:
     cls = type(exporter)
     saved: Any = type(cls.__name__, (SavedFeeds, cls), {"__module__": cls.__module__})
     exporter.__class__ = saved
-    for name, signal in connected:
-        crawler.signals.connect(getattr(exporter, name), signal)
     return exporter  # type: ignore[return-value]

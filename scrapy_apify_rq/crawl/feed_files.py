@@ -18,8 +18,8 @@ _TAIL: Final = 2**16
 class LocalFile(BaseModel):
     """A file before the crawl wrote to it."""
 
-    feed: str
-    """The feed's key in FEEDS."""
+    feeds: list[str]
+    """The keys in FEEDS of the feeds that write it."""
     appended: bool
     """The feed adds to what is there; otherwise it overwrites it."""
     size: int
@@ -32,7 +32,7 @@ class LocalFile(BaseModel):
         size = 0
         with suppress(FileNotFoundError):
             size = Path(path).stat().st_size if appended else 0
-        return cls(feed=feed, appended=appended, size=size, digest=_digest(path, size))
+        return cls(feeds=[feed], appended=appended, size=size, digest=_digest(path, size))
 
     def is_replaced(self, path: str) -> bool:
         """Whether what is there now is not what the crawl has appended to."""

@@ -102,8 +102,8 @@ class Feeds:
         self.is_continued = history.crawl is not None
         self.is_complete = False
         """The crawl has nothing left to do but to store its feeds."""
-        self.is_replayed = True
-        """The feeds have all items of earlier runs."""
+        self.has_all = True
+        """The feeds have all items of earlier runs, and of this one."""
         self.left_alone: set[str] = set()
         """Feeds that get no items of earlier runs."""
         self._notes = dict(history.notes)
@@ -113,6 +113,12 @@ class Feeds:
         self._when_stored: Callable[[], Awaitable[None]] | None = None
         self._is_open = False
         self._last = 0
+        """The number of the last item that earlier runs have saved."""
+        self._given = 0
+        """The number of the last item that the feeds have been given."""
+        self._taken: dict[str, bool] = {}
+        """By path, the files of earlier runs that feeds of this run write; True for those that were
+        brought back to where they were when the crawl began."""
 
     async def open(self) -> None:
         """Note that the crawl is not over."""
@@ -170,31 +176,44 @@ class Feeds:
         path = _absolute(storage) if isinstance(storage, FileFeedStorage) else None
         appended = isinstance(storage, FileFeedStorage) and storage.write_mode == "ab"
         if slot.batch_id == 1 and self.is_continued and self.items is not None:
-            self._restore(feed, appended=appended)
+            self._restore(feed, path, appended=appended)
         if path is not None and (Path(path).is_file() or not Path(path).exists()):
             known = self._file(path)
-            if known is None or known.feed != feed or known.appended != appended:
+            if known is None or known.appended != appended:
                 self._note_file(path, LocalFile.now(path, feed, appended=appended))
+            elif feed not in known.feeds:
+                known.feeds.append(feed)
+                self._note_file(path, known)
 
-    def _restore(self, feed: str, *, appended: bool) -> None:
-        """Take away what earlier runs have written to this feed's local files."""
+    def _restore(self, feed: str, path: str | None, *, appended: bool) -> None:
+        """Take away what earlier runs have written to this feed's local files, and to ``path``. If
+        two feeds write one file, once is enough.
+        """
         files = {
             name.removeprefix("file "): LocalFile.model_validate_json(text)
             for name, text in self._notes.items()
             if name.startswith("file ")
         }
-        files = {path: file for path, file in files.items() if file.feed == feed}
-        for path, file in files.items():
-            if file.appended and appended and self._is_shared(path):
-                self._report.shared_feed(path)
-                self.left_alone.add(feed)
-            elif file.appended and appended and file.is_replaced(path):
-                self._report.replaced_feed(path)
-                self.left_alone.add(feed)
-        if feed not in self.left_alone:
-            for path, file in files.items():
-                if not file.restore(path):
-                    self._note_file(path, LocalFile.now(path, feed, appended=appended))
+        files = {name: file for name, file in files.items() if feed in file.feeds or name == path}
+        new = files.keys() - self._taken.keys()
+        for name in new:
+            self._taken[name] = not appended or self._is_ours(name, files[name])
+        if not all(self._taken[name] for name in files):
+            self.left_alone.add(feed)
+            return
+        for name in new:
+            if not files[name].restore(name):
+                self._note_file(name, LocalFile.now(name, feed, appended=appended))
+
+    def _is_ours(self, path: str, file: LocalFile) -> bool:
+        """Whether nobody else has written what follows."""
+        if file.appended and self._is_shared(path):
+            self._report.shared_feed(path)
+            return False
+        if file.appended and file.is_replaced(path):
+            self._report.replaced_feed(path)
+            return False
+        return True
 
     def _is_shared(self, path: str) -> bool:
         """Whether another crawl may have written to this file since ours began."""
@@ -233,9 +252,12 @@ class Feeds:
         """
         if not self.is_continued or self.items is None or not self._last:
             return
+        number = 0
         async for saved in self._store.read(self.crawl.after, own=True):
-            if saved.number > self._last:
-                return
+            if saved.number > number:  # those before it are complete
+                self._given, number = number, saved.number
+            if number > self._last:
+                break
             try:
                 item = self._codec.read(saved.json)
             except CodecError as error:
@@ -246,10 +268,11 @@ class Feeds:
                     "apify_rq_items",
                 ) from error
             yield saved.number, item
+        self._given = self._last
 
     def report_replay(self, count: int) -> None:
-        if count or not self.is_replayed:
-            self._report.replayed(count, is_complete=self.is_replayed)
+        if count or not self.has_all:
+            self._report.replayed(count, is_complete=self.has_all)
 
     def begins_after(self, slot: FeedSlot) -> int:
         """The number of the last item that the feed's storage has already."""
@@ -273,14 +296,15 @@ class Feeds:
     async def stored(self, slots: list[FeedSlot], failed: set[str]) -> None:
         """All feeds are stored, except those whose storage is of a class in ``failed``."""
         self._is_open = False
-        last = await self._store.last()
+        last = await self._store.last() if self.has_all else self._given
         for slot in slots:
             if _appends_remotely(slot) and type(slot.storage).__name__ not in failed:
-                self.crawl.sent[slot.uri_template] = last
+                self.crawl.sent[slot.uri_template] = max(last, self.begins_after(slot))
         await self.end(is_stored=not failed)
 
     async def end(self, *, is_stored: bool = True) -> None:
-        if is_stored and self.is_complete and self.is_replayed:
+        # Without saved items, another run could not give its feeds more than this one has.
+        if self.is_complete and (self.items is None or (is_stored and self.has_all)):
             self.crawl.ended = time.time()
         self._note_crawl()
         await self.save()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # A request with more items than this, or more characters of them, sends them ahead.
 _MOST_ITEMS: Final = 256
-_MOST_SIZE: Final = 2**20
+_MOST_SIZE: Final = 2**18
 
 
 class Items:

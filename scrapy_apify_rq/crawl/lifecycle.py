@@ -151,8 +151,7 @@ class Lifecycle:
             return
         if not is_saving and history.crawl is None and self._config.backend == "apify":
             return  # each note is a call, and nothing could be noted but that nothing is saved
-        if self._config.access == "single":
-            await store.discard_spilled()
+        await store.discard_spilled()
         codec, items = ItemCodec(self.converter.names), None
         if is_saving:
             crawl = history.crawl

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 # Bytes sent in one call, unless one entry alone has more: a call needs its entries' texts, too.
 _CALL_SIZE: Final = 4 * 2**20
-# Calls with items sent ahead that may wait, about 1 MB each.
+# Groups of items sent ahead that may wait, of which one call takes all: about 256 KB each.
 _MOST_ITEMS: Final = 4
 # More updates than this share of the limits, and nothing is handed out: adds need room, too, and a
 # kill repeats every page whose ack still waits.

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from scrapy_apify_rq import clock
-from scrapy_apify_rq.backends.base import EntryItems, Purpose
+from scrapy_apify_rq.backends.base import EntryItems, LooseItems, Purpose
 from scrapy_apify_rq.backends.sqlite import catalog
 from scrapy_apify_rq.backends.sqlite.database import FILE_NAME, Database
 from scrapy_apify_rq.backends.sqlite.store import Store
@@ -618,6 +618,44 @@ async def test_one_crawl_alone_or_workers(tmp_path: Path) -> None:
         for alone in (True, False):
             with pytest.raises(ConfigError, match="is being crawled already"):
                 await one.occupy(alone=alone)
+
+
+async def test_what_waits_for_an_update_that_cannot_come_is_deleted(tmp_path: Path) -> None:
+    """Of an earlier run of this worker, or of one that another worker has done since."""
+
+    def rows(backend: Sqlite) -> list[str]:
+        query = "SELECT entry FROM items JOIN item_texts USING (number) ORDER BY entry"
+        return [id for (id,) in backend._database.connection.execute(query)]
+
+    a, b, c = sorted(ids("a", "b", "c"))
+    spills = [LooseItems(["{}"], id, id) for id in (a, b, c)]
+    async with opened_in(tmp_path, lock_secs=60, client_key="x") as x:
+        await x.fill("a", "b", "c")
+        await x.items.save(spills[:2])
+        async with opened_in(tmp_path, lock_secs=60, client_key="y") as y:
+            await y.items.save(spills[2:])
+            await y.update([await x.get(a)], forefront=False)
+            await y.items.discard_spilled()
+            assert rows(y) == [a, b]
+            done = await x.get(a)
+            done.handled_at = HANDLED_AT
+            await y.update([done], forefront=False)
+            await y.items.discard_spilled()
+            assert rows(y) == [b]
+
+
+async def test_many_items_become_valid_at_once(tmp_path: Path) -> None:
+    """The fewer rows, the shorter it takes: they are no larger than what can be read at once."""
+    async with opened_in(tmp_path) as backend:
+        await backend.fill("a")
+        (id,) = ids("a")
+        for _ in range(8):
+            await backend.items.save([LooseItems(["x" * 1000] * 256, "spill", id)])
+        query = "SELECT max(length(json)), count(*) FROM item_texts"
+        largest, count = backend._database.connection.execute(query).fetchone()
+        assert (largest < 2**18, count) == (True, 8)
+        await backend.update([handled("a")], forefront=False, items={id: EntryItems([], "spill")})
+        assert len([one async for one in backend.items.read()]) == 8 * 256
 
 
 # Purging

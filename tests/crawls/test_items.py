@@ -19,6 +19,7 @@ import pytest
 from scrapy import Field, Item, Request, signals
 from scrapy.downloadermiddlewares.retry import get_retry_request
 from scrapy.exceptions import DontCloseSpider
+from scrapy.exporters import JsonLinesItemExporter
 from scrapy.extensions.feedexport import BlockingFeedStorage, FeedExporter, FileFeedStorage
 from scrapy.extensions.postprocessing import GzipPlugin
 from scrapy.http import Response
@@ -26,6 +27,7 @@ from scrapy.utils.defer import deferred_from_coro
 
 from scrapy_apify_rq import scrapy_private
 from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME
+from scrapy_apify_rq.crawl.feed_files import LocalFile
 from tests.support.crawling import Crawl, Crawls
 from tests.support.queues import Queue
 from tests.support.spiders import Links, SiteSpider
@@ -347,7 +349,7 @@ class SlowStorage(FileFeedStorage):
     fails = False
 
     def __init__(self, uri: str, *, feed_options: Any = None) -> None:
-        super().__init__(uri.removeprefix("slow://"), feed_options=feed_options)
+        super().__init__(uri.rpartition("://")[2], feed_options=feed_options)
 
     async def _store(self, file: Any) -> None:
         await type(self).may_store.wait()
@@ -390,6 +392,23 @@ async def test_an_upload_that_did_not_come_to_its_end(
     assert "The feeds have got the 2 items that earlier runs have saved" in second.log_text
     third = await crawls.run(Links, settings, queue=queue, site=site.url)
     assert third.paths == ["/", "/a"]
+
+
+async def test_a_failed_upload_of_items_that_are_not_saved(
+    site: Site, queue: Queue, crawls: Crawls, tmp_path: Path
+) -> None:
+    """Nothing but a new crawl can bring them back."""
+    site.serve({"/": "page"})
+    settings = {
+        **UNNAMED,
+        "APIFY_RQ_ITEMS": False,
+        "FEED_STORAGES": {"slow": SlowStorage},
+        "FEEDS": {f"slow://{tmp_path}/items.jl": {"format": "jsonlines"}},
+    }
+    SlowStorage.may_store, SlowStorage.fails = asyncio.Event(), True
+    SlowStorage.may_store.set()
+    runs = [await crawls.run(Links, settings, queue=queue, site=site.url) for _ in range(2)]
+    assert [run.paths for run in runs] == [["/"], ["/"]]
 
 
 async def test_killed_after_its_last_ack(site: Site, queue: Queue, crawls: Crawls) -> None:
@@ -467,6 +486,78 @@ async def test_a_file_that_somebody_has_replaced(
     assert crawl.log_text.count(f"WARNING: The feed {file} is not the one that earlier runs") == 1
 
 
+def no_space(*_: Any) -> None:
+    raise OSError("no space left")
+
+
+class FullDisk(JsonLinesItemExporter):
+    is_full = False
+
+    def export_item(self, item: Any) -> None:
+        if type(self).is_full:
+            no_space()
+        super().export_item(item)
+
+
+@pytest.mark.parametrize("what", ["cut", "written"])
+async def test_a_file_that_cannot_be(
+    site: Site,
+    queue: Queue,
+    crawls: Crawls,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    """Once it can be, it gets all items, and no page is fetched again."""
+    held = Held()
+    site.serve({"/": links("/a", "/b"), "/a": "page", "/b": held})
+    folder = tmp_path / "feeds"
+    settings = {
+        **UNNAMED,
+        "FEEDS": {str(folder / "items.jl"): {"format": "full"}},
+        "FEED_EXPORTERS": {"full": FullDisk},
+    }
+    monkeypatch.setattr(FullDisk, "is_full", what == "written")
+    crawl = await crawls.start(Links, settings, queue=queue, site=site.url)
+    await begun(held)
+    await wait_until(lambda: queue.handled == 2)
+    if what == "cut":
+        queue = await killed(queue, crawl, folder, held)
+        with monkeypatch.context() as patched:
+            patched.setattr(LocalFile, "restore", no_space)
+            failed = await crawls.run(Links, settings, queue=queue, site=site.url)
+        assert (failed.reason, failed.paths) == ("apify_rq_items", [])
+    else:
+        let_go(held)
+        await crawl.end()
+        monkeypatch.setattr(FullDisk, "is_full", False)
+    crawl = await crawls.run(Links, settings, queue=queue, site=site.url)
+    assert crawl.paths == (["/b"] if what == "cut" else [])
+    assert contents(folder)["items.jl"] == Counter(["/", "/a", "/b"])
+
+
+async def test_two_feeds_that_append_to_one_file(
+    site: Site, queue: Queue, crawls: Crawls, tmp_path: Path
+) -> None:
+    """As without the kill, it has two lines of each item; also if a feed is written differently."""
+    held = Held()
+    site.serve({"/": links("/a", "/b"), "/a": "page", "/b": held})
+    folder = tmp_path / "feeds"
+    feed = {"format": "jsonlines"}
+
+    def settings(*files: str) -> dict[str, Any]:
+        return {**UNNAMED, "FEEDS": dict.fromkeys(files, feed)}
+
+    plain, with_scheme = f"{folder}/items.jl", f"file://{folder}/items.jl"
+    crawl = await crawls.start(Links, settings(plain, with_scheme), queue=queue, site=site.url)
+    await begun(held)
+    await wait_until(lambda: queue.handled == 2)
+    queue = await killed(queue, crawl, folder, held)
+    other = f"{folder}/../feeds/items.jl"
+    await crawls.run(Links, settings(other, with_scheme), queue=queue, site=site.url)
+    assert contents(folder)["items.jl"] == Counter(["/", "/a", "/b"] * 2)
+
+
 async def test_two_crawls_that_append_to_one_file(
     site: Site, queue: Queue, crawls: Crawls, tmp_path: Path
 ) -> None:
@@ -538,6 +629,9 @@ async def test_a_queue_with_a_name_gives_its_feeds_what_is_new(
     assert saved(queue) == ["/", "/a", "/b"]
 
 
+SCRAPYS = "scrapy.extensions.feedexport.FeedExporter"
+
+
 class OwnExporter(FeedExporter):
     """Of a project: with methods that take less, and more."""
 
@@ -550,6 +644,50 @@ class OwnExporter(FeedExporter):
         self.exported += 1
 
 
+class OwnHandlers(FeedExporter):
+    """Of a project that does not leave Scrapy's signals to Scrapy's class."""
+
+    @classmethod
+    def from_crawler(cls, crawler: Any) -> OwnHandlers:
+        exporter = cls(crawler)
+        crawler.signals.connect(exporter.opened, signals.spider_opened)
+        crawler.signals.connect(exporter.item_scraped, signals.item_scraped)
+        crawler.signals.connect(exporter.close_spider, signals.spider_closed)
+        return exporter
+
+    def opened(self, spider: Any) -> None:
+        self.open_spider(spider)
+
+
+class SecondExporter(FeedExporter):
+    """Of a project that has Scrapy's own, too."""
+
+    def __init__(self, crawler: Any) -> None:
+        super().__init__(crawler)
+        for named in (self.feeds, self.filters):
+            for uri in list(named):
+                named[f"{uri}2"] = named.pop(uri)
+
+
+async def test_two_exporters(site: Site, queue: Queue, crawls: Crawls, tmp_path: Path) -> None:
+    held = Held()
+    site.serve({"/": links("/a", "/b"), "/a": "page", "/b": held})
+    folder = tmp_path / "feeds"
+    settings = {
+        **UNNAMED,
+        "EXTENSIONS": {SecondExporter: 0},
+        "FEEDS": {str(folder / "items.jl"): {"format": "jsonlines"}},
+    }
+    crawl = await crawls.start(Links, settings, queue=queue, site=site.url)
+    await begun(held)
+    await wait_until(lambda: queue.handled == 2)
+    queue = await killed(queue, crawl, folder, held)
+    await crawls.run(Links, settings, queue=queue, site=site.url)
+    expected = Counter(["/", "/a", "/b"])
+    assert contents(folder) == {"items.jl": expected, "items.jl2": expected}
+    assert saved(queue) == ["/", "/a", "/b"]
+
+
 @pytest.mark.parametrize(
     ("settings", "is_saved"),
     [
@@ -557,16 +695,9 @@ class OwnExporter(FeedExporter):
         ({"FEEDS": {}}, False),
         ({"FEEDS": {}, "APIFY_RQ_ITEMS": True}, True),
         ({"APIFY_RQ_ITEMS": False}, False),
-        ({"EXTENSIONS": {"scrapy.extensions.feedexport.FeedExporter": None}}, False),
-        (
-            {
-                "EXTENSIONS": {
-                    "scrapy.extensions.feedexport.FeedExporter": None,
-                    "tests.crawls.test_items.OwnExporter": 0,
-                }
-            },
-            True,
-        ),
+        ({"EXTENSIONS": {SCRAPYS: None}}, False),
+        ({"EXTENSIONS": {SCRAPYS: None, OwnExporter: 0}}, True),
+        ({"EXTENSIONS": {SCRAPYS: None, OwnHandlers: 0}}, False),
     ],
 )
 async def test_when_items_are_saved(
@@ -593,32 +724,6 @@ async def test_when_items_are_saved(
         assert contents(folder)["items.jl"] == Counter(["/", "/a"] if is_saved else ["/a"])
 
 
-async def test_ctrl_c_during_the_replay(
-    site: Site, queue: Queue, crawls: Crawls, tmp_path: Path
-) -> None:
-    """The feeds get the rest in the next run."""
-    site.serve({"/": "page"})
-    go = asyncio.Event()
-    go.set()
-    folder = tmp_path / "feeds"
-    feed = {str(folder / "items.json"): {"format": "json", "overwrite": True}}
-    settings = {**UNNAMED, "LOG_LEVEL": "INFO", "FEEDS": feed}
-    SlowStorage.may_store, SlowStorage.fails = asyncio.Event(), True
-    SlowStorage.may_store.set()
-    arguments = {"site": site.url, "go": go}
-    failing = {**settings, "FEED_STORAGES": {"file": SlowStorage, "": SlowStorage}}
-    await crawls.run(Many, failing, queue=queue, **arguments)
-    crawl = crawls.begin(Many, settings, queue=queue, **arguments)
-    await wait_until(lambda: "apify_rq" in crawl.log_text and "resuming" in crawl.log_text)
-    await asyncio.sleep(0)
-    await crawl.crawler.stop_async()
-    await crawl.end()
-    assert "The feeds have got only" in crawl.log_text
-    crawl = await crawls.run(Many, settings, queue=queue, **arguments)
-    assert contents(folder)["items.json"] == Counter(range(Many.count))
-    assert crawl.paths == []
-
-
 class RemoteFile(BlockingFeedStorage):
     """Appends to what is there only when it stores, as FTP does."""
 
@@ -630,6 +735,41 @@ class RemoteFile(BlockingFeedStorage):
         with self.path.open("ab") as target:
             target.write(file.read())
         file.close()
+
+
+@pytest.mark.parametrize("storage", ["local", "remote"])
+async def test_ctrl_c_during_the_replay(
+    site: Site, queue: Queue, crawls: Crawls, tmp_path: Path, storage: str
+) -> None:
+    """The feeds get the rest in the next run."""
+    site.serve({"/": "page"})
+    go = asyncio.Event()
+    go.set()
+    folder = tmp_path / "feeds"
+    folder.mkdir()
+    settings = {
+        **UNNAMED,
+        "LOG_LEVEL": "INFO",
+        "FEED_STORAGES": {"remote": RemoteFile},
+        "FEEDS": {str(folder / "items.json"): {"format": "json", "overwrite": True}}
+        if storage == "local"
+        else {f"remote://{folder}/items.jl": {"format": "jsonlines", "overwrite": False}},
+    }
+    SlowStorage.may_store, SlowStorage.fails = asyncio.Event(), True
+    SlowStorage.may_store.set()
+    arguments = {"site": site.url, "go": go}
+    failing = {**settings, "FEED_STORAGES": dict.fromkeys(("file", "", "remote"), SlowStorage)}
+    await crawls.run(Many, failing, queue=queue, **arguments)
+    crawl = crawls.begin(Many, settings, queue=queue, **arguments)
+    await wait_until(lambda: "apify_rq" in crawl.log_text and "resuming" in crawl.log_text)
+    await asyncio.sleep(0)
+    await crawl.crawler.stop_async()
+    await crawl.end()
+    assert "The feeds have got only" in crawl.log_text
+    crawl = await crawls.run(Many, settings, queue=queue, **arguments)
+    (found,) = contents(folder).values()
+    assert found == Counter(range(Many.count))
+    assert crawl.paths == []
 
 
 async def test_a_storage_that_appends_gets_only_what_it_has_not(

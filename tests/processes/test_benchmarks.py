@@ -24,6 +24,7 @@ async def test_benchmarks(tmp_path: Path) -> None:
         "scale": [],
         "workers": [],
         "hosts": [],
+        "kills": [],
     }
     outputs: dict[str, str] = {}
     figures: dict[str, Any] = {}
@@ -51,6 +52,10 @@ async def test_benchmarks(tmp_path: Path) -> None:
     assert 0 < run["opening"] < run["first_page"]
     assert run["memory"] > 10_000_000
 
+    costs = figures["speed"]["items"]["runs"]
+    stored = {name: run["stored"] for name, (run,) in costs.items()}
+    assert stored["embedded"] > stored["embedded-unsaved"] + 101 * 1000 > stored["stock"] == 0
+
     assert "\n2,000 " in outputs["scale"]
     (row,) = figures["scale"]["sizes"]
     assert row["size"] == 2_000
@@ -61,6 +66,10 @@ async def test_benchmarks(tmp_path: Path) -> None:
     assert "ratio to stock" in outputs["hosts"]
     runs = figures["hosts"]["runs"]["6"]
     assert {name: run["pages"] for name, (run,) in runs.items()} == dict.fromkeys(runs, 49)
+
+    (row,) = figures["kills"]["rows"].values()
+    assert row["pages"] > 30
+    assert not any(row[fault] for fault in ("missing", "twice", "broken", "errors"))
 
     assert "times as fast" in outputs["workers"]
     for (run,) in figures["workers"]["runs"].values():

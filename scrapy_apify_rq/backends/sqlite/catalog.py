@@ -53,7 +53,7 @@ _ABANDONED: Final = (
     " AND NOT EXISTS (SELECT 1 FROM {owners} WHERE key = found.owner) LIMIT 1"
 )
 # Rows deleted at once, and the seconds that a transaction may take for it.
-_DELETED: Final = 50
+_DELETED: Final = 10
 _SLICE: Final = 0.01
 
 
