@@ -1,8 +1,8 @@
 """Builds these pages: ``python -m sphinx -W -q -c docs . docs/_build``. It needs no network.
 
-The source folder is that of the repository, so that links between these pages and the files beside the
-code are the same here and on GitHub, and are all checked. The pages are plain Markdown: of MyST they
-use nothing but its table of contents.
+The source folder is that of the repository, so that links between these pages and the files beside
+the code are the same here and on GitHub, and are all checked. The pages are plain Markdown: of MyST
+they use nothing but its table of contents.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import scrapy
 
+from tests.support.documents import commands
 from tests.support.process_spiders import Run
 from tests.support.queues import Queue
-from tests.support.readme import commands
 from tests.support.scrapy_project import Project
 from tests.support.waiting import wait_until
 from tests.support.website import Page, Site, links
@@ -50,7 +50,7 @@ async def on_terminal(folder: Path, queue: Queue, site: Site, *interrupt_at: str
 
     project = Project(folder, queue, Run, SETTINGS)
     env = {"TERM": "xterm-256color", "COLUMNS": "80"}
-    ((_, crawl, _, *options),) = commands("While it runs")
+    ((_, crawl, _, *options),) = commands("docs/queue.md", "While it runs")
     words = (crawl, Run.name, *options, "-a", f"site={site.url}")
     async with project.start(*words, env=env, terminal=theirs) as process:
         os.close(theirs)
