@@ -106,6 +106,7 @@ async def test_wrong_setting_is_the_last_line(tmp_path: Path, queue: Queue, site
     words = ("crawl", Run.name, "-a", f"site={site.url}")
     crawl, of_stock = await asyncio.gather(ours.run(*words), stock.run(*words))
     *log, last = crawl.log.strip().splitlines()
+    assert crawl.status == 1
     assert last.startswith("scrapy_apify_rq.errors.ConfigError: "), crawl.log
     for part in ("TWISTED_REACTOR", "asyncio", "Remove the setting", "AsyncioSelectorReactor"):
         assert part in last
