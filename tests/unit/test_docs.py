@@ -95,7 +95,7 @@ def test_options_of_each_subcommand_are_documented() -> None:
 
 
 def test_commands_to_try_it_and_to_test_it_are_one_line_each() -> None:
-    titles = "Try it in a checkout", "Work on it"
+    titles = "Try it", "Work on it"
     assert [len(commands(README, title)) for title in titles] == [1, 1]
 
 
