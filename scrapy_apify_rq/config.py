@@ -168,7 +168,7 @@ _DECLARED: Final[Mapping[str, Setting | Derived]] = {
 DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
     {item.name: item.default for item in _DECLARED.values() if isinstance(item, Setting)}
 )
-"""The default of each setting that exists, in the order of the README."""
+"""The default of each setting that exists, in the order of docs/settings.md."""
 
 
 def is_enabled(settings: BaseSettings) -> bool:

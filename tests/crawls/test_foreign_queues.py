@@ -17,8 +17,8 @@ from scrapy.http import Response
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from tests.support.codec_classes import Exploit
 from tests.support.crawling import Crawls
+from tests.support.documents import commands
 from tests.support.queues import NAME, TOKEN, ServedQueue, serving
-from tests.support.readme import commands
 from tests.support.spiders import Links, SiteSpider
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Site, links
@@ -244,7 +244,9 @@ async def test_each_page_is_crawled_by_only_one_of_them(
     done, pending = len(site.paths), (await served.info()).pending
     assert 10 <= done < 25
     assert pending > 10
-    ((*command, dash, which, another_dash, key),) = commands("From `apify.scrapy`")
+    ((*command, dash, which, another_dash, key),) = commands(
+        "docs/migrating.md", "From `apify.scrapy`"
+    )
     assert (*command, dash, another_dash) == ("scrapy", "crawl", "spider", "-s", "-s")
     ours = dict(word.split("=") for word in (which, key))
     assert ours["APIFY_RQ_ID"] == "WkzbQMuFYuamGv3YF"

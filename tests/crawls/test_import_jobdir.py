@@ -17,8 +17,8 @@ from scrapy.http import Response
 from scrapy_apify_rq.commands.jobdir import SEEN
 from tests.support.command_line import rq, rq_ok
 from tests.support.crawling import Crawls
+from tests.support.documents import commands
 from tests.support.queues import Queue
-from tests.support.readme import commands
 from tests.support.spiders import SiteSpider
 from tests.support.waiting import wait_until
 from tests.support.website import Answer, Hit, Page, Site, links
@@ -136,7 +136,7 @@ async def test_import(
     assert 10 <= len(site.hits) <= uninterrupted.total() - 15
 
     # The import, which can be repeated.
-    (_, _, *command), crawling = commands("From a JOBDIR")
+    (_, _, *command), crawling = commands("docs/migrating.md", "From a JOBDIR")
     words = [str(jobdir) if word == "crawls/spider-1" else word for word in command]
     words += ["-a", f"site={site.url}"]
     first = await rq_ok(queue, *words, settings=settings)

@@ -1,4 +1,4 @@
-"""Begin a crawl on one backend and finish it on the other, by the commands of the README."""
+"""Begin a crawl on one backend and finish it on the other, by the commands of the documents."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from scrapy.http import Response
 
 from tests.support.command_line import rq_ok
 from tests.support.crawling import Crawls
+from tests.support.documents import commands
 from tests.support.queues import Queue, ServedQueue, copied
-from tests.support.readme import commands
 from tests.support.spiders import SiteSpider
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Hit, Page, Site, begun, let_go, links
@@ -37,7 +37,7 @@ def page(hit: Hit) -> Page:
 
 
 def words(command: list[str], *, is_cloud: bool, file: Path) -> list[str]:
-    """The arguments of a command in the README. The token is left out; the settings have it."""
+    """The arguments of a command in the documents. The token is left out; the settings have it."""
     assert command[0].startswith("APIFY_TOKEN=") == is_cloud
     return [str(file) if word == "crawl.jsonl" else word for word in command[1 + is_cloud :]]
 
@@ -58,7 +58,10 @@ async def test_moving(
     first = await crawls.start(Family, SETTINGS, queue=source, site=site.url)
     await begun(*held.values())
     await wait_until(lambda: source.handled == len(site.hits) - len(HELD))
-    file, lines = tmp_path / "crawl.jsonl", commands("Between here and the cloud")
+    file, lines = (
+        tmp_path / "crawl.jsonl",
+        commands("docs/migrating.md", "Between here and the cloud"),
+    )
     exporting, importing, crawling = lines[:3] if to_the_api else lines[3:]
     with copied(source) as left:  # by kill -9
         _, *export = words(exporting, is_cloud=not to_the_api, file=file)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import scrapy
 
+from tests.support.documents import commands
 from tests.support.process_spiders import Run
 from tests.support.queues import Queue
-from tests.support.readme import commands
 from tests.support.scrapy_project import Project
 from tests.support.waiting import wait_until
 from tests.support.website import Page, Site, links
@@ -50,7 +50,7 @@ async def on_terminal(folder: Path, queue: Queue, site: Site, *interrupt_at: str
 
     project = Project(folder, queue, Run, SETTINGS)
     env = {"TERM": "xterm-256color", "COLUMNS": "80"}
-    ((_, crawl, _, *options),) = commands("While it runs")
+    ((_, crawl, _, *options),) = commands("docs/queue.md", "While it runs")
     words = (crawl, Run.name, *options, "-a", f"site={site.url}")
     async with project.start(*words, env=env, terminal=theirs) as process:
         os.close(theirs)
@@ -106,6 +106,7 @@ async def test_wrong_setting_is_the_last_line(tmp_path: Path, queue: Queue, site
     words = ("crawl", Run.name, "-a", f"site={site.url}")
     crawl, of_stock = await asyncio.gather(ours.run(*words), stock.run(*words))
     *log, last = crawl.log.strip().splitlines()
+    assert crawl.status == 1
     assert last.startswith("scrapy_apify_rq.errors.ConfigError: "), crawl.log
     for part in ("TWISTED_REACTOR", "asyncio", "Remove the setting", "AsyncioSelectorReactor"):
         assert part in last

@@ -22,8 +22,8 @@ from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.support.api_calls import error
 from tests.support.command_line import Done, rq
+from tests.support.documents import commands, snippet
 from tests.support.queues import NAME, Queue, ServedQueue
-from tests.support.readme import commands
 from tests.support.waiting import run_async
 
 SITE = "http://site"
@@ -411,6 +411,9 @@ async def test_order_of_the_file_is_kept(served: ServedQueue, command: str) -> N
 # Help
 
 
+COMMANDS = "docs/commands.md"
+
+
 @pytest.mark.parametrize("subcommand", subcommands(), ids=lambda one: one.NAME)
 async def test_each_subcommand_explains_itself(queue: Queue, subcommand: Any) -> None:
     words = " ".join((await ok(queue, f"{subcommand.NAME} --help")).out.split())
@@ -418,16 +421,17 @@ async def test_each_subcommand_explains_itself(queue: Queue, subcommand: Any) ->
     assert f"Example: {subcommand.EXAMPLE}" in words
 
 
-async def test_examples_of_the_help_and_the_readme_work(
+async def test_examples_of_the_help_and_the_documents_work(
     tmp_path: Path, any_queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = commands("See it, repair it, move it")
+    shown = commands(COMMANDS, "The command line")
     examples = {one.NAME: shlex.split(one.EXAMPLE) for one in subcommands()}
     for name in ("serve", "import-jobdir", "input-schema"):  # they need what is not here
         del examples[name]
     assert {words[2] for words in shown} == set(examples)
     monkeypatch.chdir(tmp_path)
-    tmp_path.joinpath("urls.txt").write_text("https://example.com/product/3\n")
+    lines = f"https://example.com/product/3\n{snippet(COMMANDS, 'Add to it', 'json')}"
+    tmp_path.joinpath("urls.txt").write_text(lines)
     await ok(any_queue, "add http://a/ -q my-other-queue")
     urls = [f"https://example.com/product/{number}" for number in (1, 2)]
     failed = [page(url, "404 Not Found").model_copy(update={"url": url}) for url in urls]

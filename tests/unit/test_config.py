@@ -69,7 +69,7 @@ def refusal(settings: Values | None = None, environ: Values | None = None) -> st
 
 
 def test_defaults() -> None:
-    """They are as declared, which is what the README's table shows, except for these."""
+    """They are as declared, which is what the table in docs/settings.md shows, except for these."""
     resolved = {"backend": "sqlite", "memory": 64 * 2**20, "trusted_modules": ()}
     resolved |= {"schemes": ("http", "https"), "project_packages": (), "plugin_packages": ()}
     resolved |= {"queue_name": "shop-quotes", "queue_is_default": True}
