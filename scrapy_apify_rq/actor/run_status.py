@@ -21,6 +21,7 @@ from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.limits import OTHER_RATE
 
 if TYPE_CHECKING:
+    from scrapy_apify_rq.backends.apify.http import Client
     from scrapy_apify_rq.config import Config
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class RunStatus:
         self._describe = describe
         self._limit_reached = limit_reached
         self._inc_stat = inc_stat
-        self._client: Any = None
+        self._client: Client | None = None
         self._task: asyncio.Task[None] | None = None
         self._has_warned = False
 
@@ -61,62 +62,63 @@ class RunStatus:
         # Imported late: only a run needs it.
         from scrapy_apify_rq.backends.apify.http import Client
 
-        self._client = Client(
+        self._client = client = Client(
             self._config.api_base_url,
             self._config.token,
             patience=_PATIENCE,
             inc_stat=self._inc_stat,
         )
-        self._client.open()
-        self._task = asyncio.create_task(self._tell_regularly())
+        client.open()
+        self._task = asyncio.create_task(self._tell_regularly(client))
 
     async def end(self, text: str) -> None:
         """The crawl is over; ``text`` stays on show."""
-        if self._task is None:
+        if self._task is None or self._client is None:
             return
         self._task.cancel()
         self._client.patience = _LAST_PATIENCE
         try:
             async with asyncio.timeout(_LAST_PATIENCE):
-                await self._tell(text, is_terminal=True)
+                await self._tell(self._client, text, is_terminal=True)
         except (BackendError, TimeoutError) as error:
             _warn(error)
 
     async def stop(self) -> None:
-        if self._task is not None:
+        if self._task is not None and self._client is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             await self._client.close()
 
-    async def _tell_regularly(self) -> None:
+    async def _tell_regularly(self, client: Client) -> None:
         while True:
             await asyncio.sleep(_INTERVAL)
             try:
-                await self._tell(await self._describe(), is_terminal=False)
+                await self._tell(client, await self._describe(), is_terminal=False)
                 self._has_warned = False
             except BackendError as error:
                 if not self._has_warned:
                     _warn(error)
                 self._has_warned = True
 
-    async def _tell(self, text: str, *, is_terminal: bool) -> None:
+    async def _tell(self, client: Client, text: str, *, is_terminal: bool) -> None:
+        from scrapy_apify_rq.backends.apify.answers import reading
         from scrapy_apify_rq.backends.apify.http import Refused
 
         try:
-            answer = await self._client.call(
+            answer = await client.call(
                 "update_run",
                 "PUT",
                 _path(self._config),
                 rate=OTHER_RATE,
+                read=reading(dict[str, Any]),
                 body=_message(text, is_terminal=is_terminal),
             )
         except Refused as error:
             raise BackendError(str(error)) from None
         except BackendError:
             raise BackendError("the platform does not answer") from None
-        run = answer.data if isinstance(answer.data, dict) else {}
         limit = self._config.run.max_charge
-        if limit is not None and not is_terminal and is_spent(run, limit):
+        if limit is not None and not is_terminal and is_spent(answer.data, limit):
             self._limit_reached(limit)
 
 

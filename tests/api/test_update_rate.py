@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scrapy_apify_rq.backends.apify import endpoints, http, queue
+from scrapy_apify_rq.backends.apify import endpoints, queue
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.frontier.notices import RateReached
 from tests.support.frontier_driver import Driver
@@ -15,7 +15,7 @@ async def test_acks_wait_in_the_outbox_within_its_limits(
     served: ServedQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rate is scaled down, so that a busy machine reaches it, too."""
-    for module in (endpoints, http, queue):
+    for module in (endpoints, queue):
         monkeypatch.setattr(module, "CRUD_RATE", 60)
     backend = ApifyBackend(served.api.url, TOKEN, name=NAME, inc_stat=lambda stat: None)
     paths = [f"/{n}" for n in range(150)]

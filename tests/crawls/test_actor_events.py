@@ -227,7 +227,8 @@ async def test_the_environment_of_a_run(
     console = "https://console.apify.com/storage/request-queues/"
 
     def with_link(call: Any, data: Any) -> Any:
-        return {**data, "consoleUrl": console + data["id"]} if "consoleUrl" in data else data
+        has_link = data is not None and "consoleUrl" in data
+        return {**data, "consoleUrl": console + data["id"]} if has_link else data
 
     served.api.after = with_link
     env = environ(served.api.url, TOKEN, "queue-of-the-run")

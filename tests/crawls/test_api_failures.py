@@ -163,7 +163,8 @@ async def test_who_cannot_ack_a_page_has_not_finished(
     site: Site, served: ServedQueue, run: Run, access: str
 ) -> None:
     def refuse(call: Call) -> Any:
-        return error(400) if call.method == "PUT" and call.json["url"].endswith("/7") else None
+        is_ack = call.method == "PUT" and call.is_about_queue
+        return error(400) if is_ack and call.json["url"].endswith("/7") else None
 
     served.api.before = refuse
     crawl = await run(APIFY_RQ_ACCESS=access)

@@ -113,6 +113,7 @@ async def test_a_page_whose_ack_never_came(
     served.api.before = refuse
     crawl = await crawls.start(Links, settings, queue=served, site=site.url)
     await wait_until(lambda: pushes(served))
+    await wait_until(lambda: stored(served), "an item in the dataset")
     with copied(served) as left:
         is_acked = True
         written = files_in(folder)
@@ -312,6 +313,7 @@ async def test_state_and_cookies_survive_a_kill(
     await begun(*held.values())
     await wait_until(lambda: str(records(served, "cookies")).count('"session"') == len(KEYS))
     await wait_until(lambda: '{"$set":[7]}' in str(records(served, "spider.state")))
+    await wait_until(lambda: served.handled == len(KEYS), "the acks of all logins")
     with copied(served) as left:
         let_go(*held.values())
         await crawl.end()
