@@ -50,7 +50,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 
 async def _add(settings: Settings, options: argparse.Namespace) -> None:
     async with queues.opened(settings, options, create=True) as queue:
-        parse = partial(_entry, queue, queue.converter())
+        parse = partial(entry_of, queue, queue.converter())
         if options.urls:
             urls = ((url, url.encode()) for url in options.urls)
             await adding.add_lines(queue, urls, parse, options, forefront=options.forefront)
@@ -69,7 +69,7 @@ class _Line(BaseModel):
     user_data: dict[str, Any] = Field(default_factory=dict, alias="userData")
 
 
-def _entry(queue: Queue, converter: RequestConverter, line: bytes) -> Entry:
+def entry_of(queue: Queue, converter: RequestConverter, line: bytes) -> Entry:
     text = line.decode("utf-8-sig")
     fields = _Line.model_validate_json(text) if text.startswith("{") else _Line(url=text)
     if fields.method not in METHODS:

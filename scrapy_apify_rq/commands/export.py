@@ -6,7 +6,8 @@ import argparse
 
 from scrapy.settings import Settings
 
-from scrapy_apify_rq.commands import items_in_files, output, queues
+from scrapy_apify_rq.backends.item_lines import line
+from scrapy_apify_rq.commands import output, queues
 
 NAME = "export"
 HELP = (
@@ -37,5 +38,5 @@ async def _export(settings: Settings, options: argparse.Namespace) -> int:
                 count += 1
             if queue.backend.items is not None:
                 async for item in queue.backend.items.read():
-                    file.write(items_in_files.line(item))
+                    file.write(line(item))
     return count

@@ -1,8 +1,5 @@
-"""Saved items in the file of ``export``: below the entries, one per line.
-
-    {"#scrapy": {"entry": ID, "key": KEY}, "item": ITEM}
-
-``entry`` is the entry that it was scraped from, or null. An item is imported once under its key.
+"""Reads saved items from the file of ``export``, where they are below the entries, one per line
+(``backends.item_lines``). An item is imported once under its key.
 """
 
 from __future__ import annotations
@@ -12,19 +9,14 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Final
 
-from scrapy_apify_rq.backends.base import LooseItems, SavedItem
+from scrapy_apify_rq.backends.base import LooseItems
+from scrapy_apify_rq.backends.item_lines import BEGIN
 from scrapy_apify_rq.commands import output
 from scrapy_apify_rq.commands.adding import Line
 from scrapy_apify_rq.commands.queues import Queue
 from scrapy_apify_rq.errors import RequestQueueError
 
-_BEGIN: Final = b'{"#scrapy": '
 _BATCH: Final = 100
-
-
-def line(item: SavedItem) -> bytes:
-    about = json.dumps({"entry": item.entry, "key": item.key})
-    return _BEGIN + f'{about}, "item": {item.json}}}\n'.encode()
 
 
 class Rest:
@@ -35,7 +27,7 @@ class Rest:
 
     def entries(self) -> Iterator[Line]:
         for where, text in self._lines:
-            if text.startswith(_BEGIN):
+            if text.startswith(BEGIN):
                 self._lines = chain([(where, text)], self._lines)
                 return
             yield where, text

@@ -106,6 +106,10 @@ class Queue:
         self.keys = Keys(self.crawler, self.config.unique_key)
 
     @property
+    def has_spider(self) -> bool:
+        return self.crawler.spidercls is not _NoSpider
+
+    @property
     def batch(self) -> int:
         """The number of entries to pass to ``add`` and ``update`` at once."""
         return self.backend.batch * min(self.backend.parallel, _MAX_PARALLEL)
@@ -128,7 +132,7 @@ class Queue:
 
     def converter(self) -> RequestConverter:
         """Make a converter for the spider's requests. Without a spider it knows no callbacks."""
-        if self.crawler.spidercls is _NoSpider:
+        if not self.has_spider:
             trusted = (*self.config.trusted_modules, *self.config.project_packages)
             return RequestConverter(_NoSpider(), {}, trusted, self.config.plugin_packages)
         # Without __init__, which may need the arguments of a crawl. The converter only looks up the
@@ -209,6 +213,15 @@ async def opened(
                 raise _missing(config, known)
             await backend.open()
         yield Queue(backend, config, crawler, spider_name or _NoSpider.name)
+
+
+def unopened(settings: Settings, options: argparse.Namespace) -> Queue:
+    """The queue that the options may mean first, for what can be known without opening it."""
+    crawler, spider_name = _crawler(settings, options.spider)
+    arguments = _arguments(options.arguments)
+    config = next(_candidates(crawler, spider_name, arguments, options.queue))
+    backend = backend_for(config, purpose="read")
+    return Queue(backend, config, crawler, spider_name or _NoSpider.name)
 
 
 def _arguments(given: list[str]) -> Arguments:

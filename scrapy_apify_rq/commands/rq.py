@@ -46,6 +46,7 @@ _MODULES: Final = (
     "purge",
     "input_schema",
     "serve",
+    "open_page",
 )
 # The exit status that shells report for a program that SIGINT ended.
 _INTERRUPTED = 130

@@ -7,8 +7,10 @@ import asyncio
 import logging
 import os
 import re
+import secrets
 import signal
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,6 +19,7 @@ from scrapy.exceptions import UsageError
 from scrapy.settings import Settings
 from scrapy.utils.log import configure_logging
 
+from scrapy_apify_rq.commands.served_project import ServedProject
 from scrapy_apify_rq.config import storage_dir
 from scrapy_apify_rq.errors import ConfigError
 from scrapy_apify_rq.setting_readers import is_loopback
@@ -29,7 +32,8 @@ logger = logging.getLogger(__name__)
 NAME = "serve"
 HELP = (
     "Serve the embedded request queues over HTTP, with the request-queue part of Apify's API v2. It"
-    " also keeps datasets and key-value stores for Apify's own programs"
+    " also keeps datasets and key-value stores for Apify's own programs, and has a page at / on"
+    " which people can watch and repair the queues"
 )
 EXAMPLE = (
     "scrapy rq serve --port 8080, with APIFY_API_BASE_URL=http://127.0.0.1:8080 for the programs"
@@ -41,13 +45,17 @@ _SHUTDOWN_TIMEOUT = 5
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    add_server_options(parser, port=8080)
+
+
+def add_server_options(parser: argparse.ArgumentParser, *, port: int) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)"
     )
     parser.add_argument(
         "--port",
         type=int,
-        default=8080,
+        default=port,
         help="the port to listen on; 0 selects a free one (default: %(default)s)",
     )
     parser.add_argument(
@@ -73,7 +81,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(settings: Settings, options: argparse.Namespace) -> None:
+def run(
+    settings: Settings,
+    options: argparse.Namespace,
+    started: Callable[[str], object] = lambda page: None,
+) -> None:
+    """Serve until a signal comes. ``started`` gets the address of the page."""
     token = _token(options)
     if not token and not is_loopback(options.host):
         raise UsageError(
@@ -91,7 +104,8 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
             "Without --certfile, the token and the queues travel unencrypted. Crawls refuse to use"
             " such a server of another machine"
         )
-    asyncio.run(_serve(folder, token, tls, options))
+    project = ServedProject(settings)
+    asyncio.run(_serve(folder, token, tls, options, project, started))
 
 
 def _token(options: argparse.Namespace) -> str | None:
@@ -150,17 +164,30 @@ def _shorten(record: logging.LogRecord) -> bool:
 
 
 async def _serve(
-    folder: Path, token: str | None, tls: ssl.SSLContext | None, options: argparse.Namespace
+    folder: Path,
+    token: str | None,
+    tls: ssl.SSLContext | None,
+    options: argparse.Namespace,
+    project: ServedProject,
+    started: Callable[[str], object],
 ) -> None:
     # Imported late, because importing aiohttp takes 0.1 s and the other subcommands do not need it.
     from aiohttp import web
 
     from scrapy_apify_rq.server.application import application
     from scrapy_apify_rq.server.connections import Connections
+    from scrapy_apify_rq.server.page import Page
 
     connections = Connections()
+    # Whoever sees it in the list of processes or in a log could call without it, too: it keeps out
+    # other web pages, and without the server's own token programs of this machine need none.
+    page_token = token or secrets.token_urlsafe()
     app = application(
-        folder, token=token, host=options.host, middlewares=[connections.middleware()]
+        folder,
+        token=token,
+        host=options.host,
+        middlewares=[connections.middleware()],
+        page=Page(page_token, project),
     )
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_TIMEOUT)
     try:
@@ -169,7 +196,14 @@ async def _serve(
         await _listen(site, options.host, options.port)
         assert runner.server is not None
         watch = asyncio.create_task(connections.watch(runner.server))
-        print(f"Serving request queues of {folder} on {_address(runner, tls)}", flush=True)
+        address = _address(runner, tls)
+        page = f"{address}/" if token else f"{address}/#token={page_token}"
+        print(
+            f"Serving request queues of {folder} on {address}\n"
+            f"To look at them in a browser: {page}" + (", with the token" if token else ""),
+            flush=True,
+        )
+        started(page)
         await _wait_for_stop_signal()
         watch.cancel()
     finally:

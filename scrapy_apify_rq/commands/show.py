@@ -85,13 +85,13 @@ async def _view(queue: Queue, entry: Entry) -> dict[str, Any]:
     if lock:
         view["lock"] = {"clientKey": lock.client_key, "expiresAt": lock.expires_at.isoformat()}
     try:
-        view["request"] = _request_as_json(queue.converter().decode(entry))
+        view["request"] = request_as_json(queue.converter().decode(entry))
     except CodecError as error:
         view["undecodable"] = str(error)
     return view
 
 
-def _request_as_json(request: Request) -> dict[str, Any]:
+def request_as_json(request: Request) -> dict[str, Any]:
     fields = {name: getattr(request, name) for name in request.attributes}
     fields["headers"] = request.headers.to_unicode_dict()
     fields["body"] = request.body.decode(errors="backslashreplace")

@@ -27,6 +27,7 @@ from scrapy_apify_rq.server.datasets import Datasets, dataset_fields
 from scrapy_apify_rq.server.errors import ApiError
 from scrapy_apify_rq.server.key_value_stores import KeyValueStores, store_fields
 from scrapy_apify_rq.server.locks import Locks
+from scrapy_apify_rq.server.page import Page, page_routes
 from scrapy_apify_rq.server.queues import Queues
 from scrapy_apify_rq.server.requests import Requests
 from scrapy_apify_rq.server.runs import RunCalls, user
@@ -43,11 +44,13 @@ def application(
     token: str | None = None,
     host: str = "127.0.0.1",
     middlewares: Iterable[Any] = (),
+    page: Page | None = None,
 ) -> web.Application:
     """The API over the storages in the folder ``storage``.
 
     With a ``token``, callers must send it. Without one, they must address the server as this
-    machine or as ``host``, the address that it listens on. ``middlewares`` are aiohttp's.
+    machine or as ``host``, the address that it listens on. ``middlewares`` are aiohttp's. With a
+    ``page``, people can look at the queues in a browser.
     """
     store = Store(storage, _PATIENCE, clock.now)
     app = web.Application(
@@ -55,7 +58,11 @@ def application(
         middlewares=middlewares,
         handler_args={"auto_decompress": False},
     )
-    app.router.add_routes(_routes(store, Access(token, host)))
+    access = Access(token, host, page.token if page else None)
+    if page is not None:
+        is_servers = token is not None
+        app.router.add_routes(page_routes(store, page, host, has_servers_token=is_servers))
+    app.router.add_routes(_routes(store, access))
 
     async def opened(_: web.Application) -> AsyncIterator[None]:
         await store.open()

@@ -10,7 +10,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from aiohttp import hdrs, web
 
@@ -19,7 +19,6 @@ from scrapy_apify_rq.backends.sqlite.schema import QueueRecord
 from scrapy_apify_rq.backends.sqlite.store import Store, StoredQueue
 from scrapy_apify_rq.errors import BackendError, RequestQueueError
 from scrapy_apify_rq.limits import OTHER_RATE
-from scrapy_apify_rq.server.access import Access
 from scrapy_apify_rq.server.answers import error_answer
 from scrapy_apify_rq.server.errors import ApiError, not_found
 from scrapy_apify_rq.server.parameters import ClientParameters
@@ -58,6 +57,16 @@ class Operation(NamedTuple):
     """It takes ``clientKey``, so its callers count as clients of the queue."""
     lead: Callable[[web.Request], Awaitable[None]] | None = None
     """Completes a path that does not say the id of its storage."""
+
+
+class Access(Protocol):
+    """Who may call."""
+
+    def verb(self, request: web.Request) -> str:
+        """The verb of the call. Raises ApiError."""
+
+    def check(self, request: web.Request) -> None:
+        """Raise ApiError unless the caller may call."""
 
 
 class Calls:

@@ -117,7 +117,7 @@ async def test_a_crawl_that_begins_to_write_meanwhile(folder: Path) -> None:
     [
         ((0o444, 0), False, "Permission denied.. Check who"),
         ((0, 0o555), False, "unable to open .* Check who may read and write the file"),
-        ((), True, "older version of scrapy-apify-rq .format 1, now it is 3., and you may not"),
+        ((), True, "older version of scrapy-apify-rq .format 1, now it is 4., and you may not"),
     ],
 )
 async def test_what_cannot_be_read(

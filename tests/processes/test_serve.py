@@ -30,8 +30,11 @@ def start(folder: Path, *words: str, **environ: str) -> Process:
 
 
 async def address(process: Process, storage: Path) -> str:
-    await wait_until(lambda: "\n" in process.output, "its first line")
-    line = rf"Serving request queues of {re.escape(str(storage))} on (https?://127\.0\.0\.1:\d+)\n"
+    await wait_until(lambda: process.output.endswith("token\n"), "its first lines")
+    line = (
+        rf"Serving request queues of {re.escape(str(storage))} on (https?://127\.0\.0\.1:\d+)\n"
+        r"To look at them in a browser: \1/, with the token\n"
+    )
     found = re.fullmatch(line, process.output)
     assert found
     return found[1]
@@ -62,7 +65,7 @@ async def test_serves_several_clients_until_a_signal(
         writer.close()
         process.send(number)
         ended = await process.end()
-    assert (ended.status, ended.output.count("\n")) == (0, 1)
+    assert (ended.status, ended.output.count("\n")) == (0, 2)
     lines = (
         r".*INFO: New client of the queue .* without a key\n.*INFO: Error handling .*nonsense.*\n"
     )
@@ -109,6 +112,26 @@ async def test_wrong_options_are_refused_with_the_cure(tmp_path: Path, queue: Qu
         done = await rq(queue, "serve", *options)
         assert (done.code, done.out) == (2, ""), options
         assert cure in done.err
+
+
+async def test_open_starts_the_browser_at_the_page(tmp_path: Path) -> None:
+    browser = "import pathlib, sys; pathlib.Path('opened').write_text(sys.argv[1])"
+    (tmp_path / "browser.py").write_text(browser)
+    opened = tmp_path / "opened"
+    environ = {"BROWSER": f"{sys.executable} browser.py %s"}
+    async with start(tmp_path, "open", "--storage-dir", str(tmp_path), **environ) as process:
+        await wait_until(lambda: opened.exists() and opened.read_text(), "the browser")
+        page, _, token = opened.read_text().partition("#token=")
+        assert f"To look at them in a browser: {page}#token={token}\n" in process.output
+        async with httpx.AsyncClient(base_url=page) as http:
+            assert "<title>Request queues</title>" in (await http.get("/")).text
+            path, sent = "/v2/request-queues", {"Sec-Fetch-Site": "same-origin"}
+            assert (await http.get(path, headers=sent)).status_code == 403
+            sent["Authorization"] = f"Bearer {token}"
+            assert (await http.get(path, headers=sent)).status_code == 200
+            assert (await http.get(path)).status_code == 200
+        process.send(signal.SIGINT)
+        assert (await process.end()).status == 0
 
 
 async def test_what_is_wrong_ends_it_with_the_cure(tmp_path: Path) -> None:

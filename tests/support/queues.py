@@ -16,6 +16,7 @@ from scrapy_apify_rq.backends.base import Info
 from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME, SqliteBackend
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.server.application import application
+from scrapy_apify_rq.server.page import Page
 from tests.support.api_calls import Api, Call
 from tests.support.api_description import checking
 from tests.support.faults import Faults, Misbehaviour
@@ -165,7 +166,9 @@ class ServedQueue(Queue):
 
 
 @contextmanager
-def serving(folder: Path, token: str | None = TOKEN) -> Iterator[ServedQueue]:
+def serving(
+    folder: Path, token: str | None = TOKEN, page: Page | None = None
+) -> Iterator[ServedQueue]:
     """A server of the queues in ``folder``. Calls that break the API's description are an error."""
     api = Api()
     misbehaviour = Misbehaviour(folder)
@@ -174,7 +177,7 @@ def serving(folder: Path, token: str | None = TOKEN) -> Iterator[ServedQueue]:
         *checking(api.complaints.append),
         misbehaviour.middleware(),
     )
-    app = application(folder, token=token, middlewares=outermost_first)
+    app = application(folder, token=token, middlewares=outermost_first, page=page)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
 
     async def start() -> None:

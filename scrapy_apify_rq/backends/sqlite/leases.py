@@ -83,8 +83,8 @@ class Leases:
     def any(self) -> bool:
         """Whether any client has a lease on an entry."""
         query = (
-            "SELECT 1 FROM requests WHERE queue = :queue AND position IS NOT NULL"
-            f" AND {LEASED} LIMIT 1"
+            "SELECT 1 FROM requests INDEXED BY requests_leased WHERE queue = :queue"
+            f" AND lock_by IS NOT NULL AND position IS NOT NULL AND {LEASED} LIMIT 1"
         )
         return self._database.row(query, self._values()) is not None
 
@@ -121,8 +121,9 @@ class Leases:
     def end_all(self, counters: Counters) -> int:
         """End all our leases and return how many there were."""
         ended = self._database.change(
-            "UPDATE requests SET lock_by = NULL, lock_expires_at = NULL WHERE queue = :queue"
-            f" AND position IS NOT NULL AND lock_by = :client AND {LEASED}",
+            "UPDATE requests INDEXED BY requests_leased SET lock_by = NULL, lock_expires_at = NULL"
+            " WHERE queue = :queue AND lock_by = :client AND lock_by IS NOT NULL"
+            f" AND position IS NOT NULL AND {LEASED}",
             self._values(client=self._client_key),
         )
         counters.writes += ended

@@ -14,7 +14,7 @@ from scrapy_apify_rq.entries.hosts import host_of
 from scrapy_apify_rq.entries.models import Entry
 
 APPLICATION_ID: Final = 0x5352_5131
-VERSION: Final = 3
+VERSION: Final = 4
 
 
 @dataclass(slots=True)
@@ -109,6 +109,13 @@ CREATE TABLE records (                 -- what crawls keep beside their entries
 """
 # What version 2 lacks.
 _SINCE_3: Final = "ALTER TABLE requests ADD COLUMN locked_at REAL"
+# What version 3 lacks: indexes by which the page of the server counts.
+_SINCE_4: Final = """
+DROP INDEX IF EXISTS requests_failed;
+CREATE INDEX requests_failed ON requests (queue, failed) WHERE failed;
+CREATE INDEX IF NOT EXISTS requests_leased ON requests (queue, lock_by, lock_expires_at)
+    WHERE lock_by IS NOT NULL
+"""
 # What a crawl has scraped, and what it knows about its feeds (``crawl.feeds``). Some files of
 # version 2 have it.
 _ITEMS: Final = (
@@ -193,6 +200,8 @@ def upgrade(db: sqlite3.Connection, since: int) -> None:
         _note_hosts(db)
     if since < 3:
         db.execute(_SINCE_3)
+    if since < 4:
+        _execute(db, _SINCE_4)
     for statement in _TABLES:
         db.execute(statement)
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")

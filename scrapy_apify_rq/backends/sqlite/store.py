@@ -19,14 +19,17 @@ from scrapy_apify_rq.backends.base import Added
 from scrapy_apify_rq.backends.sqlite.catalog import Catalog
 from scrapy_apify_rq.backends.sqlite.database import Database
 from scrapy_apify_rq.backends.sqlite.dataset_items import DatasetItems
+from scrapy_apify_rq.backends.sqlite.items import SavedItems
 from scrapy_apify_rq.backends.sqlite.leases import Leases, Locked
+from scrapy_apify_rq.backends.sqlite.occupancy import Occupancy, Occupant
 from scrapy_apify_rq.backends.sqlite.runs import Runs
 from scrapy_apify_rq.backends.sqlite.schema import Counters, QueueRecord
 from scrapy_apify_rq.backends.sqlite.storages import Storages
 from scrapy_apify_rq.backends.sqlite.store_records import StoreRecords
+from scrapy_apify_rq.backends.sqlite.survey import Survey
 from scrapy_apify_rq.backends.sqlite.table import Row, Table, Text
 from scrapy_apify_rq.entries.models import Entry
-from scrapy_apify_rq.errors import BackendError
+from scrapy_apify_rq.errors import BackendError, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ class Store:
             datasets=self.datasets,
             key_value_stores=self.key_value_stores,
         )
+        self.survey = Survey(self._database, now)
         self._now = now
         self._uses: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self._accessed_at: dict[int, float] = {}
@@ -127,6 +131,30 @@ class Store:
         await self._database.transaction(lambda: self._catalog.drop(key))
         self._sweep_soon()
 
+    async def occupant(self, key: int) -> Occupant | None:
+        """The crawl that came last to the queue's file."""
+        return await self._database.patiently(lambda: self._catalog.occupant(key))
+
+    async def read(self, work: Callable[[Survey], _T]) -> _T:
+        """Ask something that may have to wait for other processes."""
+        return await self._database.patiently(lambda: work(self.survey))
+
+    async def purge(self, record: QueueRecord) -> None:
+        """Empty the queue. Raises ConfigError while a crawl has the file open for it."""
+        occupancy = Occupancy(self._database.file.parent, record.id)
+        if not occupancy.take(alone=True):
+            occupant = await self.occupant(record.key)
+            raise ConfigError(
+                f"The queue {record.name or record.id!r} is being crawled"
+                + (f", by {occupant}" if occupant else "")
+                + ". Stop the crawl first."
+            )
+        try:
+            await self._database.transaction(lambda: self._catalog.empty(record.key))
+        finally:
+            occupancy.release()
+        self._sweep_soon()
+
     def _sweep_soon(self) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()  # the next one does its work, too
@@ -189,12 +217,28 @@ class StoredQueue:
         self._catalog = catalog
         self._table = Table(database, now, key)
         self._leases = Leases(database, self._table, client_key, now)
+        self.items = SavedItems(database, self._table, None)
 
     async def add(self, entries: Sequence[Entry], *, forefront: bool) -> list[Added]:
         return await self._write(lambda counters: self._table.add(entries, forefront, counters))
 
     async def replace(self, entry: Entry, *, forefront: bool) -> Added:
         return await self._write(lambda counters: self._table.replace(entry, forefront, counters))
+
+    async def put_back(
+        self, choose: Callable[[], tuple[list[Entry], _T]]
+    ) -> tuple[list[Entry], _T]:
+        """Put the entries that ``choose`` has read and made pending to the very front. Nobody can
+        change them meanwhile.
+        """
+
+        def work(counters: Counters) -> tuple[list[Entry], _T]:
+            entries, rest = choose()
+            for entry in entries:
+                self._table.replace(entry, True, counters)
+            return entries, rest
+
+        return await self._write(work)
 
     async def delete(self, ids: Collection[str]) -> None:
         await self._write(lambda counters: self._table.delete(ids, counters))

@@ -48,21 +48,21 @@ _INSERT: Final = (
 )
 # JSON as bytes, since another program may have written something that is not UTF-8.
 _JSON: Final = "CAST(json AS BLOB)"
-_ROW: Final = (
-    f"SELECT id, {_JSON}, position, lock_by, lock_expires_at, position IS NOT NULL AND {LEASED}"
-    " FROM requests WHERE queue = :queue"
-)
+ROW: Final = f"id, {_JSON}, position, lock_by, lock_expires_at, position IS NOT NULL AND {LEASED}"
+_ROW: Final = f"SELECT {ROW} FROM requests WHERE queue = :queue"
 _FILTERS: Final = {
     frozenset({"locked"}): LEASED,
     frozenset({"pending"}): FREE,
     frozenset({"locked", "pending"}): "TRUE",
 }
+# The second condition is what makes the index sort them by rowid, and count them alone.
+FAILED: Final = "INDEXED BY requests_failed WHERE queue = :queue AND failed AND failed = TRUE"
 # Left to choose an index, SQLite may take one that makes it sort the rows again for each page.
 _IN_STATE: Final[dict[State | None, str]] = {
     None: "NOT INDEXED WHERE queue = :queue",
     "pending": "NOT INDEXED WHERE queue = :queue AND position IS NOT NULL",
     "handled": "NOT INDEXED WHERE queue = :queue AND position IS NULL",
-    "failed": "INDEXED BY requests_failed WHERE queue = :queue AND failed",
+    "failed": FAILED,
     "locked": f"NOT INDEXED WHERE queue = :queue AND position IS NOT NULL AND {LEASED}",
 }
 # SQLite has no skip scan of its own: each step finds the next host by the index.
