@@ -122,6 +122,17 @@ async def test_limit_of_the_costs(
         assert (crawl.reason, failures, info.pending) == ("finished", [], 0)
 
 
+async def test_nobody_pays_for_more_items(
+    site: Site, in_run: ServedQueue, crawls: Crawls, failures: list[str]
+) -> None:
+    site.serve({"/": links(*PAGES), **dict.fromkeys(PAGES, "page")})
+    in_run.api.before = lambda call: error(402) if call.path.endswith("/items") else None
+    crawl = await crawls.run(Links, queue=in_run, site=site.url)
+    assert (crawl.reason, failures) == ("apify_rq_charge_limit", ["failed"])
+    assert "run the crawl again with a higher limit" in crawl.log_text
+    assert (await in_run.info()).handled == 0
+
+
 def stay() -> None:
     raise DontCloseSpider
 

@@ -155,9 +155,19 @@ class Datasets(_Storages):
     async def push(self, id: str, items: Iterable[bytes]) -> None:
         """Append items, given as JSON. Raises Refused if the API does not take one of them."""
         body = b"[" + b",".join(items) + b"]"
-        await self._call(
-            "push", "POST", id, "items", _done, rate=CRUD_RATE, expected=ABOUT_ITEMS, body=body
-        )
+        expected = ABOUT_ITEMS | {HTTPStatus.PAYMENT_REQUIRED}
+        try:
+            await self._call(
+                "push", "POST", id, "items", _done, rate=CRUD_RATE, expected=expected, body=body
+            )
+        except Refused as error:
+            if error.status != HTTPStatus.PAYMENT_REQUIRED:
+                raise
+            raise BackendError(
+                f"datasets/{id}: {error}. Nobody pays for more items. What is left stays pending:"
+                " run the crawl again with a higher limit of its costs.",
+                "apify_rq_charge_limit",
+            ) from None
 
     async def page(self, id: str, offset: int, limit: int, *, brief: bool) -> ItemPage:
         """Return items from ``offset`` on, or only what they say about themselves, if ``brief``.
