@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,8 @@ from scrapy_apify_rq.config import Config
 from tests.support.api_calls import Call, error
 from tests.support.apify_sdk import environ
 from tests.support.crawling import Crawls
-from tests.support.queues import TOKEN, ServedQueue
+from tests.support.event_server import Platform
+from tests.support.queues import TOKEN, ServedQueue, copied
 from tests.support.raw_calls import called
 from tests.support.spiders import Links, SiteSpider
 from tests.support.waiting import wait_until
@@ -131,6 +133,44 @@ async def test_nobody_pays_for_more_items(
     assert (crawl.reason, failures) == ("apify_rq_charge_limit", ["failed"])
     assert "run the crawl again with a higher limit" in crawl.log_text
     assert (await in_run.info()).handled == 0
+
+
+async def test_a_migration_in_mid_run(
+    site: Site, in_run: ServedQueue, crawls: Crawls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's dataset, as Apify's own client reads it, has each item once."""
+    client = pytest.importorskip("apify_client")
+    held = {path: Held("page") for path in PAGES[:4]}
+    site.serve({"/": links(*PAGES), **dict.fromkeys(PAGES, "page"), **held})
+    settings = {"CONCURRENT_REQUESTS": 4}
+
+    def items(queue: ServedQueue) -> list[Any]:
+        dataset = client.ApifyClient(TOKEN, api_url=queue.api.url).dataset(
+            os.environ["ACTOR_DEFAULT_DATASET_ID"]
+        )
+        return list(dataset.iterate_items(clean=True))
+
+    async with Platform() as platform:
+        monkeypatch.setenv("ACTOR_EVENTS_WEBSOCKET_URL", platform.url)
+        crawl = await crawls.start(Links, settings, queue=in_run, site=site.url)
+        await platform.connected()
+        await begun(*held.values())
+        await platform.send("migrating", timeRemainingSecs=30)
+        await wait_until(lambda: "about to be migrated" in crawl.log_text)
+        let_go(*held.values())
+        await wait_until(lambda: in_run.handled == 5)
+        monkeypatch.delenv("ACTOR_EVENTS_WEBSOCKET_URL")
+        with copied(in_run) as after_the_kill:
+            assert isinstance(after_the_kill, ServedQueue)
+            monkeypatch.setenv("APIFY_API_BASE_URL", after_the_kill.api.url)
+            again = await crawls.run(Links, settings, queue=after_the_kill, site=site.url)
+            found = await asyncio.to_thread(items, after_the_kill)
+        await crawl.crawler.stop_async()
+        await crawl.end()
+    assert again.reason == "finished"
+    assert sorted(item["path"] for item in found) == sorted(["/", *PAGES])
+    assert set(found[0]) == {"path"}
+    assert "21 handled, 0 pending and 21 items" in again.closing_line
 
 
 def stay() -> None:
