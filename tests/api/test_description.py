@@ -50,8 +50,8 @@ def prepare(remote: Caller, *, locked: bool) -> None:
 def make_good(case: Any, batch: list[Any]) -> None:
     """Let the call succeed if its parameters are good: it concerns that request, its body is
     good."""
-    if "lockSecs" in (case.query or {}):
-        case.query["lockSecs"] = 60
+    if case.path.endswith("/lock") and case.method != "DELETE":
+        case.query = {"lockSecs": 60, "forefront": "true"}
     if "requestId" in (case.path_parameters or {}):
         case.path_parameters["requestId"] = request_id(KEY)
         case.query = {**(case.query or {}), "clientKey": "me"}
