@@ -5,6 +5,7 @@
         CodecError     a request cannot be written as JSON, or an entry cannot be read back
             MissingError   an entry needs a part of the project that is not there today
         BackendError   the queue failed, and retries did not help
+            Unavailable    the API cannot be reached, or fails at everything
 
 Every message names the setting, file or entry, and the cure if there is one.
 """
@@ -40,3 +41,13 @@ class BackendError(RequestQueueError):
     def __init__(self, message: str, reason: str = "apify_rq_unavailable") -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class Unavailable(BackendError):
+    """The API has failed for longer than we wait. ``problem`` says no more than that, for those who
+    are not a crawl.
+    """
+
+    def __init__(self, problem: str, cure: str) -> None:
+        super().__init__(f"{problem}. {cure}")
+        self.problem = problem

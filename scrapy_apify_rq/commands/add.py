@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--file",
         help='read this file; each line is a URL, or a JSON object with "url" and any of "method",'
         ' "headers", "payload" and "userData" (its "label" selects the callback, see'
-        " APIFY_RQ_CALLBACKS); - is the standard input",
+        " APIFY_RQ_CALLBACKS); lines that begin with # are skipped; - is the standard input",
     )
     parser.add_argument(
         "--forefront", action="store_true", help="put them in front of everything in the queue"
@@ -72,6 +72,7 @@ class _Line(BaseModel):
 def entry_of(queue: Queue, converter: RequestConverter, line: bytes) -> Entry:
     text = line.decode("utf-8-sig")
     fields = _Line.model_validate_json(text) if text.startswith("{") else _Line(url=text)
+    fields.method = fields.method.upper()  # as Scrapy does it
     if fields.method not in METHODS:
         raise CodecError(
             f"unknown method {fields.method!r}; use one of {', '.join(sorted(METHODS))}"

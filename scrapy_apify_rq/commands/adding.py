@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import BinaryIO
 
 from pydantic import ValidationError
 
+from scrapy_apify_rq.backends.base import Added
 from scrapy_apify_rq.commands import output, queues
 from scrapy_apify_rq.commands.queues import Queue
 from scrapy_apify_rq.entries.models import Entry
@@ -22,10 +24,16 @@ Line = tuple[str, bytes]
 
 @contextmanager
 def read_lines(file: str) -> Iterator[Iterator[Line]]:
-    """Read the lines of a file, or of the standard input for "-". Empty lines are skipped."""
+    """Read the lines of a file, or of the standard input for "-", but not empty ones or those that
+    begin with "#".
+    """
     with _open(file) as source:
-        numbered = enumerate(source, 1)
-        yield ((f"line {number}", line.strip()) for number, line in numbered if line.strip())
+        lines = (line.removeprefix(BOM_UTF8).strip() for line in source)
+        yield (
+            (f"line {number}", line)
+            for number, line in enumerate(lines, 1)
+            if line and not line.startswith(b"#")
+        )
 
 
 @contextmanager
@@ -61,7 +69,7 @@ async def add_lines(
             parsed = [(where, entry) for where, entry in batch if entry is not None]
             failed += len(batch) - len(parsed)
             entries = [entry for _, entry in parsed]
-            answers = await queue.backend.add(entries, forefront=forefront)
+            answers = await _add(queue, entries, forefront=forefront) if entries else []
             for (where, _), answer in zip(parsed, answers, strict=True):
                 if answer.refused:
                     output.say(f"{where}: {answer.refused}")
@@ -71,12 +79,19 @@ async def add_lines(
                 else:
                     added += 1
             advance(len(batch))
+    if not failed:
+        await queue.create()
     if options.json:
         output.print_json({"added": added, "alreadyPresent": present, "notAdded": failed})
     else:
         print(f"{added:,} added, {present:,} already in the queue")
     if failed:
         raise RequestQueueError(f"{failed:,} could not be added, see above")
+
+
+async def _add(queue: Queue, entries: list[Entry], *, forefront: bool) -> list[Added]:
+    await queue.create()
+    return await queue.backend.add(entries, forefront=forefront)
 
 
 async def _parsed(

@@ -34,7 +34,7 @@ HELP = (
     " It holds pickles, and reading a pickle runs any code that its writer put there: use only a"
     " JOBDIR of your own"
 )
-EXAMPLE = "scrapy rq import-jobdir crawls/somespider-1 somespider"
+EXAMPLE = "scrapy rq import-jobdir crawls/somespider-1 --spider somespider"
 _WARNING: Final = (
     "{} holds pickles. Reading a pickle runs any code that its writer put there, so use only a"
     " JOBDIR that you wrote yourself."
@@ -48,22 +48,7 @@ _KILLED: Final = (
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", type=Path, help="the JOBDIR of the paused crawl")
-    parser.add_argument("spider", metavar="SPIDER", help="the spider that crawled it")
-    parser.add_argument(
-        "-q",
-        "--queue",
-        metavar="ID_OR_NAME",
-        help="the queue; it is created if it does not exist (default: the queue that a crawl of"
-        " this spider would use)",
-    )
-    parser.add_argument(
-        "-a",
-        dest="arguments",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an argument for the spider, as in scrapy crawl",
-    )
+    queues.add_options(parser)
     parser.add_argument(
         "--repeat-start",
         action="store_true",
@@ -79,6 +64,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
         arguments = arglist_to_dict(options.arguments)
     except ValueError:
         raise UsageError("-a takes NAME=VALUE") from None
+    options.spider = queues.checked_spider(settings, options.spider)
     if not options.yes:
         output.say(_WARNING.format(options.folder))
         output.confirm("Is it your own?", if_refused="nothing was read")
@@ -106,6 +92,7 @@ async def _import(
             )
         skipped = _Skipped()
         jobdir = _jobdir(queue, options.folder, arguments, skipped)
+        await queue.create()
         # The pending requests go first. The seen set contains them too, and adding an entry that
         # the queue already has changes nothing. So an import can be interrupted and repeated.
         pending = await _add(queue, "Pending requests", jobdir.pending(), skipped)
@@ -113,16 +100,17 @@ async def _import(
         starts = await _add(queue, "Start requests", started, skipped)
         seen = await _add(queue, "Seen requests", jobdir.seen(), skipped, in_order=False)
         info = await queue.backend.info()
+    starts_text = output.counted(starts, "start request")
     print(
         f"Imported {options.folder} into request queue {info.title!r} in {queue.backend.location}."
-        f" Added: {pending} pending requests, {starts} start requests counted as crawled, {seen}"
-        f" seen. The queue now has {info.handled} handled, {info.pending} pending"
+        f" Added: {output.counted(pending, 'pending request')}, {starts_text} counted as crawled,"
+        f" {seen} seen. The queue now has {info.handled} handled, {info.pending} pending"
     )
     if jobdir.was_killed:
         output.say(_KILLED)
     if skipped.count:
         raise RequestQueueError(
-            f"{skipped.count} pending requests were not imported, see above; they are still in"
+            f"not imported, see above: {output.counted(skipped.count, 'pending request')}, still in"
             f" {options.folder}"
         )
 

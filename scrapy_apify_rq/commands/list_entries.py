@@ -10,7 +10,7 @@ from typing import Final, get_args
 from scrapy.settings import Settings
 
 from scrapy_apify_rq.backends.base import State
-from scrapy_apify_rq.commands import output, queues
+from scrapy_apify_rq.commands import option_values, output, queues
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import RequestQueueError
 
@@ -29,16 +29,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         " are also pending",
     )
     parser.add_argument(
-        "--match", metavar="REGEX", type=queues.regex, help="list only entries whose URL matches"
+        "--match",
+        metavar="REGEX",
+        type=option_values.regex,
+        help="list only entries whose URL matches",
     )
-    parser.add_argument("--limit", metavar="N", type=_positive, help="stop after N entries")
+    parser.add_argument(
+        "--limit", metavar="N", type=option_values.positive, help="stop after N entries"
+    )
     output.add_json_option(parser, "one entry per line, as the API returns it")
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 def run(settings: Settings, options: argparse.Namespace) -> None:
@@ -70,4 +69,5 @@ def _print(entry: Entry, options: argparse.Namespace, *, first: bool) -> None:
         print(_ROW.format("ID", "STATE", "RETRIES", "METHOD", "URL"))
     state = "locked" if options.state == "locked" else entry.state
     url = output.printable(entry.url)
-    print(_ROW.format(entry.id, state, entry.retry_count, entry.method, url))
+    row = _ROW.format(entry.id, state, entry.retry_count, entry.method, url)
+    print(output.marked(row) if state == "failed" else row)

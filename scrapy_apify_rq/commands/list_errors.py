@@ -9,7 +9,6 @@ from scrapy.settings import Settings
 
 from scrapy_apify_rq.commands import output, queues
 from scrapy_apify_rq.entries.models import Entry
-from scrapy_apify_rq.errors import RequestQueueError
 
 NAME = "errors"
 HELP = "Group the failed entries by their last error message, with one example per group"
@@ -29,7 +28,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(settings: Settings, options: argparse.Namespace) -> None:
     groups = queues.run(_groups(settings, options))
     if not groups:
-        raise RequestQueueError("no entry has failed")
+        output.say("no entry has failed")
+        return
     ordered = sorted(groups.items(), key=lambda group: -group[1][0])
     if options.json:
         for message, (count, example) in ordered:

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, TypeVar
 
@@ -71,7 +71,27 @@ def show(*parts: RenderableType) -> None:
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
+def failures(count: int) -> Text:
+    """A cell that stands out if something has failed."""
+    return Text(f"{count:,}", justify="right", style="red" if count else "")
+
+
+def marked(text: str) -> str:
+    """Make a text that stands out on a terminal."""
+    console = Console()
+    if not console.is_terminal or console.no_color:
+        return text
+    return f"\x1b[31m{text}\x1b[0m"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Say "1 item" or "2 items"."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def _cell(value: object) -> Text:
+    if isinstance(value, Text):
+        return value
     if isinstance(value, int):
         return Text(f"{value:,}", justify="right")
     return Text(printable(str(value)))
@@ -93,7 +113,10 @@ def confirm(question: str, *, if_refused: str) -> None:
 
 @contextmanager
 def progress(what: str, total: int | None, *, quiet: bool = False) -> Iterator[Advance]:
-    """Show a progress bar while the block runs, if the standard error is a terminal."""
+    """Show a progress bar while the block runs, if the standard error is a terminal.
+
+    Be ``quiet`` where the block prints results to a terminal.
+    """
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -102,7 +125,10 @@ def progress(what: str, total: int | None, *, quiet: bool = False) -> Iterator[A
         TaskProgressColumn(show_speed=True),
     )
     quiet = quiet or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
+    # Else the bar would write the results to the standard error, and a file would stay empty.
+    with Progress(
+        *columns, console=console, transient=True, disable=quiet, redirect_stdout=False
+    ) as bar:
         task = bar.add_task(what, total=total)
 
         def advance(steps: int) -> None:
@@ -125,19 +151,24 @@ async def with_progress(
 
 
 @contextmanager
-def writing(file: str) -> Iterator[BinaryIO]:
+def writing(file: str, *, make_folder: bool = False) -> Iterator[BinaryIO]:
     """Open the standard output for "-", else a file that gets its name once it is complete."""
     if file == "-":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
     path = Path(file)
+    if path.is_dir():
+        raise RequestQueueError(f"cannot write {file}: Is a directory")
     part = path.with_name(f"{path.name}.part")
     try:
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as target:
             yield target
         part.replace(path)
     except OSError as error:
         raise RequestQueueError(f"cannot write {file}: {error.strerror}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder may not be one
+            part.unlink()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from scrapy.settings import Settings
 
@@ -17,6 +19,7 @@ HELP = (
     " other they stay, and are no longer the queue's"
 )
 EXAMPLE = "scrapy rq purge --yes"
+_RECENT: Final = timedelta(minutes=2)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,21 +29,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(settings: Settings, options: argparse.Namespace) -> None:
     if not options.yes:
-        question = queues.run(_question(settings, options))
-        output.confirm(question, if_refused="nothing was deleted")
+        for question in queues.run(_questions(settings, options)):
+            output.confirm(question, if_refused="nothing was deleted")
     count, items = queues.run(_purge(settings, options))
-    output.say(f"{count:,} deleted" + (f", and {items:,} saved items" if items else ""))
+    and_items = f", and {output.counted(items, 'saved item')}" if items else ""
+    output.say(f"{count:,} deleted{and_items}")
 
 
-async def _question(settings: Settings, options: argparse.Namespace) -> str:
+async def _questions(settings: Settings, options: argparse.Namespace) -> list[str]:
     async with queues.opened(settings, options, purpose="read") as queue:
         info = await queue.backend.info()
         items = await _items(queue)
-        return (
-            f"Delete all {info.total:,} entries, {info.pending:,} of them pending,"
-            f"{f' and {items:,} saved items' if items else ''} of request queue"
+        and_items = f" and {output.counted(items, 'saved item')}" if items else ""
+        questions = [
+            f"Delete {output.counted(info.total, 'entry', 'entries')}, {info.pending:,} of them"
+            f" pending,{and_items} of request queue"
             f" {info.title} in {queue.backend.location}?"
-        )
+        ]
+        # An embedded queue is refused while it is crawled; over the API nothing shows that.
+        age = datetime.now(UTC) - (info.modified_at or datetime.min.replace(tzinfo=UTC))
+        if queue.config.backend == "apify" and age < _RECENT:
+            questions.append(
+                f"It changed {max(age.total_seconds(), 0):.0f} s ago, so a crawl may be using it,"
+                " which would fail. Delete all the same?"
+            )
+        return questions
 
 
 async def _items(queue: Queue) -> int:

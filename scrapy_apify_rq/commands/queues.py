@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import re
 import signal
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -36,27 +35,17 @@ from scrapy_apify_rq.entries.converter import RequestConverter
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import Keys
 from scrapy_apify_rq.errors import ConfigError
-from scrapy_apify_rq.identity import Arguments, default_name, may_belong_to
+from scrapy_apify_rq.identity import NO_ARGUMENTS, Arguments, default_name, may_belong_to
 from scrapy_apify_rq.limits import is_id
 
 T = TypeVar("T")
 
 # Seconds. Nobody at a terminal wants to wait for an unreachable queue as long as a crawl does.
-_MAX_UNAVAILABLE_TIMEOUT: Final = 60
+_MAX_UNAVAILABLE_TIMEOUT: Final = 15
 # Names of queues in a message.
 _MOST_NAMES: Final = 50
 # Batches sent at once. More would not be faster, because the API takes 40 per second.
 _MAX_PARALLEL: Final = 4
-
-
-def regex(text: str) -> re.Pattern[str]:
-    """Compile an option's value, for argparse."""
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a regular expression: {error}"
-        ) from error
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -68,12 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="the queue's id, name, or username~name (default: the queue that a crawl of the"
         " spider would use)",
     )
-    group.add_argument(
-        "--spider",
-        metavar="NAME",
-        help="the spider whose queue, settings and callbacks to use; needed if the project has"
-        " several spiders",
-    )
+    add_spider_option(group)
     group.add_argument(
         "-a",
         dest="arguments",
@@ -82,6 +66,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="an argument of the crawl whose queue to use, as in scrapy crawl; needed if the spider"
         " has queues for several arguments",
+    )
+
+
+def add_spider_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--spider",
+        metavar="NAME",
+        help="the spider whose queue, settings and callbacks to use; needed if the project has"
+        " several spiders",
     )
 
 
@@ -98,6 +91,7 @@ class Queue:
     crawler: Crawler
     spider_name: str
     """The name under which the project's spider loader knows the spider."""
+    exists: bool = True
     keys: Keys = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,6 +102,12 @@ class Queue:
     @property
     def has_spider(self) -> bool:
         return self.crawler.spidercls is not _NoSpider
+
+    async def create(self) -> None:
+        """Create the queue if it does not exist."""
+        if not self.exists:
+            await self.backend.open()
+            self.exists = True
 
     @property
     def batch(self) -> int:
@@ -181,7 +181,8 @@ async def opened(
     create: bool = False,
     exact: bool = False,
 ) -> AsyncIterator[Queue]:
-    """Open the queue that the options name. A queue that does not exist is made if ``create``.
+    """Open the queue that the options name. If ``create``, it need not exist, and the block calls
+    ``Queue.create`` as soon as it has something to store: a failed import leaves no empty queue.
 
     If ``exact``, a spider without -a has no arguments; otherwise they are not known.
 
@@ -190,6 +191,7 @@ async def opened(
     crawler, spider_name = _crawler(settings, options.spider)
     arguments = _arguments(options.arguments)
     known: Sequence[Known] = ()
+    exists = True
     async with AsyncExitStack() as stack:
         for config in _candidates(crawler, spider_name, arguments, options.queue):
             backend = backend_for(config, purpose=purpose)
@@ -211,8 +213,23 @@ async def opened(
         else:
             if not create or config.queue_name is None:
                 raise _missing(config, known)
-            await backend.open()
-        yield Queue(backend, config, crawler, spider_name or _NoSpider.name)
+            exists = False
+        yield Queue(backend, config, crawler, spider_name or _NoSpider.name, exists)
+
+
+async def existing(settings: Settings, options: argparse.Namespace) -> tuple[Sequence[Known], str]:
+    """Return the queues that have names, and where they are, for people."""
+    crawler, spider_name = _crawler(settings, options.spider)
+    config = Config.from_settings(crawler.settings, os.environ, spider_name, NO_ARGUMENTS)
+    # A backend is one queue. Which one does not matter here, and it is not created.
+    config = _impatient(replace(config, queue_id=None, queue_name=config.queue_name or "none"))
+    backend = backend_for(config, purpose="read")
+    try:
+        await backend.find()
+        where = config.api_base_url if config.backend == "apify" else config.storage_dir
+        return await backend.queues(), str(where)
+    finally:
+        await backend.close()
 
 
 def unopened(settings: Settings, options: argparse.Namespace) -> Queue:
@@ -272,14 +289,24 @@ def _crawler(settings: Settings, spider_name: str | None) -> tuple[Crawler, str 
         spider_name = spiders[0]
     if spider_name is None:
         spidercls: type[Spider] = _NoSpider
-    elif spider_name in spiders:
-        spidercls = loader.load(spider_name)
     else:
-        known = ", ".join(sorted(spiders)) or "none; run this in the folder of the project"
-        raise UsageError(f"there is no spider {spider_name!r} here. Spiders: {known}")
+        spidercls = loader.load(checked_spider(settings, spider_name))
     crawler = Crawler(spidercls, settings)
     crawler.addons.load_settings(crawler.settings)
     return crawler, spider_name
+
+
+def checked_spider(settings: Settings, name: str | None) -> str:
+    """Return the name, or that of the project's only spider. UsageError if there is none such."""
+    spiders = sorted(get_spider_loader(settings).list())
+    known = ", ".join(spiders) or "none; run this in the folder of the project"
+    if name is None:
+        if len(spiders) != 1:
+            raise UsageError(f"which spider? Add --spider with its name. Spiders: {known}")
+        return spiders[0]
+    if name not in spiders:
+        raise UsageError(f"there is no spider {name!r} here. Spiders: {known}")
+    return name
 
 
 def _candidates(
@@ -296,8 +323,12 @@ def _candidates(
             spiders = ", ".join(sorted(get_spider_loader(settings).list()))
             which = f"--spider with one of {spiders}, or " if spiders else ""
             raise UsageError(f"which queue? Add {which}-q with the id or name of a queue")
-        timeout = min(config.unavailable_timeout, _MAX_UNAVAILABLE_TIMEOUT)
-        yield replace(config, unavailable_timeout=timeout)
+        yield _impatient(config)
+
+
+def _impatient(config: Config) -> Config:
+    timeout = min(config.unavailable_timeout, _MAX_UNAVAILABLE_TIMEOUT)
+    return replace(config, unavailable_timeout=timeout)
 
 
 def _ids_and_names(queue: str | None) -> list[tuple[str | None, str | None]]:

@@ -17,8 +17,9 @@ from typing import Any, ClassVar, Final, Protocol
 from scrapy.commands import ScrapyCommand
 from scrapy.exceptions import UsageError
 from scrapy.settings import Settings
+from scrapy.utils.log import install_scrapy_root_handler
 
-from scrapy_apify_rq.errors import RequestQueueError
+from scrapy_apify_rq.errors import RequestQueueError, Unavailable
 
 
 class Subcommand(Protocol):
@@ -34,6 +35,7 @@ class Subcommand(Protocol):
 # Imported late, because Scrapy loads this module for every command, including "scrapy crawl".
 _MODULES: Final = (
     "status",
+    "list_queues",
     "list_entries",
     "show",
     "list_errors",
@@ -69,6 +71,8 @@ class Command(ScrapyCommand):
         return "Inspect, repair and move Apify request queues"
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
+        # As the subcommands have it. Scrapy's takes each line that ends with a colon for a heading.
+        parser.prog, parser.formatter_class = "scrapy rq", argparse.HelpFormatter
         subparsers = parser.add_subparsers(
             title="Subcommands",
             dest="subcommand",
@@ -101,9 +105,18 @@ class Command(ScrapyCommand):
     def run(self, args: list[str], opts: argparse.Namespace) -> None:
         assert isinstance(self.settings, Settings)
         try:
+            if opts.loglevel or opts.logfile:
+                _log(self.settings)
             opts.run(self.settings, opts)
         except UsageError as error:
             opts.parser.error(str(error))
+        except Unavailable as error:
+            print(
+                f"scrapy rq {opts.subcommand}: {error.problem}. Check APIFY_API_BASE_URL and the"
+                " network, and run the command again",
+                file=sys.stderr,
+            )
+            self.exitcode = 1
         except RequestQueueError as error:
             print(f"scrapy rq {opts.subcommand}: {error}", file=sys.stderr)
             self.exitcode = 1
@@ -118,3 +131,13 @@ class Command(ScrapyCommand):
                 file=sys.stderr,
             )
             self.exitcode = _INTERRUPTED
+
+
+def _log(settings: Settings) -> None:
+    """Log as a crawl would, to stderr or LOG_FILE."""
+    try:
+        install_scrapy_root_handler(settings)
+    except OSError as error:
+        raise UsageError(f"cannot write the log to {settings['LOG_FILE']}: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"LOG_LEVEL is {settings['LOG_LEVEL']!r}: {error}") from error

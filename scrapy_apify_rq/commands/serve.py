@@ -19,6 +19,7 @@ from scrapy.exceptions import UsageError
 from scrapy.settings import Settings
 from scrapy.utils.log import configure_logging
 
+from scrapy_apify_rq.commands import option_values
 from scrapy_apify_rq.commands.served_project import ServedProject
 from scrapy_apify_rq.config import storage_dir
 from scrapy_apify_rq.errors import ConfigError
@@ -54,7 +55,7 @@ def add_server_options(parser: argparse.ArgumentParser, *, port: int) -> None:
     )
     parser.add_argument(
         "--port",
-        type=int,
+        type=option_values.port,
         default=port,
         help="the port to listen on; 0 selects a free one (default: %(default)s)",
     )

@@ -116,18 +116,20 @@ def _print(view: dict[str, Any]) -> None:
     if lock:
         state += f" by {lock['clientKey']} until {lock['expiresAt']}"
     print(f"{output.printable(entry['url'])}\n  state: {output.printable(state)}")
+    # What the Scrapy request shows is not shown twice.
+    shown_below = () if "undecodable" in view else ("method", "headers", "payload")
     for name, value in entry.items():
-        if name not in ("url", "userData", "errorMessages"):
+        if name not in ("url", "userData", "errorMessages", *shown_below):
             print(f"  {name}: {_one_line(value)}")
     for number, message in enumerate(entry["errorMessages"], 1):
         print(f"  error {number}: {output.printable(message)}")
-    print(f"  userData: {_one_line(entry['userData'])}")
     if "undecodable" in view:
+        print(f"  userData: {_one_line(entry['userData'])}")
         print(f"This spider cannot crawl it: {output.printable(view['undecodable'])}")
         return
     print("As a Scrapy request:")
     for name, value in view["request"].items():
-        if value not in (None, "", [], {}):
+        if value not in (None, "", [], {}) and (name, value) != ("url", entry["url"]):
             print(f"  {name}: {_one_line(value)}")
 
 

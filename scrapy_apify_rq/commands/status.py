@@ -21,7 +21,7 @@ from rich.text import Text
 from scrapy.settings import Settings
 
 from scrapy_apify_rq.backends.base import Info, Operations
-from scrapy_apify_rq.commands import output, queues
+from scrapy_apify_rq.commands import option_values, output, queues
 from scrapy_apify_rq.commands.queues import Queue
 from scrapy_apify_rq.entries.models import Entry
 
@@ -50,17 +50,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--watch",
         metavar="SECONDS",
         nargs="?",
-        type=_seconds,
+        type=option_values.seconds,
         const=2.0,
         help="repeat every so many seconds until Ctrl-C (default: every %(const)s seconds)",
     )
     output.add_json_option(parser, "one object; with --watch, one object each time")
-
-
-def _seconds(text: str) -> float:
-    if not 0.1 <= (seconds := float(text)) <= 86_400:
-        raise argparse.ArgumentTypeError("must be between 0.1 and 86400 seconds")
-    return seconds
 
 
 def run(settings: Settings, options: argparse.Namespace) -> None:
@@ -181,7 +175,7 @@ def _label(entry: Entry) -> str:
 
 def _host(entry: Entry) -> str:
     try:
-        return urlsplit(entry.url).hostname or ""
+        return urlsplit(entry.url).netloc.rpartition("@")[2].lower()
     except ValueError:
         return ""
 
@@ -198,7 +192,8 @@ _GROUP_OF: Final[dict[str | None, Callable[[Entry], str]]] = {
 
 def _parts(snapshot: Snapshot) -> list[RenderableType]:
     info = snapshot.info
-    totals = (info.total, info.handled, info.pending, snapshot.failed, snapshot.locked)
+    failed = None if snapshot.failed is None else output.failures(snapshot.failed)
+    totals = (info.total, info.handled, info.pending, failed, snapshot.locked)
     parts: list[RenderableType] = [
         Text(f"Request queue {info.title} in {snapshot.location}"),
         output.table(
@@ -215,7 +210,13 @@ def _parts(snapshot: Snapshot) -> list[RenderableType]:
             output.table(
                 (snapshot.by.upper(), "TOTAL", "HANDLED", "PENDING", "FAILED"),
                 [
-                    (name or "(none)", counts.total, counts.handled, counts.pending, counts.failed)
+                    (
+                        name or "(none)",
+                        counts.total,
+                        counts.handled,
+                        counts.pending,
+                        output.failures(counts.failed),
+                    )
                     for name, counts in _largest_first(snapshot)
                 ],
             )
@@ -235,7 +236,7 @@ def _largest_first(snapshot: Snapshot) -> list[tuple[str, Counts]]:
 
 
 def _progress(snapshot: Snapshot) -> str:
-    texts = [f"{snapshot.items:,} items saved"] if snapshot.items else []
+    texts = [f"{output.counted(snapshot.items, 'item')} saved"] if snapshot.items else []
     if snapshot.info.modified_at is not None:
         age = datetime.now(UTC) - snapshot.info.modified_at
         texts.append(f"last change {_duration(max(age.total_seconds(), 0))} ago")

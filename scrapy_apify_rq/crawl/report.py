@@ -107,7 +107,7 @@ class Report:
                 logging.WARNING,
                 f"JOBDIR = {folder!r} holds pending requests of Scrapy's own scheduler, which this"
                 " crawl does not read. Unless you have done so, stop it and put them into the queue"
-                f" with: scrapy rq import-jobdir {shlex.quote(str(folder))}"
+                f" with: scrapy rq import-jobdir {shlex.quote(str(folder))} --spider"
                 f" {self._crawler.spidercls.name}"
                 f"{' with -a for each argument of this crawl' if self._arguments.names else ''}",
             )

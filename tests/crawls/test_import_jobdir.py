@@ -175,7 +175,7 @@ async def test_import(
 
 async def test_it_asks_whether_the_pickles_are_your_own(tmp_path: Path, queue: Queue) -> None:
     (tmp_path / "job").mkdir()
-    words = ("import-jobdir", str(tmp_path / "job"), Maze.name)
+    words = ("import-jobdir", str(tmp_path / "job"), "--spider", Maze.name)
     refused = await rq(queue, *words, settings={"SPIDER_MODULES": [__name__]})
     assert refused.code == 2
     assert "holds pickles" in refused.err

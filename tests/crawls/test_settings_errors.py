@@ -89,5 +89,5 @@ async def test_requests_pending_in_the_jobdir_are_pointed_out(
     if is_pending:
         (folder / "requests.queue" / "active.json").touch()
     crawl = await crawls.run(Links, {"JOBDIR": str(folder)}, site=site.url)
-    command = f"scrapy rq import-jobdir '{folder}' {Links.name}"
+    command = f"scrapy rq import-jobdir '{folder}' --spider {Links.name}"
     assert (command in crawl.log_text) is is_pending

@@ -38,7 +38,7 @@ async def test_crawl_goes_on_with_what_was_not_in_flight(
     before = list(site.paths)
     assert 2 < len(before) < 40
 
-    words = ("import-jobdir", "job", Shelves.name, "--yes", "-a", f"site={site.url}")
+    words = ("import-jobdir", "job", "--spider", Shelves.name, "--yes", "-a", f"site={site.url}")
     done = await project.run("rq", *words)
     assert done.status == 0, done.log
     left = {"/late", "/later", *pages} - {*before}

@@ -120,7 +120,7 @@ async def test_ctrl_c_during_an_import(tmp_path: Path, any_queue: Queue) -> None
     """After the pending requests of a JOBDIR are added, and it can be repeated."""
     jobdir = tmp_path / "job"
     write(jobdir, *(Request(f"http://127.0.0.1/{number}") for number in range(3)))
-    words = ("import-jobdir", str(jobdir), Waits.name, "--yes")
+    words = ("import-jobdir", str(jobdir), "--spider", Waits.name, "--yes")
     async with Project(tmp_path / "project", any_queue, Waits).start("rq", *words) as process:
         await wait_until(lambda: process.output == "waiting\n", "its start")
         process.send(SIGINT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import signal
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -72,11 +73,18 @@ def _execute(words: tuple[str, ...], stdin: bytes, settings: dict[str, Any]) -> 
     """In a thread, because commands call ``asyncio.run()``."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
     given = io.TextIOWrapper(io.BytesIO(stdin), "utf-8")
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
     with redirect_stdout(out), redirect_stderr(err), patch("sys.stdin", given):
         try:
             execute(["scrapy", "rq", *words], Settings(settings))
         except SystemExit as end:
             code = end.code or 0
+        finally:
+            root.setLevel(level)
+            for handler in set(root.handlers) - set(handlers):
+                root.removeHandler(handler)
+                handler.close()
     texts = []
     for stream in (out, err):
         stream.seek(0)

@@ -15,7 +15,7 @@ from scrapy import Request, Spider
 from scrapy.spiderloader import SpiderLoader
 
 from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
-from scrapy_apify_rq.commands import queues
+from scrapy_apify_rq.commands import import_entries, output, queues
 from scrapy_apify_rq.commands.rq import subcommands
 from scrapy_apify_rq.entries.converter import RequestConverter
 from scrapy_apify_rq.entries.models import Entry
@@ -163,6 +163,7 @@ async def test_show(filled: Queue, by: str) -> None:
     assert shown["request"]["callback"] == "parse_page"
     assert shown["request"]["cb_kwargs"] == {"rank": [1, 2]}
     text = (await ok(filled, f"show {entry.id}")).out
+    assert text.count("parse_page") == text.count("method: ") == text.count(f"{SITE}/b") == 1
     for line in ("state: failed", "error 2: 500 Internal Server Error", "callback: parse_page"):
         assert f"  {line}\n" in text
     locked = (await ok(filled, f"show {SITE}/locked --json")).json
@@ -192,6 +193,63 @@ async def test_errors(filled: Queue) -> None:
     head, *rows = (await ok(filled, "errors")).out.splitlines()
     assert head.split("  ")[0] == "COUNT"
     assert sorted(row.split()[-1] for row in rows) == sorted(group["url"] for group in groups)
+
+
+async def test_errors_of_a_healthy_queue(queue: Queue) -> None:
+    await queue.add(plain("/", **HANDLED))
+    done = await ok(queue, "errors")
+    assert (done.out, done.err) == ("", "no entry has failed\n")
+
+
+async def test_what_failed_stands_out_on_a_terminal(
+    filled: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for line in ("status", "list"):
+        assert "\x1b" not in (await ok(filled, line)).out
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        # If the standard error is a terminal, too, and has a bar, the results stay where they were.
+        red = [one for one in (await ok(filled, line)).out.splitlines() if "\x1b[31m" in one]
+        assert len(red) == {"status": 1, "list": 3}[line]
+        monkeypatch.delenv("FORCE_COLOR")
+
+
+async def test_queues(filled: Queue) -> None:
+    assert (await run(filled, "queues --spider nobody")).code == 2
+    await ok(filled, "add http://a/ -q other")
+    shown = (await ok(filled, "queues --json")).lines
+    counts = {one["name"]: (one["total"], one["pending"]) for one in shown}
+    assert counts == {NAME: (8, 3), "other": (1, 1)}
+    head, *rows = (await ok(filled, "queues", SPIDER_MODULES=[], APIFY_RQ_NAME=None)).out.split(
+        "\n"
+    )
+    assert head.split() == ["NAME", "TOTAL", "PENDING", "ABOUT"]
+    assert {row.split()[0] for row in rows if row} == {NAME, "other"}
+
+
+async def test_no_queues(queue: Queue) -> None:
+    done = await ok(queue, "queues")
+    assert (done.out, done.err) == ("", f"there is no queue with a name in {queue.folder}\n")
+    assert not queue.folder.exists()
+
+
+async def test_hosts_have_ports(queue: Queue) -> None:
+    urls = "http://a:81/x http://a:82/x http://u:p@A:82/y http://[::1]:83/"
+    await ok(queue, f"add {urls}")
+    hosts = (await ok(queue, "status --by host --json")).json["hosts"]
+    assert {host: one["total"] for host, one in hosts.items()} == {
+        "a:81": 1,
+        "a:82": 2,
+        "[::1]:83": 1,
+    }
+
+
+async def test_log(filled: Queue, tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    await ok(filled, f"status -L DEBUG --logfile {file}")
+    assert "[scrapy.addons] INFO" in file.read_text()
+    assert "[scrapy.addons] INFO" in (await ok(filled, "status -L INFO")).err
+    for options in ("-L LOUD", f"--logfile {tmp_path}"):
+        assert (await run(filled, f"status {options}")).code == 2
 
 
 async def test_control_characters_do_not_reach_the_terminal(any_queue: Queue) -> None:
@@ -233,6 +291,26 @@ async def test_wrong_usage_is_exit_status_2(queue: Queue) -> None:
         assert "scrapy rq" in done.err
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("list --limit x", "'x' is not a whole number of at least 1"),
+        ("list --limit 0", "'0' is not a whole number of at least 1"),
+        ("status --watch x", "'x' is not a number between 0.1 and 86400"),
+        ("status --watch nan", "'nan' is not a number between 0.1 and 86400"),
+        ("serve --port x", "'x' is not a number between 0 and 65535"),
+        ("serve --port 65536", "'65536' is not a number between 0 and 65535"),
+        ("retry --handled-before 7x", "'7x' is neither an age, as 30m, 12h, 7d or 2w, nor a date,"),
+        (f"retry --handled-before {10**9}w", "is neither an age"),
+        ("retry --handled-before 0001-01-01T00:00+01:00", "is neither an age"),
+    ],
+)
+async def test_wrong_values_of_options(queue: Queue, line: str, message: str) -> None:
+    done = await run(queue, line)
+    assert done.code == 2
+    assert message in done.err
+
+
 async def test_missing_queue_is_not_created(filled: Queue) -> None:
     lines = ["list", "show x", "status", "errors", "retry --failed", "export -", "purge --yes"]
     for line in lines:
@@ -263,8 +341,10 @@ async def test_api_that_cannot_be_used(
     done = await run(served, "status", APIFY_API_BASE_URL="http://127.0.0.1:9")
     assert time.monotonic() - begun < 10
     assert done.code == 1
-    assert done.err.startswith("scrapy rq status: ")
-    assert "Traceback" not in done.err
+    assert "scrapy rq status: The Apify API has failed for " in done.err
+    assert "run the command again" in done.err
+    for wrong in ("Traceback", "run the spider", "TIMEOUT is"):
+        assert wrong not in done.err
 
 
 # Which queue
@@ -305,8 +385,10 @@ async def test_spider_selects_its_queue(filled: Queue) -> None:
 async def test_retry_puts_entries_back_as_if_never_tried(filled: Queue) -> None:
     before = await filled.entry("/b")
     dry = await ok(filled, "retry --failed --dry-run")
-    assert dry.out == "3 entries would go back to the queue\n"
-    assert f"{before.id}  {before.url}\n" in dry.err
+    assert f"{before.id}  {before.url}\n" in dry.out
+    assert (len(dry.out.splitlines()), dry.err) == (3, "3 entries would go back to the queue\n")
+    dry = await ok(filled, "retry --failed --dry-run --json")
+    assert (dry.json, dry.err) == ({"wouldRetry": 3}, "")
     assert await filled.entry("/b") == before
     assert (await ok(filled, "retry --match /b$")).out == "1 entry went back to the queue\n"
     entry = await filled.entry("/b")
@@ -315,6 +397,35 @@ async def test_retry_puts_entries_back_as_if_never_tried(filled: Queue) -> None:
     assert (await ok(filled, "retry --failed --json")).json == {"retried": 2}
     again = await run(filled, "retry --failed")
     assert (again.code, again.out) == (1, "0 entries went back to the queue\n")
+
+
+OLD = "/ /a /b /boom /gone"  # handled on 2026-01-01
+RETRIED = {
+    "--handled-before 7d": OLD,
+    "--handled-before 2026-01-01T00:00:01Z": OLD,
+    "--handled-before 2026-01-01T00:00:00Z": "",
+    "--handled-before 2025-12-30": "",
+    "--handled-before 7d --failed": "/b /boom /gone",
+    "--handled-before 7d --match '/$'": "/",
+    "--handled-before 7d --label parse_page": "/a /b /boom /gone",
+    "--label parse_page": "/b /boom /gone",
+    "--label parse_page --match boom": "/boom",
+    "--label nothing": "",
+}
+
+
+async def test_retry_selects_by_age_label_and_pattern(filled: Queue) -> None:
+    await filled.add(plain("/new", handled_at=datetime.now(UTC)))
+    found = {}
+    for options in RETRIED:
+        done = await run(filled, f"retry {options} --dry-run")
+        urls = [line.split()[1].removeprefix(SITE) for line in done.out.splitlines()]
+        found[options] = " ".join(sorted(urls))
+        assert done.code == (0 if urls else 1)
+    assert found == RETRIED
+    assert (await ok(filled, "retry --handled-before 7d --json")).json == {"retried": 5}
+    left = [entry.url for entry in await filled.entries() if entry.is_handled]
+    assert left == [f"{SITE}/new"]
 
 
 async def test_retry_of_ids(filled: Queue) -> None:
@@ -341,14 +452,21 @@ async def test_retry_reports_updates_that_the_api_refuses(served: ServedQueue) -
 
 async def test_add_takes_a_file_of_urls_and_objects(filled: Queue) -> None:
     await ok(filled, f"add {SITE}/known")
-    post = {"url": f"{SITE}/post", "method": "POST"}
+    post = {"url": f"{SITE}/post", "method": "post"}
     more = {"payload": "x=1", "headers": {"X-Y": 5, "X-Z": None}, "userData": {"label": "DETAIL"}}
     wrong = [json.dumps({**post, "methud": 1}), json.dumps({**post, "method": "PURGE"})]
-    lines = [f"{SITE}/known", "", json.dumps({**post, **more}), f"{SITE}/post", *wrong]
+    lines = [
+        f"\ufeff# {SITE}/",
+        f"{SITE}/known",
+        "",
+        json.dumps({**post, **more}),
+        f"{SITE}/post",
+        *wrong,
+    ]
     text = "\n".join([*lines, "no-url", "{broken"]).encode()
     done = await run(filled, "add --file - --forefront", text)
     assert (done.code, done.out) == (1, "2 added, 1 already in the queue\n")
-    assert re.findall(r"^line \d", done.err, re.MULTILINE) == [f"line {n}" for n in (5, 6, 7, 8)]
+    assert re.findall(r"^line \d", done.err, re.MULTILINE) == [f"line {n}" for n in (6, 7, 8, 9)]
     assert "4 could not be added" in done.err
     first = {entry.method: entry for entry in await claim(filled, 2)}
     assert set(first) == {"GET", "POST"}
@@ -360,7 +478,8 @@ async def test_add_takes_a_file_of_urls_and_objects(filled: Queue) -> None:
 
 async def test_export_and_import_keep_everything(tmp_path: Path, filled: Queue) -> None:
     file = tmp_path / "queue.jsonl"
-    for target, message in ((file, "8 exported\n"), (filled.folder, "Is a directory\n")):
+    wrong = ((target, "Is a directory\n") for target in (filled.folder, ".", "/"))
+    for target, message in ((file, "8 exported\n"), *wrong):
         assert (await run(filled, f"export {target}")).err.endswith(message)
     assert list(filled.folder.parent.glob("*.part")) == []
     for added in (8, 0):
@@ -370,6 +489,15 @@ async def test_export_and_import_keep_everything(tmp_path: Path, filled: Queue) 
     assert set((await ok(filled, "export - -q imported")).out.splitlines()) == stored
     seen = (await ok(filled, "status -q imported --json")).json
     assert (seen["total"], seen["handled"], seen["pending"]) == (8, 5, 3)
+
+
+@pytest.mark.parametrize("command", ["add --file", "import"])
+async def test_a_failure_leaves_no_empty_queue(filled: Queue, command: str) -> None:
+    assert (await run(filled, f"{command} - -q other", b"{broken")).code == 1
+    (known,) = (await ok(filled, "queues --json")).lines
+    assert known["name"] == NAME
+    await ok(filled, f"{command} - -q other")  # of an empty queue
+    assert len((await ok(filled, "queues --json")).lines) == 2
 
 
 async def test_import_names_the_invalid_lines(any_queue: Queue) -> None:
@@ -382,6 +510,18 @@ async def test_import_names_the_invalid_lines(any_queue: Queue) -> None:
     assert wrong == [*(f"line {number}" for number in range(2, 7)), "scrapy rq import"]
     assert "uniqueKey: Field required" in done.err
     assert "'wrong' does not belong to this uniqueKey" in done.err
+
+
+async def test_purge_asks_twice_if_the_queue_has_just_changed(
+    filled: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(output, "confirm", lambda question, **_: asked.append(question))
+    await ok(filled, "purge")
+    assert asked[0].startswith("Delete 8 entries, 3 of them pending, of request queue ")
+    # An embedded queue that is crawled is refused.
+    assert len(asked) == 1 + isinstance(filled, ServedQueue)
+    assert all("so a crawl may be using it" in question for question in asked[1:])
 
 
 async def test_purge_empties_the_queue(filled: Queue) -> None:
@@ -419,6 +559,15 @@ async def test_each_subcommand_explains_itself(queue: Queue, subcommand: Any) ->
     words = " ".join((await ok(queue, f"{subcommand.NAME} --help")).out.split())
     assert subcommand.HELP in words
     assert f"Example: {subcommand.EXAMPLE}" in words
+
+
+async def test_help_has_no_false_headings(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_entries, "HELP", f"{'word ' * 20}colon: {'word ' * 20}")
+    for columns in range(60, 130, 7):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        done = await ok(queue, "--help")
+        assert "==" not in done.out
+        assert done.out.startswith("usage: scrapy rq <subcommand>")
 
 
 async def test_examples_of_the_help_and_the_documents_work(

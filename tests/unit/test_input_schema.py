@@ -74,11 +74,11 @@ def test_its_defaults_are_a_valid_input() -> None:
 async def test_command(queue: Queue, tmp_path: Path) -> None:
     settings = {"SPIDER_MODULES": [Run.__module__], "BOT_NAME": "bot"}
     file = tmp_path / ".actor" / "input_schema.json"
-    words = ("input-schema", Run.name)
+    words = ("input-schema", "--spider", Run.name)
     done = await rq(queue, *words, "-o", str(file), settings=settings)
     assert (done.code, done.out) == (0, "")
     assert json.loads(file.read_text()) == input_schema(Run, f"Input of {Run.name}")
     assert "site" in json.loads(file.read_text())["properties"]
-    unknown = await rq(queue, "input-schema", "nobody", settings=settings)
+    unknown = await rq(queue, "input-schema", "--spider", "nobody", settings=settings)
     assert unknown.code == 2
     assert "there is no spider 'nobody' here" in unknown.err

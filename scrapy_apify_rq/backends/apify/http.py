@@ -29,7 +29,7 @@ import httpx2
 from scrapy_apify_rq import retry_after
 from scrapy_apify_rq.backends.apify.pace import Pace
 from scrapy_apify_rq.backends.apify.transport import AiohttpTransport
-from scrapy_apify_rq.errors import BackendError
+from scrapy_apify_rq.errors import BackendError, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -321,11 +321,11 @@ class Client:
                     " of this machine (SSL_CERT_FILE)."
                 )
         if failing_for >= patience:
-            raise BackendError(
-                f"The Apify API has failed for {failing_for:.0f} seconds"
-                f" (APIFY_RQ_UNAVAILABLE_TIMEOUT is {self.patience:g}). The last error was"
-                f" {name}: {problem}. Unfinished requests stay pending: run the spider again when"
-                " APIFY_API_BASE_URL can be reached."
+            raise Unavailable(
+                f"The Apify API has failed for {failing_for:.0f} seconds. The last error was"
+                f" {name}: {problem}",
+                f"APIFY_RQ_UNAVAILABLE_TIMEOUT is {self.patience:g}. Unfinished requests stay"
+                " pending: run the spider again when APIFY_API_BASE_URL can be reached.",
             )
         backoff = min(_FIRST_BACKOFF * 2 ** min(attempt, 10), _LONGEST_BACKOFF)
         delay = max(backoff * random.uniform(1, 2), problem.delay)
