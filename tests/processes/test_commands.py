@@ -105,7 +105,7 @@ async def test_long_operation_shows_progress(tmp_path: Path, queue: Queue) -> No
 
 async def test_purge_asks_first(queue: Queue) -> None:
     """Whichever backend it is; ``purge --yes`` is tested with both."""
-    question = f"Delete all 8 entries, 3 of them pending, of request queue {NAME} in "
+    question = f"Delete 8 entries, 3 of them pending, of request queue {NAME} in "
     for answer, says, left in (("n", "nothing was deleted", 8), ("y", "8 deleted", 0)):
         with Terminal() as terminal:
             async with running(queue, "purge", **terminal.streams) as process:

@@ -273,6 +273,7 @@ async def test_control_characters_do_not_reach_the_terminal(any_queue: Queue) ->
         ("import none/x", "cannot read none/x: No such file or directory"),
         ("add --file none/x", "cannot read none/x: No such file or directory"),
         ("export none/x", "cannot write none/x: No such file or directory"),
+        ("input-schema -o /dev/null/x/y", "cannot write /dev/null/x/y: Not a directory"),
     ],
 )
 async def test_failure_is_exit_status_1(filled: Queue, line: str, message: str) -> None:
@@ -369,6 +370,9 @@ async def test_spider_selects_its_queue(filled: Queue) -> None:
         ("status", none, "which queue? Add -q with the id or name of a queue"),
         ("status", two, "which queue? Add --spider with one of one, two, or -q with"),
         ("status --spider other", {}, "there is no spider 'other' here. Spiders: spider"),
+        ("input-schema", two, "which spider? Add --spider with its name. Spiders: one, two"),
+        ("import-jobdir x --yes", two, "which spider? Add --spider with its name. Spiders: one,"),
+        ("import-jobdir x --yes", none, "which spider? Add --spider with its name. Spiders: none;"),
     ):
         done = await run(filled, line, **settings)
         assert done.code == 2
@@ -494,6 +498,7 @@ async def test_export_and_import_keep_everything(tmp_path: Path, filled: Queue) 
 @pytest.mark.parametrize("command", ["add --file", "import"])
 async def test_a_failure_leaves_no_empty_queue(filled: Queue, command: str) -> None:
     assert (await run(filled, f"{command} - -q other", b"{broken")).code == 1
+    assert (await run(filled, "import-jobdir /none --yes -q other")).code == 1
     (known,) = (await ok(filled, "queues --json")).lines
     assert known["name"] == NAME
     await ok(filled, f"{command} - -q other")  # of an empty queue
@@ -510,6 +515,15 @@ async def test_import_names_the_invalid_lines(any_queue: Queue) -> None:
     assert wrong == [*(f"line {number}" for number in range(2, 7)), "scrapy rq import"]
     assert "uniqueKey: Field required" in done.err
     assert "'wrong' does not belong to this uniqueKey" in done.err
+
+
+def test_one_is_singular() -> None:
+    assert [output.counted(number, "item") for number in (0, 1, 2000)] == [
+        "0 items",
+        "1 item",
+        "2,000 items",
+    ]
+    assert output.counted(2, "entry", "entries") == "2 entries"
 
 
 async def test_purge_asks_twice_if_the_queue_has_just_changed(
