@@ -32,8 +32,9 @@ async def _export(settings: Settings, options: argparse.Namespace) -> int:
     async with queues.opened(settings, options, purpose="read") as queue:
         info = await queue.backend.info()
         with output.writing(options.file) as file:
-            entries = queue.backend.list()
-            async for entry in output.with_progress(entries, "exporting", info.total):
+            stored, quiet = queue.backend.list(), output.is_on_screen(options.file)
+            entries = output.with_progress(stored, "exporting", info.total, quiet=quiet)
+            async for entry in entries:
                 file.write(entry.to_json().encode() + b"\n")
                 count += 1
             if queue.backend.items is not None:

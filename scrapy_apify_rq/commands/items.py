@@ -55,7 +55,9 @@ async def _export(settings: Settings, options: argparse.Namespace) -> int:
         store = queue.backend.items
         if store is None:
             raise RequestQueueError("APIFY_TOKEN may not use what the queue keeps its items in")
-        items = output.with_progress(_items(queue, store), "exporting", await store.count())
+        quiet = options.storage is None and output.is_on_screen(options.output)
+        stored, total = _items(queue, store), await store.count()
+        items = output.with_progress(stored, "exporting", total, quiet=quiet)
         if options.storage is not None:
             return await _write_dataset(queue, items, options)
         return await _write_feed(queue, items, options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from contextlib import aclosing
 from typing import Final, get_args
 
@@ -49,8 +48,7 @@ async def _list(settings: Settings, options: argparse.Namespace) -> int:
     found = 0
     async with queues.opened(settings, options, purpose="read") as queue:
         stored = queue.backend.list(options.state)
-        # A bar is pointless if the entries themselves scroll by on the terminal.
-        quiet = sys.stdout.isatty()
+        quiet = output.is_on_screen()
         async with aclosing(output.with_progress(stored, "reading", None, quiet=quiet)) as entries:
             async for entry in entries:
                 if options.match is None or options.match.search(entry.url):

@@ -111,11 +111,16 @@ def confirm(question: str, *, if_refused: str) -> None:
         raise RequestQueueError(if_refused)
 
 
+def is_on_screen(file: str = "-") -> bool:
+    """Whether results go to a terminal, where a progress bar would be in their way."""
+    return file == "-" and sys.stdout.isatty()
+
+
 @contextmanager
 def progress(what: str, total: int | None, *, quiet: bool = False) -> Iterator[Advance]:
     """Show a progress bar while the block runs, if the standard error is a terminal.
 
-    Be ``quiet`` where the block prints results to a terminal.
+    Be ``quiet`` where the block prints results that are on the screen.
     """
     console = Console(stderr=True)
     columns = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import AsyncIterator
 
 from scrapy.exceptions import UsageError
@@ -88,7 +87,7 @@ async def _retry(settings: Settings, options: argparse.Namespace) -> tuple[int, 
     retried = not_retried = 0
     purpose: Purpose = "read" if options.dry_run else "store"
     async with queues.opened(settings, options, purpose=purpose) as queue:
-        quiet = options.dry_run and sys.stdout.isatty()
+        quiet = options.dry_run and output.is_on_screen()
         with output.progress("retrying", len(options.ids) or None, quiet=quiet) as advance:
             async for batch in queues.batches(_selected(queue, options), queue.batch):
                 entries = [entry for entry in batch if entry is not None]

@@ -505,6 +505,17 @@ async def test_a_failure_leaves_no_empty_queue(filled: Queue, command: str) -> N
     assert len((await ok(filled, "queues --json")).lines) == 2
 
 
+@pytest.mark.parametrize("line", ["export -", "items", "list", "retry --failed --dry-run"])
+async def test_bar_is_not_in_the_way_of_results(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    await queue.add(page("/a", "404 Not Found"))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # the standard error is a terminal
+    for is_on_screen in (False, True):
+        monkeypatch.setattr(output, "is_on_screen", lambda *_, shown=is_on_screen: shown)
+        assert ("0/" in (await ok(queue, line)).err) is not is_on_screen
+
+
 async def test_import_names_the_invalid_lines(any_queue: Queue) -> None:
     good = {"uniqueKey": "k\ud800", "url": "http://a/", "headers": {"n": 5}, "retryCount": "?"}
     lines = [good, {"url": "http://a/"}, [], {**good, "id": "wrong"}, {**good, "headers": 5}]
