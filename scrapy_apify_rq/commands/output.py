@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, TypeVar
 
@@ -163,17 +163,18 @@ def writing(file: str, *, make_folder: bool = False) -> Iterator[BinaryIO]:
         sys.stdout.buffer.flush()
         return
     path = Path(file)
-    if path.is_dir():
-        raise RequestQueueError(f"cannot write {file}: Is a directory")
-    part = path.with_name(f"{path.name}.part")
+    part = Path(f"{path}.part")
     try:
+        if path.is_dir():
+            raise RequestQueueError(f"cannot write {file}: Is a directory")
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as target:
-            yield target
-        part.replace(path)
+            try:
+                yield target
+                target.close()
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
     except OSError as error:
         raise RequestQueueError(f"cannot write {file}: {error.strerror}") from error
-    finally:
-        with suppress(OSError):  # its folder may not be one
-            part.unlink()
