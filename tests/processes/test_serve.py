@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -136,15 +137,17 @@ async def test_open_starts_the_browser_at_the_page(tmp_path: Path) -> None:
 
 async def test_what_is_wrong_ends_it_with_the_cure(tmp_path: Path) -> None:
     (tmp_path / "request_queues.sqlite").write_text("no database at all, but long enough for one")
-    wrong_port = ("--port", "99999"), "use another --host or --port"
+    taken = socket.create_server(("127.0.0.1", 0))
+    no_port = ("--port", str(taken.getsockname()[1])), "use another --host or --port"
     no_database = ("--port", "0", "--storage-dir", str(tmp_path)), "APIFY_RQ_STORAGE_DIR"
     (tmp_path / "programs").mkdir()
-    for options, cure in (wrong_port, no_database):
+    for options, cure in (no_port, no_database):
         async with serve(tmp_path / "programs", *options) as process:
             ended = await process.end()
         assert (ended.status, ended.output) == (1, ""), options
         assert cure in ended.log
         assert "Traceback" not in ended.log
+    taken.close()
 
 
 async def test_help_shows_an_example(queue: Queue) -> None:
