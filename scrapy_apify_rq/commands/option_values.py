@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -20,33 +23,22 @@ def regex(text: str) -> re.Pattern[str]:
 
 
 def positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return number
+    return int(_number(text, int, 1, math.inf, "a whole number of at least 1"))
 
 
 def port(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
-    if not 0 <= number <= 65_535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 65535")
-    return number
+    return int(_number(text, int, 0, 65_535, "a number between 0 and 65535"))
 
 
 def seconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0
-    if not 0.1 <= number <= 86_400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0.1 and 86400")
-    return number
+    return _number(text, float, 0.1, 86_400, "a number between 0.1 and 86400")
+
+
+def _number(text: str, read: Callable[[str], float], least: float, most: float, what: str) -> float:
+    with suppress(ValueError):
+        if least <= (number := read(text)) <= most:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
 
 
 def moment(text: str) -> datetime:

@@ -34,6 +34,7 @@ from scrapy_apify_rq.backends.apify.http import (
     Refused,
     TransientError,
 )
+from scrapy_apify_rq.backends.apify.wire import ABOUT_CONTENT
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.limits import BATCH_RATE, CRUD_RATE, OTHER_RATE
@@ -52,14 +53,6 @@ _SOMETHING: Final = reading(Model)
 # How many ids of the head the API gives at a time.
 HEAD_LIMIT: Final = 1000
 
-# Refusals that are about one entry. All others are about the queue.
-_ABOUT_ENTRIES: Final = frozenset(
-    (
-        HTTPStatus.BAD_REQUEST,
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        HTTPStatus.UNPROCESSABLE_ENTITY,
-    )
-)
 _MISSING: Final = frozenset((HTTPStatus.NOT_FOUND,))
 # A lock that is not ours is a 400.
 _NOT_LOCKED: Final = frozenset((HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND))
@@ -162,7 +155,7 @@ class Endpoints:
             "PUT",
             self._path,
             _SOMETHING,
-            none_at=_ABOUT_ENTRIES,
+            none_at=ABOUT_CONTENT,
             rate=OTHER_RATE,
             body=json.dumps({"title": title}).encode(),
         )
@@ -219,7 +212,7 @@ class Endpoints:
             "POST",
             f"{self._path}/requests/batch",
             _ADDED,
-            expected=_ABOUT_ENTRIES,
+            expected=ABOUT_CONTENT,
             rate=BATCH_RATE,
             body=b"[" + b",".join(texts) + b"]",
             query={
@@ -267,7 +260,7 @@ class Endpoints:
             "PUT",
             f"{self._path}/requests/{quote(id, safe='')}",
             _REGISTERED,
-            expected=_ABOUT_ENTRIES,
+            expected=ABOUT_CONTENT,
             rate=CRUD_RATE,
             body=text,
             query=query,

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from scrapy_apify_rq.backends.apify.wire import PAYLOAD_LIMIT
+from scrapy_apify_rq.backends.cutting import cut
 
 # Seconds between the beginnings of two pushes: items of some pages come together meanwhile, and
 # their acks are not held up by more.
@@ -63,23 +64,9 @@ class Pushes:
                 self._next = _Batch()
             self._free_at = time.monotonic() + _INTERVAL
             try:
-                for part in _cut(batch.items):
+                for part in cut(batch.items, PAYLOAD_LIMIT, separator=1):
                     await self._send(part)
             except Exception as error:
                 batch.error = error
                 raise
             batch.is_sent = True
-
-
-def _cut(items: Sequence[bytes]) -> Iterator[list[bytes]]:
-    """Cut the items into bodies that the API takes. A longer item is alone."""
-    part: list[bytes] = []
-    size = 0
-    for item in items:
-        size += len(item) + 1
-        if part and size > PAYLOAD_LIMIT:
-            yield part
-            part, size = [], len(item) + 1
-        part.append(item)
-    if part:
-        yield part

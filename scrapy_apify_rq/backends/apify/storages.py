@@ -18,20 +18,13 @@ from pydantic_core import from_json
 from scrapy_apify_rq.backends.api_models import Model
 from scrapy_apify_rq.backends.apify.answers import Reading, reading
 from scrapy_apify_rq.backends.apify.http import AnswerTooLong, Client, Refused
+from scrapy_apify_rq.backends.apify.wire import ABOUT_CONTENT
 from scrapy_apify_rq.entries.dataset_form import FIELD
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.limits import CRUD_RATE, OTHER_RATE
 
 T = TypeVar("T")
 
-# Refusals that are about one item.
-ABOUT_ITEMS: Final = frozenset(
-    (
-        HTTPStatus.BAD_REQUEST,
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        HTTPStatus.UNPROCESSABLE_ENTITY,
-    )
-)
 _MISSING: Final = frozenset((HTTPStatus.NOT_FOUND,))
 _NO_STORE: Final = frozenset((HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN))
 _UNAUTHORIZED: Final = frozenset((HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN))
@@ -155,7 +148,7 @@ class Datasets(_Storages):
     async def push(self, id: str, items: Iterable[bytes]) -> None:
         """Append items, given as JSON. Raises Refused if the API does not take one of them."""
         body = b"[" + b",".join(items) + b"]"
-        expected = ABOUT_ITEMS | {HTTPStatus.PAYMENT_REQUIRED}
+        expected = ABOUT_CONTENT | {HTTPStatus.PAYMENT_REQUIRED}
         try:
             await self._call(
                 "push", "POST", id, "items", _done, rate=CRUD_RATE, expected=expected, body=body

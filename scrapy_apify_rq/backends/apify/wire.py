@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 from typing import Any, Final
 
 from scrapy_apify_rq.entries.models import Entry
@@ -10,6 +11,14 @@ from scrapy_apify_rq.limits import MAX_BODY
 
 # The rest of a body is for brackets and commas.
 PAYLOAD_LIMIT: Final = MAX_BODY - 1024
+# Refusals that are about what we sent. All others are about the queue, or the dataset.
+ABOUT_CONTENT: Final = frozenset(
+    (
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+    )
+)
 
 
 def to_send(entry: Entry) -> bytes:

@@ -5,10 +5,11 @@ A row holds up to 64 KB of them, so a push of a hundred thousand small items wri
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Final
 
+from scrapy_apify_rq.backends.cutting import cut
 from scrapy_apify_rq.backends.sqlite.database import Database
 from scrapy_apify_rq.errors import BackendError
 
@@ -39,7 +40,7 @@ class DatasetItems:
             if row is None:
                 return False
             last = row[0] - len(texts)
-            for lines in _rows(texts):
+            for lines in cut(texts, _ROW_SIZE):
                 last += len(lines)
                 values = (dataset, last, "\n".join(lines))
                 self._database.change("INSERT INTO dataset_items VALUES (?, ?, ?)", values)
@@ -70,16 +71,3 @@ class DatasetItems:
             else:
                 after = last
             yield found
-
-
-def _rows(texts: Sequence[str]) -> Iterator[list[str]]:
-    lines: list[str] = []
-    size = 0
-    for text in texts:
-        size += len(text)
-        if lines and size > _ROW_SIZE:
-            yield lines
-            lines, size = [], len(text)
-        lines.append(text)
-    if lines:
-        yield lines

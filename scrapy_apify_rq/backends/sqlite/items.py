@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final
 
 from scrapy_apify_rq.backends.base import EntryItems, LooseItems, SavedItem
+from scrapy_apify_rq.backends.cutting import cut
 from scrapy_apify_rq.backends.sqlite.database import Database
 from scrapy_apify_rq.backends.sqlite.table import Table
 
@@ -73,7 +74,7 @@ class SavedItems:
     ) -> int:
         """Return how many were inserted."""
         inserted = 0
-        for lines in _rows(texts):
+        for lines in cut(texts, _ROW_SIZE):
             values = (self._table.key, entry, key, self._client, valid, len(lines))
             if (row := self._database.row(_INSERT, values)) is not None:
                 self._database.change(_INSERT_TEXT, (*row, "\n".join(lines)))
@@ -208,16 +209,3 @@ class SavedItems:
     @property
     def _owner(self) -> tuple[int, str]:
         return self._table.key, self._client or ""
-
-
-def _rows(texts: Sequence[str]) -> Iterator[list[str]]:
-    row: list[str] = []
-    size = 0
-    for text in texts:
-        size += len(text)
-        if row and size > _ROW_SIZE:
-            yield row
-            row, size = [], len(text)
-        row.append(text)
-    if row:
-        yield row
