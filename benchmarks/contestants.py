@@ -6,11 +6,13 @@ A contestant's name may end in ``@`` and the round trip to its queue in millisec
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from packaging.requirements import Requirement
 
 TOKEN = "benchmark-token"
 
@@ -21,33 +23,48 @@ class Place:
 
     folder: Path
     queue: str
-    """The name of a queue of the API; it exists."""
     queue_id: str
+    """Of the queue of this name, where there is an API server: it exists."""
     api: str
     redis: str
+
+
+Settings = Callable[[Place], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Kind:
     title: str
-    settings: Callable[[Place], dict[str, Any]]
+    settings: Settings
     environ: Callable[[Place], dict[str, str]] = lambda _: {}
-    remote: bool = False
-    """Each call to its queue takes a round trip."""
+    server: Literal["api", "redis"] | None = None
+    """What holds its queue: each call takes a round trip. None: the crawl's own process."""
     blocks: bool = False
     """It waits for its queue in Scrapy's thread, so it gets fewer pages to crawl."""
-    package: str | None = None
-    program: str | None = None
+    requires: str = "scrapy"
 
     def missing(self) -> str | None:
         """Why it cannot run on this machine, or None if it can."""
-        if self.program and shutil.which(self.program) is None:
-            return f"{self.program} is not in PATH"
+        if self.server == "redis" and shutil.which("redis-server") is None:
+            return "redis-server is not in PATH"
+        needed = Requirement(self.requires)
         try:
-            version(self.package or "scrapy")
+            found = version(needed.name)
         except PackageNotFoundError:
-            return f"{self.package} is not installed"
-        return None
+            return f"{needed.name} is not installed"
+        return None if needed.specifier.contains(found) else f"it needs {needed}, not {found}"
+
+
+def _with(settings: Settings, **more: Any) -> Settings:
+    return lambda place: {**settings(place), **more}
+
+
+def _stock(_: Place) -> dict[str, Any]:
+    return {}
+
+
+def _jobdir(place: Place) -> dict[str, Any]:
+    return {"JOBDIR": str(place.folder)}
 
 
 def _embedded(place: Place) -> dict[str, Any]:
@@ -87,50 +104,53 @@ def _redis(place: Place) -> dict[str, Any]:
     }
 
 
+_UNSAVED = {"APIFY_RQ_ITEMS": False, "APIFY_RQ_COOKIES": False}
+_SQUEUES = "scrapy.squeues."
+
 KINDS = {
-    "stock": Kind("Scrapy, in memory", lambda _: {}),
+    "stock": Kind("Scrapy, in memory", _stock),
     "stock-frozen": Kind(
         "Scrapy, in memory, gc.freeze()",
-        lambda _: {"EXTENSIONS": {"benchmarks.meter.Meter": 0, "benchmarks.frozen.Freeze": 0}},
+        _with(_stock, EXTENSIONS={"benchmarks.meter.Meter": 0, "benchmarks.frozen.Freeze": 0}),
     ),
-    "jobdir": Kind("Scrapy, JOBDIR", lambda place: {"JOBDIR": str(place.folder)}),
-    "embedded-unsaved": Kind(
-        "scrapy-apify-rq, embedded, items not saved",
-        lambda place: {**_embedded(place), "APIFY_RQ_ITEMS": False},
+    "jobdir": Kind("Scrapy, JOBDIR", _jobdir),
+    "jobdir-sqlite": Kind(
+        "Scrapy, JOBDIR, SQLite",
+        _with(
+            _jobdir,
+            SCHEDULER_DISK_QUEUE=_SQUEUES + "PickleLifoSQLiteQueue",
+            SCHEDULER_START_DISK_QUEUE=_SQUEUES + "PickleFifoSQLiteQueue",
+        ),
+        requires="scrapy>=2.19",
     ),
-    "embedded": Kind("scrapy-apify-rq, embedded", _embedded),
-    "api": Kind("scrapy-apify-rq, API", _api, remote=True),
+    "embedded": Kind("embedded", _embedded),
+    "embedded-unsaved": Kind("embedded, items and cookies not saved", _with(_embedded, **_UNSAVED)),
+    "embedded-frozen": Kind("embedded, gc.freeze()", _with(_embedded, APIFY_RQ_GC_FREEZE=True)),
+    "embedded-shared": Kind("embedded, shared", _with(_embedded, APIFY_RQ_ACCESS="shared")),
+    "api": Kind("API", _api, server="api"),
+    "api-unsaved": Kind("API, items and cookies not saved", _with(_api, **_UNSAVED), server="api"),
+    "api-frozen": Kind("API, gc.freeze()", _with(_api, APIFY_RQ_GC_FREEZE=True), server="api"),
+    "api-shared": Kind("API, shared", _with(_api, APIFY_RQ_ACCESS="shared"), server="api"),
     "apify-single": Kind(
         "apify.scrapy, single",
         lambda _: _apify("Single"),
         _apify_environ,
-        remote=True,
+        server="api",
         blocks=True,
-        package="apify",
+        requires="apify",
     ),
     "apify-shared": Kind(
         "apify.scrapy, shared",
         lambda _: _apify("Shared"),
         _apify_environ,
-        remote=True,
+        server="api",
         blocks=True,
-        package="apify",
+        requires="apify",
     ),
     "scrapy-redis": Kind(
-        "scrapy-redis",
-        _redis,
-        remote=True,
-        blocks=True,
-        package="scrapy-redis",
-        program="redis-server",
+        "scrapy-redis", _redis, server="redis", blocks=True, requires="scrapy-redis"
     ),
 }
-DEFAULT = (
-    *("stock", "stock-frozen", "jobdir", "embedded", "api@0", "api@10", "api@50", "api@200"),
-    *("apify-single@0", "apify-single@50", "apify-shared@50", "scrapy-redis@0", "scrapy-redis@50"),
-)
-WITH_ITEMS = ("stock", "embedded-unsaved", "embedded")
-QUICK = ("jobdir", "embedded", "api@50", "apify-single@10", "scrapy-redis@0")
 
 
 @dataclass(frozen=True)
@@ -143,11 +163,11 @@ class Contestant:
     @property
     def is_slow(self) -> bool:
         """Whether a crawl of a few thousand pages would take very long."""
-        return self.kind.blocks and (self.latency > 0 or self.kind.package == "apify")
+        return self.kind.blocks and (self.latency > 0 or self.kind.server == "api")
 
     @property
     def title(self) -> str:
-        at = f", {self.latency * 1000:g} ms" if self.kind.remote else ""
+        at = f", {self.latency * 1000:g} ms" if self.kind.server else ""
         return self.kind.title + at
 
 
@@ -157,3 +177,12 @@ def contestant(name: str) -> Contestant:
     if kind not in KINDS:
         raise ValueError(f"{name}: no such contestant; use one of {', '.join(KINDS)}")
     return Contestant(name, KINDS[kind], float(latency or 0) / 1000)
+
+
+def with_round_trips(names: Iterable[str], round_trips: Sequence[float]) -> list[str]:
+    """A queue behind a server, whose name has no ``@``, takes part with each of the round trips."""
+    found = []
+    for name in names:
+        far = "@" not in name and contestant(name).kind.server
+        found += [f"{name}@{trip * 1000:g}" for trip in round_trips] if far else [name]
+    return found

@@ -20,13 +20,17 @@ from benchmarks.meter import Meter
 
 
 class Links(scrapy.Spider):
-    """Follows every link of every page, and scrapes an item of BENCHMARK_ITEM bytes of each."""
+    """Follows every link of every page. With BENCHMARK_ITEM, it scrapes an item of so many bytes of
+    each, and changes its state.
+    """
 
     name = "links"
 
     def parse(self, response: Response) -> Iterator[Any]:
         if size := self.settings.getint("BENCHMARK_ITEM"):
             yield item(response.url, size)
+            state = getattr(self, "state", {})  # Scrapy has none without JOBDIR
+            state["pages"] = state.get("pages", 0) + 1
         for href in response.css("a::attr(href)").getall():
             yield response.follow(href)
 

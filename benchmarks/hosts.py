@@ -1,89 +1,160 @@
-"""Broad crawls: many hosts, whose links are found host by host, compared with plain Scrapy.
+"""Broad crawls: many hosts, a few pages of each at a time, compared with plain Scrapy.
 
-Few pages of a host are fetched at a time, so the crawl is only as fast as it keeps hosts busy.
+A crawl is only as fast as it keeps hosts busy, so the order of its queue matters. A row is a
+scenario: how many hosts there are, whether their links come host by host or mixed, how many
+connections each may have, and what slows them down. See README.md in this folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
-from pathlib import Path
-from statistics import median
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import report
-from benchmarks.contestants import contestant
-from benchmarks.track import Track, track
+from benchmarks.compare import (
+    STOCK,
+    Results,
+    Run,
+    add_options,
+    calls_per_page,
+    compare,
+    of,
+    pages_per_second,
+    session,
+    speed,
+)
+from benchmarks.contestants import Contestant, contestant
+from benchmarks.track import Track
+
+_CONTESTANTS = ("stock", "embedded", "api", "api-shared")
 
 
-def run(place: Track, name: str, hosts: int, options: argparse.Namespace) -> dict[str, Any]:
-    place.set_site(delay=options.delay)
+@dataclass(frozen=True)
+class Scenario:
+    hosts: int
+    links: str = "hosts"
+    """The path of the page with all links; see site.py."""
+    per_host: int = 2
+    slow: int | None = None
+    """The number of a host that takes 20 times as long."""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Such as "100 hosts, mixed, 8 at a time, AutoThrottle"."""
+        order = "mixed" if self.links == "mixed" else "grouped"
+        parts = [f"{self.hosts:,} hosts", order, f"{self.per_host} at a time"]
+        if "DOWNLOAD_DELAY" in self.settings:
+            parts.append(f"DOWNLOAD_DELAY {self.settings['DOWNLOAD_DELAY']}")
+        if "AUTOTHROTTLE_ENABLED" in self.settings:
+            parts.append("AutoThrottle")
+        if self.slow is not None:
+            parts.append(f"the {'last' if self.slow else 'first'} host 20 times slower")
+        return ", ".join(parts)
+
+
+# The start delay is 5 s by default, in which these crawls would do nothing.
+_THROTTLE = {
+    "AUTOTHROTTLE_ENABLED": True,
+    "AUTOTHROTTLE_START_DELAY": 0.2,
+    "AUTOTHROTTLE_TARGET_CONCURRENCY": 2,
+}
+_DELAY = {"DOWNLOAD_DELAY": 0.5, "RANDOMIZE_DOWNLOAD_DELAY": False}
+SCENARIOS = {
+    "10": Scenario(10),
+    "10-mixed": Scenario(10, "mixed"),
+    "100": Scenario(100),
+    "100-mixed": Scenario(100, "mixed"),
+    "100-of-8": Scenario(100, per_host=8),
+    "1000": Scenario(1000),
+    "1000-mixed": Scenario(1000, "mixed"),
+    "delay": Scenario(100, settings=_DELAY),
+    "throttle": Scenario(100, settings=_THROTTLE),
+    "slow-first": Scenario(100, slow=0),
+    "slow-last": Scenario(100, slow=99),
+}
+
+
+def crawl(
+    place: Track, contestants: Sequence[Contestant], scenario: Scenario, options: argparse.Namespace
+) -> Results:
+    each_has = max(options.least, options.pages // scenario.hosts)
     settings = {
         "CONCURRENT_REQUESTS": options.connections,
-        "CONCURRENT_REQUESTS_PER_DOMAIN": options.per_host,
-        "APIFY_RQ_WINDOW": options.window,
+        "CONCURRENT_REQUESTS_PER_DOMAIN": scenario.per_host,
+        **scenario.settings,
     }
-    # Plain Scrapy does not know our settings, and does not mind them.
-    found = place.run(contestant(name), f"/hosts/{hosts}/{options.pages // hosts}", **settings)
-    assert found["pages"] == options.pages // hosts * hosts + 1, found["pages"]
-    return found
+
+    def run(each: Contestant) -> Run:
+        slow = {} if scenario.slow is None else {"slow": scenario.slow}
+        place.set_site(delay=options.delay, **slow)
+        found = place.run(each, f"/{scenario.links}/{scenario.hosts}/{each_has}", **settings)
+        if found["pages"] != scenario.hosts * each_has + 1:
+            raise RuntimeError(f"{each.name}: {found['pages']} pages of {scenario.title}")
+        return found
+
+    return compare(scenario.title, contestants, options.rounds, run)
 
 
-def print_runs(hosts: int, runs: dict[str, list[Any]], options: argparse.Namespace) -> None:
-    rows = []
-    for name, group in runs.items():
-        ratios = [
-            stock["seconds"] / own["seconds"]
-            for stock, own in zip(runs["stock"], group, strict=True)
-        ]
-        calls = [sum(one["calls"].values()) / one["pages"] for one in group]
-        speed = median(one["pages"] / one["seconds"] for one in group)
-        values = (f"{speed:.1f}", f"{median(ratios):.2f}", f"{median(calls):.2f}")
-        rows.append((contestant(name).title, *values))
+def print_crawls(crawls: Sequence[Results], options: argparse.Namespace) -> None:
+    """A row for each scenario, a column for each contestant."""
+    others = [name for name in crawls[0].runs if name != STOCK]
+    rows = [
+        (
+            results.title,
+            f"{results.median(STOCK, of('pages')):,.0f}",
+            f"{results.median(STOCK, pages_per_second):.0f}",
+            *(
+                f"{results.ratio(name, speed):.2f} ({results.ratio(name, pages_per_second):.2f})"
+                for name in others
+            ),
+            *(f"{results.median(name, calls_per_page):.2f}" for name in others if "api" in name),
+        )
+        for results in crawls
+    ]
     title = (
-        f"{hosts} hosts, {options.pages:,} pages, {options.connections} connections,"
-        f" {options.per_host} for each host; a page takes {options.delay * 1000:g} ms"
+        "Speed of the whole crawl as a ratio to Scrapy (in brackets: from first page to last);"
+        f" {options.connections} connections, a page takes {options.delay * 1000:g} ms"
     )
-    header = ("", "pages/s", "ratio to stock", "calls/page")
+    header = ["crawl", "pages", "Scrapy pages/s", *(contestant(name).title for name in others)]
+    header += [f"{contestant(name).title}: calls/page" for name in others if "api" in name]
     report.print_table(title, header, rows, markdown=options.markdown)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--contestants", nargs="+", default=["embedded", "api@50"])
-    parser.add_argument("--hosts", type=int, nargs="+", default=[6, 100])
-    parser.add_argument("--pages", type=int, default=1200, help="of all hosts together")
-    parser.add_argument("--connections", type=int, default=16)
-    parser.add_argument("--per-host", type=int, default=2)
-    parser.add_argument("--delay", type=float, default=0.1, help="the site's delay in seconds")
-    parser.add_argument("--window", type=int, default=1000, help="APIFY_RQ_WINDOW")
-    parser.add_argument("--rounds", type=int, default=3)
-    report.add_options(parser, plot=False)
-    options = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument(
+        "--scenarios",
+        nargs="+",
+        choices=SCENARIOS,
+        default=list(SCENARIOS),
+        metavar="NAME",
+        help=f"some of {', '.join(SCENARIOS)}",
+    )
+    found.add_argument("--rounds", type=int, default=3)
+    found.add_argument("--pages", type=int, default=1200, help="of all hosts together")
+    found.add_argument("--least", type=int, default=3, help="pages of each host")
+    found.add_argument("--connections", type=int, default=32)
+    found.add_argument("--delay", type=float, default=0.1, help="the site's delay in seconds")
+    add_options(found, _CONTESTANTS)
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(words)
     if options.quick:
-        options.contestants, options.hosts = ["embedded"], [6]
-        options.pages, options.rounds = 48, 1
-    return options
-
-
-def main() -> None:
-    options = _options()
-    machine = report.machine()
-    report.print_machine(machine)
-    figures = {}
-    most = max(options.hosts)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        track(Path(folder), pin=True, hosts=most) as place,
-    ):
-        for hosts in options.hosts:
-            runs: dict[str, list[Any]] = {name: [] for name in ("stock", *options.contestants)}
-            for _ in range(options.rounds):
-                for name, group in runs.items():
-                    group.append(run(place, name, hosts, options))
-            print_runs(hosts, runs, options)
-            figures[hosts] = runs
-    report.write_json(options.json, {"machine": machine, "options": vars(options), "runs": figures})
+        options.contestants, options.scenarios = ["embedded"], ["slow-last"]
+        options.rounds, options.pages, options.least, options.delay = 1, 100, 1, 0.02
+    scenarios = [SCENARIOS[name] for name in options.scenarios]
+    most = max(scenario.hosts for scenario in scenarios)
+    with session(options, hosts=most) as (place, contestants, figures):
+        crawls = [crawl(place, contestants, scenario, options) for scenario in scenarios]
+        figures["crawls"] = list(map(vars, crawls))
+    print_crawls(crawls, options)
 
 
 if __name__ == "__main__":

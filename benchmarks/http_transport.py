@@ -14,7 +14,7 @@ import json
 import logging
 import multiprocessing
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from multiprocessing.connection import Connection
 from typing import Any
@@ -23,6 +23,7 @@ import aiohttp
 import httpx
 import httpx2
 
+from benchmarks import report
 from scrapy_apify_rq.backends.apify.http import Client
 from scrapy_apify_rq.backends.apify.pace import Pace
 from scrapy_apify_rq.backends.apify.transport import AiohttpTransport
@@ -117,12 +118,12 @@ def _backend(url: str) -> Sender:
     """With all that it does besides: the pace, the stats, limits of time and length."""
     base, _, path = url.partition("/v2/")
     client = Client(base, "token", patience=10, inc_stat=lambda name: None)
-    client._paces[CRUD_RATE] = Pace(1_000_000)  # it must not wait
+    client._paces["", CRUD_RATE] = Pace(1_000_000)  # it must not wait
     client.open()
 
     async def put(url: str) -> bytes:
-        await client.call("put", "PUT", path, rate=CRUD_RATE, body=_BODY)
-        return b"0"
+        answer = await client.call("put", "PUT", path, rate=CRUD_RATE, body=_BODY, read=bytes)
+        return answer.data
 
     return aclosing(_Closing(client)), put
 
@@ -174,26 +175,39 @@ def _print_compression() -> None:
         print(f"  {entries:2} entries: {len(body):6,} -> {len(packed):6,}  {cost:.3f}")
 
 
-def main() -> None:
-    for name in ("httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calls", type=int, default=3000, help="PUTs per measurement")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__)
+    found.add_argument("--calls", type=int, default=3000, help="PUTs per measurement")
+    found.add_argument(
         "--connections", type=int, nargs="+", default=[4, 16, 64], help="concurrent connections"
     )
-    options = parser.parse_args()
+    report.add_options(found, plot=False)
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(words)
+    if options.quick:
+        options.calls, options.connections = 16, [4]
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     port, port_to = multiprocessing.Pipe()
     server = multiprocessing.Process(target=_serve, args=(port_to,), daemon=True)
     server.start()
     url = f"http://127.0.0.1:{port.recv()}/v2/request-queues/q/requests/0123456789abcde"
-    print("CPU ms of the client per PUT")
-    for kind in KINDS:
-        for connections in options.connections:
-            cost = asyncio.run(_measure(kind, url, connections, options.calls))
-            print(f"  {kind:25} {connections:3} connections: {cost:.2f}")
-    _print_compression()
+    costs = {
+        kind: [
+            asyncio.run(_measure(kind, url, connections, options.calls))
+            for connections in options.connections
+        ]
+        for kind in KINDS
+    }
     server.kill()
+    rows = [(kind, *(f"{cost:.2f}" for cost in found)) for kind, found in costs.items()]
+    header = ("client", *(f"{count} connections" for count in options.connections))
+    report.print_table("CPU ms of the client per PUT", header, rows, markdown=options.markdown)
+    _print_compression()
+    report.write_json(options.json, {"costs": costs})
 
 
 if __name__ == "__main__":

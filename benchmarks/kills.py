@@ -25,15 +25,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from xml.etree import ElementTree
 
-from benchmarks import report
+from benchmarks import programs, report
 from benchmarks.killed import feeds
 from benchmarks.track import running
 
 WAYS: Final = ("kill", "int", "int-twice", "mixed")
-_ROOT: Final = Path(__file__).parents[1]
 _DELAY: Final = 0.02
 _PATIENCE: Final = 120
 _SIGNS_OF_A_BUG: Final = ("Traceback", "Bug in scrapy-apify-rq", "Unhandled error")
@@ -41,8 +40,15 @@ _SIGNS_OF_A_BUG: Final = ("Traceback", "Bug in scrapy-apify-rq", "Unhandled erro
 _INTERRUPTED: Final = re.compile(r"^Traceback .*(?:\n .*)+\nKeyboardInterrupt$", re.MULTILINE)
 
 Contents = dict[str, Counter[str]]
-Place = tuple[str, random.Random]
-"""The address of the site, and what chooses the moments."""
+Process = subprocess.Popen[bytes] | programs.Fork
+
+
+class Place(NamedTuple):
+    site: str
+    chance: random.Random
+    """What chooses the moments."""
+    fork: bool
+    """As in ``programs.start``."""
 
 
 def _lines(data: bytes) -> list[str]:
@@ -84,19 +90,20 @@ def contents(folder: Path) -> tuple[Contents, int]:
 class Crawl:
     """A crawl with a folder of its own, run by run."""
 
-    def __init__(self, folder: Path, site: str, settings: dict[str, Any], tag: str = "") -> None:
+    def __init__(self, folder: Path, place: Place, settings: dict[str, Any], tag: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / f"log{tag}"
-        self._words = [sys.executable, "-W", "error", "-m", "benchmarks.killed", site]
-        self._words += [json.dumps(settings), "--tag", tag]
+        self._words = [place.site, json.dumps(settings), "--tag", tag]
+        self._fork = place.fork
         self.is_over = False
         self.status = 0
 
-    def start(self) -> subprocess.Popen[bytes]:
-        with self._log.open("a") as log:
-            return subprocess.Popen(self._words, cwd=_ROOT, stdout=log, stderr=log)
+    def start(self) -> Process:
+        return programs.start(
+            "benchmarks.killed", self._words, self._log, fork=self._fork, strict=True
+        )
 
-    def end(self, process: subprocess.Popen[bytes]) -> None:
+    def end(self, process: Process) -> None:
         self.status = process.wait(_PATIENCE)
         self.is_over = True
 
@@ -105,7 +112,7 @@ class Crawl:
         return self._log.read_text()
 
 
-def stop(process: subprocess.Popen[bytes], way: str, chance: random.Random) -> None:
+def stop(process: Process, way: str, chance: random.Random) -> None:
     if way == "mixed":
         way = chance.choice(WAYS[:-1])
     process.send_signal(signal.SIGKILL if way == "kill" else signal.SIGINT)
@@ -138,7 +145,7 @@ def kill_crawl(crawl: Crawl, storage: Path, way: str, kills: int, pages: int, pl
     Two of three are a number of pages. The others may come at any time: while it opens, gives its
     feeds what earlier runs have saved, or closes.
     """
-    site, chance = place
+    site, chance, _ = place
     for number in range(kills):
         process = crawl.start()
         began, before = time.monotonic(), fetched(site)
@@ -178,8 +185,8 @@ def feeds_of_one(
     folder: Path, way: str, expected: Contents, options: argparse.Namespace, place: Place
 ) -> Counter[str]:
     settings = {**ours(folder), "FEEDS": feeds(folder / "feeds"), **options.settings}
-    crawl = Crawl(folder, place[0], settings)
-    forget(place[0])
+    crawl = Crawl(folder, place, settings)
+    forget(place.site)
     kills = kill_crawl(crawl, folder / "storage", way, options.kills, options.pages, place)
     if not crawl.is_over:
         crawl.end(crawl.start())
@@ -210,11 +217,11 @@ def two_to_one_file(
     folder: Path, way: str, expected: Contents, options: argparse.Namespace, place: Place
 ) -> Counter[str]:
     """Kill one of two that run at the same time, then the other, and so on."""
-    site, chance = place
+    site, chance, _ = place
     forget(site)
     feed = {str(folder / "feeds" / "add.jl"): {"format": "jsonlines"}}
     settings = {**ours(folder), "FEEDS": feed, **options.settings}
-    crawls = [Crawl(folder, site, settings, tag) for tag in ("a", "b")]
+    crawls = [Crawl(folder, place, settings, tag) for tag in ("a", "b")]
     processes = [crawl.start() for crawl in crawls]
     stopped = 0
     for number in range(2 * options.kills):
@@ -239,8 +246,8 @@ def two_to_one_file(
     return faults
 
 
-def stock(folder: Path, site: str) -> Contents:
-    crawl = Crawl(folder, site, {"FEEDS": feeds(folder / "feeds")})
+def stock(folder: Path, place: Place) -> Contents:
+    crawl = Crawl(folder, place, {"FEEDS": feeds(folder / "feeds")})
     crawl.end(crawl.start())
     found, broken = contents(folder / "feeds")
     if broken or crawl.status:
@@ -248,20 +255,24 @@ def stock(folder: Path, site: str) -> Contents:
     return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--crawls", type=int, default=20, help="for each way")
-    parser.add_argument("--kills", type=int, default=5, help="of each crawl")
-    parser.add_argument("--how", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--pages", type=int, default=120)
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    parser.add_argument("--one-file", action="store_true", help="two crawls append to one file")
-    parser.add_argument("--settings", type=json.loads, default={}, metavar="JSON")
-    parser.add_argument("--keep", type=Path, help="a folder for what the crawls leave")
-    report.add_options(parser, plot=False)
-    options = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__)
+    found.add_argument("--crawls", type=int, default=20, help="for each way")
+    found.add_argument("--kills", type=int, default=5, help="of each crawl")
+    found.add_argument("--how", nargs="+", choices=WAYS, default=list(WAYS))
+    found.add_argument("--pages", type=int, default=120)
+    found.add_argument("--seed", type=int, default=random.randrange(10**6))
+    found.add_argument("--one-file", action="store_true", help="two crawls append to one file")
+    found.add_argument("--settings", type=json.loads, default={}, metavar="JSON")
+    found.add_argument("--keep", type=Path, help="a folder for what the crawls leave")
+    report.add_options(found, plot=False)
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(words)
     if options.quick:
-        options.crawls, options.kills, options.pages, options.how = 1, 1, 30, ["mixed"]
+        options.crawls, options.kills, options.pages, options.how = 1, 1, 15, ["kill"]
     print(f"seed {options.seed}", flush=True)
     rows = []
     with (
@@ -272,15 +283,16 @@ def main() -> int:
         ) as site,
     ):
         root = options.keep or Path(temporary)
-        expected = stock(root / "stock", site)
+        place = Place(site, random.Random(), options.quick)
+        expected = stock(root / "stock", place)
         count = expected["add.jl"].total()
         run = two_to_one_file if options.one_file else feeds_of_one
         for way in options.how:
-            chance = random.Random(f"{options.seed} {way}")
+            place = Place(site, random.Random(f"{options.seed} {way}"), options.quick)
             total: Counter[str] = Counter()
             for number in range(options.crawls):
                 folder = root / f"{way}-{number}"
-                total += run(folder, way, expected, options, (site, chance))
+                total += run(folder, way, expected, options, place)
                 total["pages"] += fetched(site)
             rows.append((way, total))
     names = ("missing", "twice", "broken", "errors")

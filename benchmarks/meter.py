@@ -20,11 +20,12 @@ _STATUS = Path("/proc/self/status")
 
 
 class Meter:
-    """Measures pages, seconds, CPU time and stalls from the first response to the last.
+    """Measures pages, seconds and stalls from the first response to the last.
 
-    Starting and ending the crawl are measured separately: ``first_page`` is the time from the start
-    of the process to the first response, ``opening`` the time from when Scrapy has loaded settings
-    and add-ons, and ``closing`` the time from the last response to the end of the crawl.
+    CPU time is counted from the first response to the end of the crawl, with all that a queue still
+    has to write. ``first_page`` is the time from the start of the process to the first response,
+    ``opening`` the time from when Scrapy has loaded settings and add-ons, and ``closing`` the time
+    from the last response to the end of the crawl.
     """
 
     def __init__(self, crawler: Any) -> None:
@@ -32,7 +33,7 @@ class Meter:
         self._loaded_at = time.time()
         self._pages = 0
         self._first = self._last = self._stopped = 0.0
-        self._first_cpu = self._last_cpu = 0.0
+        self._first_cpu = self._stopped_cpu = 0.0
         self._stall = Stall()
         self._beats: asyncio.Task[None] | None = None
         for name in ("response_received", "engine_stopped"):
@@ -44,15 +45,15 @@ class Meter:
         return crawler.meter  # type: ignore[no-any-return]
 
     def response_received(self) -> None:
-        self._last, self._last_cpu = time.time(), time.process_time()
+        self._last = time.time()
         if not self._pages:
-            self._first, self._first_cpu = self._last, self._last_cpu
+            self._first, self._first_cpu = self._last, time.process_time()
         elif self._beats is None:  # not earlier, because the first response has one-off costs
             self._beats = asyncio.create_task(self._stall.watch())
         self._pages += 1
 
     def engine_stopped(self) -> None:
-        self._stopped = time.time()
+        self._stopped, self._stopped_cpu = time.time(), time.process_time()
         if self._beats is not None:
             self._beats.cancel()
 
@@ -61,7 +62,9 @@ class Meter:
         return {
             "pages": self._pages,
             "seconds": self._last - self._first,
-            "cpu": self._last_cpu - self._first_cpu,
+            "cpu": self._stopped_cpu - self._first_cpu,
+            "first_at": self._first,
+            "last_at": self._last,
             "first_page": self._first - self._started_at,
             "opening": self._first - self._loaded_at,
             "closing": self._stopped - self._last,

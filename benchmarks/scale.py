@@ -13,11 +13,9 @@ import asyncio
 import gc
 import hashlib
 import json
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -139,10 +137,8 @@ def _frontier() -> Frontier:
     )
 
 
-def _in_a_process(*arguments: object) -> dict[str, float]:
-    words = [sys.executable, "-m", "benchmarks.scale", "--measure", *map(str, arguments)]
-    result: dict[str, float] = json.loads(subprocess.check_output(words, text=True))
-    return result
+def _in_a_process(place: Track, *arguments: object) -> dict[str, float]:
+    return place.measure("benchmarks.scale", "--measure", *map(str, arguments))
 
 
 # The benchmark
@@ -176,7 +172,7 @@ def measure(place: Track, folder: Path, options: argparse.Namespace) -> list[dic
         for size, found in times.items():
             asyncio.run(fill(folder / str(size), place.site, size))
             where = (folder / str(size), place.site, options.rounds)
-            found.append(_in_a_process("calls", *where))
+            found.append(_in_a_process(place, "calls", *where))
     for row, found in zip(rows, times.values(), strict=True):
         row |= {name: median(each[name] for each in found) for name in found[0]}
     return rows
@@ -215,7 +211,7 @@ def draw(file: Path, rows: list[dict[str, float]]) -> None:
     plots.curves(file, panels)
 
 
-def _options() -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -228,11 +224,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=5, help="how often to repeat the rounds")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     report.add_options(parser)
-    options = parser.parse_args()
-    if options.quick:
-        options.sizes, options.known, options.pages = [2_000], 10_000, 20
-        options.rounds, options.repeat = 5, 1
-    return options
+    return parser
 
 
 def _measure(what: str, *arguments: str) -> dict[str, float]:
@@ -243,17 +235,25 @@ def _measure(what: str, *arguments: str) -> dict[str, float]:
     return remember(int(count), scheduler)
 
 
-def main() -> None:
-    options = _options()
+def main(words: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(words)
+    if options.quick:
+        options.sizes, options.known, options.pages = [500], 10_000, 5
+        options.rounds, options.repeat = 5, 1
     if options.measure:
         print(json.dumps(_measure(*options.measure)))
         return
     machine = report.machine()
     report.print_machine(machine)
-    with tempfile.TemporaryDirectory() as folder, track(Path(folder), pin=True) as place:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        track(Path(folder), pin=True, fork=options.quick) as place,
+    ):
         rows = measure(place, Path(folder) / "scale", options)
+        known = {
+            name: _in_a_process(place, "known", options.known, name) for name in ("stock", "ours")
+        }
     print_sizes(rows, markdown=options.markdown)
-    known = {name: _in_a_process("known", options.known, name) for name in ("stock", "ours")}
     titles = {"stock": "Scrapy's RFPDupeFilter", "ours": "scrapy-apify-rq"}
     table = [(titles[name], f"{each['memory'] / 1e6:.1f}") for name, each in known.items()]
     title = f"{options.known:,} known requests"

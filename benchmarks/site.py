@@ -8,8 +8,10 @@ It prints its address on one line and runs until it is killed. Paths:
     /many/N    a page with N links, to /leaf/0, /leaf/1, ...
     /leaf/N    a page without links
     /hosts/H/N a page with links to N pages on each of the first H hosts, host by host
-    /_hits     JSON: how often each path was fetched, and the times of the first and last hit
-    /_site     changes the site and forgets the hits; takes a query such as ?pages=200&delay=0.1
+    /mixed/H/N the same links, one of each host in turn
+    /_hits     JSON: how often each path was fetched, and the times of the hits
+    /_site     changes the site and forgets the hits; takes a query such as ?pages=200&delay=0.1.
+               With slow=N, host N takes 20 times as long
 """
 
 from __future__ import annotations
@@ -22,19 +24,22 @@ from collections import Counter
 from collections.abc import Iterable
 from urllib.parse import parse_qsl
 
+_SLOW = 20
+
 
 class Site:
     def __init__(self, pages: int, links: int, delay: float, hosts: int = 1) -> None:
         self._hosts = hosts
         self._port = 0
-        self._reset(pages, links, delay)
+        self._reset(pages, links, delay, -1)
 
-    def _reset(self, pages: int, links: int, delay: float) -> None:
+    def _reset(self, pages: int, links: int, delay: float, slow: int) -> None:
         self._pages = pages
         self._links = links
         self._delay = delay
+        self._slow = _address(slow) if slow >= 0 else ""
         self._hits: Counter[str] = Counter()
-        self._first_hit = self._last_hit = 0.0
+        self._times: list[float] = []
 
     async def serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -46,9 +51,8 @@ class Site:
         print(f"http://{_address(0)}:{self._port}", flush=True)
         await server.serve_forever()
 
-    @property
-    def delay(self) -> float:
-        return self._delay
+    def delay(self, host: str) -> float:
+        return self._delay * (_SLOW if host == self._slow else 1)
 
     def control(self, path: str, query: str) -> str:
         if path == "/_site":
@@ -57,13 +61,13 @@ class Site:
                 int(values.get("pages", self._pages)),
                 int(values.get("links", self._links)),
                 float(values.get("delay", self._delay)),
+                int(values.get("slow", -1)),
             )
-        return json.dumps({"hits": self._hits, "first": self._first_hit, "last": self._last_hit})
+        return json.dumps({"hits": self._hits, "times": self._times})
 
     def page(self, path: str) -> str:
         self._hits[path] += 1
-        self._last_hit = time.time()
-        self._first_hit = self._first_hit or self._last_hit
+        self._times.append(time.time())
         kind, _, rest = path[1:].partition("/")
         targets: Iterable[str] = ()
         if kind in ("p", "t"):
@@ -77,17 +81,20 @@ class Site:
             targets = [f"/{rest}"]
         elif kind == "many":
             targets = [f"/leaf/{n}" for n in range(int(rest))]
-        elif kind == "hosts":
+        elif kind in ("hosts", "mixed"):
             hosts, each = map(int, rest.split("/"))
             origins = [f"http://{_address(number)}:{self._port}" for number in range(hosts)]
-            targets = [f"{origin}/leaf/{n}" for origin in origins for n in range(each)]
+            if kind == "hosts":
+                targets = [f"{origin}/leaf/{n}" for origin in origins for n in range(each)]
+            else:
+                targets = [f"{origin}/leaf/{n}" for n in range(each) for origin in origins]
         links = "".join(f'<li><a href="{target}">link</a>' for target in targets)
         return f"<html><title>{path}</title><ul>{links}</ul></html>"
 
 
 def _address(number: int) -> str:
     """Of a host: Linux answers to all loopback addresses, macOS to the first one only."""
-    return f"127.0.0.{number + 1}"
+    return f"127.0.{number // 250}.{number % 250 + 1}"
 
 
 class _Connection(asyncio.Protocol):
@@ -109,8 +116,8 @@ class _Connection(asyncio.Protocol):
         self._received = b""
         if path.startswith("/_"):
             self._answer("application/json", self._site.control(path, query))
-        elif self._site.delay:
-            asyncio.get_running_loop().call_later(self._site.delay, self._answer_page, path)
+        elif delay := self._site.delay(self._transport.get_extra_info("sockname")[0]):
+            asyncio.get_running_loop().call_later(delay, self._answer_page, path)
         else:
             self._answer_page(path)
 
@@ -130,7 +137,7 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=2000)
     parser.add_argument("--links", type=int, default=10)
     parser.add_argument("--delay", type=float, default=0, help="seconds before each answer")
-    parser.add_argument("--hosts", type=int, default=1, help="loopback addresses, up to 250")
+    parser.add_argument("--hosts", type=int, default=1, help="loopback addresses")
     options = parser.parse_args()
     asyncio.run(Site(options.pages, options.links, options.delay, options.hosts).serve())
 

@@ -8,28 +8,32 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.api_server import ApiServer, api_server
+from benchmarks import programs
+from benchmarks.api import ApiServer, api_server
 from benchmarks.contestants import TOKEN, Contestant, Place
 
-_ROOT = Path(__file__).parents[1]
+# A crawl of 1,000 hosts keeps as many connections, and so does its site.
+_FILES = 8192
 
 
 @contextmanager
 def running(*command: str) -> Iterator[str]:
     """Run one of the benchmark programs, and yield the line that it prints."""
     words = [sys.executable, "-m", *command]
-    with subprocess.Popen(words, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(words, cwd=programs.ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             yield process.stdout.readline().strip()
@@ -73,14 +77,22 @@ class Cores:
 class Track:
     """Runs crawls, each with its own queue."""
 
-    def __init__(self, folder: Path, cores: Cores, *, site: str, server: ApiServer) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        cores: Cores,
+        *,
+        site: str,
+        server: ApiServer | None,
+        redis: Mapping[float, str],
+        fork: bool,
+    ) -> None:
         self._folder = folder
         self._cores = cores
         self.site = site
-        self.server = server
-        self._services = ExitStack()
-        self._redis_port = 0
-        self._redis_urls: dict[float, str] = {}
+        self._server = server
+        self._redis = redis
+        self._fork = fork
         self._crawls = 0
 
     def set_site(self, **values: float) -> None:
@@ -91,60 +103,57 @@ class Track:
     def hits(self) -> Any:
         return json.loads(_get(f"{self.site}/_hits"))
 
+    def new_file(self) -> Path:
+        """Make an empty file."""
+        fd, name = tempfile.mkstemp(dir=self._folder)
+        os.close(fd)
+        return Path(name)
+
+    @property
+    def server(self) -> ApiServer:
+        """It runs if one of the contestants needs it."""
+        assert self._server is not None
+        return self._server
+
     def new_place(self, latency: float) -> Place:
         """Make a place for one crawl. The round trip to its queue takes ``latency`` seconds."""
         self._crawls += 1
-        queue = f"crawl-{self._crawls}"
-        self.server.behave()
-        id = self.server.queue_id(queue)
-        self.server.behave(latency=latency, rates=True)
-        self.server.forget_calls()
-        return Place(
-            folder=self._folder / queue,
-            queue=queue,
-            queue_id=id,
-            api=self.server.url,
-            redis=self._redis_urls.get(latency, ""),
-        )
+        queue, api, id = f"crawl-{self._crawls}", "", ""
+        if self._server is not None:
+            self._server.behave()
+            api, id = self._server.url, self._server.queue_id(queue)
+            self._server.behave(latency=latency, rates=True)
+            self._server.forget_calls()
+        return Place(self._folder / queue, queue, id, api, self._redis.get(latency, ""))
 
-    def start_redis_for(self, contestants: Sequence[Contestant]) -> None:
-        for each in contestants:
-            if each.kind.program == "redis-server" and each.latency not in self._redis_urls:
-                self._start_redis(each.latency)
-
-    def _start_redis(self, latency: float) -> None:
-        """Make Redis reachable at an address where a round trip takes ``latency`` seconds."""
-        if not self._redis_port:
-            self._redis_port = self._services.enter_context(_redis(self._folder))
-        address = f"127.0.0.1:{self._redis_port}"
-        if latency:
-            words = ("benchmarks.delay", "127.0.0.1", str(self._redis_port))
-            address = self._services.enter_context(running(*words, "--delay", str(latency)))
-        self._redis_urls[latency] = f"redis://{address}"
-
-    def close(self) -> None:
-        self._services.close()
+    def calls(self) -> dict[str, dict[str, int]]:
+        """Of the API, since the last place was made: by operation, and by outcome."""
+        if self._server is None:
+            return {"calls": {}, "outcomes": {}}
+        calls = self._server.calls
+        return {"calls": calls.operations, "outcomes": calls.outcomes}
 
     def run(self, contestant: Contestant, path: str, **settings: Any) -> dict[str, Any]:
         """Run a crawl; return the report of meter.py with the API's calls and outcomes, and how
         many bytes it has stored on the disk.
         """
         place = self.new_place(contestant.latency)
-        crawl = self.start(contestant, place, path, settings)
-        report = finish(crawl)
-        calls = self.server.calls
+        report = finish(self.start(contestant, place, path, settings))
         stored = sum(file.stat().st_size for file in place.folder.rglob("*") if file.is_file())
-        return {
-            **report,
-            "calls": calls.operations,
-            "outcomes": calls.outcomes,
-            "stored": stored,
-        }
+        return {**report, **self.calls(), "stored": stored}
+
+    def measure(self, module: str, *words: str) -> Any:
+        """Run a program that prints JSON."""
+        output = self.new_file()
+        if status := programs.start(module, words, output, fork=self._fork).wait():
+            raise RuntimeError(f"{module} {' '.join(words)} ended with status {status}")
+        return json.loads(output.read_text())
 
     def start(
         self, contestant: Contestant, place: Place, path: str, settings: Mapping[str, Any]
-    ) -> subprocess.Popen[str]:
-        words = ["-m", "benchmarks.crawl", self.site + path, "--started-at", str(time.time())]
+    ) -> Crawl:
+        started_at = time.time()
+        words = [self.site + path, "--started-at", str(started_at)]
         if self._cores.crawls is not None:
             words += ["--cpu", str(self._cores.crawls)]
         for name, value in {**contestant.kind.settings(place), **settings}.items():
@@ -153,23 +162,35 @@ class Track:
         # Otherwise Python would compile this package for each crawl, because it is an editable
         # install. The other contestants' packages were compiled when they were installed.
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        return subprocess.Popen(
-            [sys.executable, *words],
-            cwd=_ROOT,
-            env=environ,
-            stdout=subprocess.PIPE,
-            text=True,
+        output = self.new_file()
+        process = programs.start(
+            "benchmarks.crawl", words, output, environ=environ, fork=self._fork
         )
+        return Crawl(process, output, started_at)
 
 
-def finish(crawl: subprocess.Popen[str]) -> dict[str, Any]:
-    """Wait for a crawl to end, and return its report."""
-    with crawl:
-        text = crawl.communicate()[0]
-    if crawl.returncode:
-        raise RuntimeError(f"a crawl failed: {' '.join(map(str, crawl.args))}")  # type: ignore[arg-type]
-    report: dict[str, Any] = json.loads(text)
-    return report
+@dataclass(frozen=True)
+class Crawl:
+    """A crawl that runs. ``output`` is where it writes its report."""
+
+    process: subprocess.Popen[bytes] | programs.Fork
+    output: Path
+    started_at: float
+
+
+def finish(crawl: Crawl) -> dict[str, Any]:
+    """Wait for a crawl to end, and return its report, with the seconds that the process took, and
+    those from its last response to its end."""
+    status = crawl.process.wait()
+    ended_at = time.time()
+    if status:
+        raise RuntimeError(f"a crawl failed: {crawl.process.args}")
+    report: dict[str, Any] = json.loads(crawl.output.read_text())
+    return {
+        **report,
+        "whole": ended_at - crawl.started_at,
+        "end": ended_at - report["last_at"],
+    }
 
 
 def _get(url: str) -> bytes:
@@ -179,14 +200,41 @@ def _get(url: str) -> bytes:
 
 
 @contextmanager
-def track(folder: Path, *, pin: bool, hosts: int = 1) -> Iterator[Track]:
-    cores = Cores.divide(pin)
-    with (
-        running("benchmarks.site", "--hosts", str(hosts)) as site,
-        api_server(folder / "api", TOKEN) as server,
-    ):
-        place = Track(folder, cores, site=site, server=server)
-        try:
-            yield place
-        finally:
-            place.close()
+def track(
+    folder: Path,
+    contestants: Iterable[Contestant] = (),
+    *,
+    pin: bool,
+    hosts: int = 1,
+    fork: bool = False,
+) -> Iterator[Track]:
+    """Run the site, and the servers that the contestants need. With ``fork``, crawls start faster
+    than in reality."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < _FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(_FILES, hard), hard))
+    cores = Cores.divide(pin and not fork)
+    needs = {(each.kind.server, each.latency) for each in contestants}
+    with ExitStack() as services:
+        site = services.enter_context(running("benchmarks.site", "--hosts", str(hosts)))
+        server = None
+        if any(name == "api" for name, _ in needs):
+            server = services.enter_context(api_server(folder / "api", TOKEN))
+        latencies = [latency for name, latency in needs if name == "redis"]
+        redis = services.enter_context(_redis_servers(folder, latencies)) if latencies else {}
+        yield Track(folder, cores, site=site, server=server, redis=redis, fork=fork)
+
+
+@contextmanager
+def _redis_servers(folder: Path, latencies: Iterable[float]) -> Iterator[dict[float, str]]:
+    """Run one Redis, and yield its addresses: a round trip to each takes so many seconds."""
+    with ExitStack() as services:
+        port = str(services.enter_context(_redis(folder)))
+        urls = {}
+        for latency in latencies:
+            address = f"127.0.0.1:{port}"
+            if latency:
+                words = ("benchmarks.delay", "127.0.0.1", port, "--delay", str(latency))
+                address = services.enter_context(running(*words))
+            urls[latency] = f"redis://{address}"
+        yield urls
