@@ -7,6 +7,7 @@ is slow for a minute is slow for all of them, and a ratio hardly depends on it.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,7 +52,8 @@ def compare(
     runs: dict[str, list[Run]] = {each.name: [] for each in contestants}
     for number in range(rounds):
         for each in contestants if number % 2 == 0 else contestants[::-1]:
-            runs[each.name].append(run(each))
+            runs[each.name].append(found := run(each))
+            print(f"{title}: {each.title}: {found['whole']:.1f} s", file=sys.stderr)
     return Results(title, runs)
 
 
@@ -128,6 +130,7 @@ def add_options(
     parser.add_argument(
         "--contestants",
         nargs="+",
+        type=_name,
         metavar="NAME[@MS]",
         default=contestants,
         help=f"some of {', '.join(KINDS)} (default: {' '.join(contestants)})",
@@ -145,6 +148,14 @@ def add_options(
         "--no-pin", action="store_true", help="let crawls and servers share all cores"
     )
     report.add_options(parser, plot=plot)
+
+
+def _name(text: str) -> str:
+    try:
+        contestant(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def able(names: Sequence[str], round_trips: Sequence[float]) -> list[Contestant]:

@@ -19,7 +19,7 @@ def add_options(parser: argparse.ArgumentParser, *, plot: bool = True) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     if plot:
         parser.add_argument(
-            "--plot", type=Path, metavar="FILE", help="draw the figures to this PNG or SVG file"
+            "--plot", type=Path, metavar="FILE", help="draw the figures to this PNG file"
         )
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     parser.add_argument("--quick", action="store_true", help="a smoke test with few, small runs")

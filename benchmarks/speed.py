@@ -149,6 +149,7 @@ def main(words: Sequence[str] | None = None) -> None:
             print_results(results, _COLUMNS, markdown=options.markdown)
         for links in options.many:
             able = [each for each in contestants if links <= 200 or not each.is_slow]
+            able = able[:1] if options.quick else able
             many.append(results := stalls(place, able, links, options))
             print_results(results, _STALLS, markdown=options.markdown)
         figures |= {"crawls": list(map(vars, crawls)), "stalls": list(map(vars, many))}

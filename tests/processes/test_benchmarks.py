@@ -4,82 +4,115 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import sys
-from contextlib import AsyncExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from benchmarks import whole
+from benchmarks.__main__ import PROGRAMS, main
+from tests.support.documents import blocks, text
 from tests.support.scrapy_project import ROOT, Process
 
-
-def start(folder: Path, program: str, *options: str) -> Process:
-    command = [sys.executable, "-m", f"benchmarks.{program}", "--quick", *options]
-    return Process(command, folder, {**os.environ, "PYTHONPATH": str(ROOT)}, None)
+SPEED = "docs/speed.md"
+SIZES = {"png": 60_000, "svg": 20_000}
 
 
-async def test_benchmarks(tmp_path: Path) -> None:
-    """All at the same time, since they mostly wait."""
-    options = {
-        "speed": ["--contestants", "api@10", "--markdown"],
-        "scale": [],
-        "workers": [],
-        "hosts": [],
-        "kills": [],
+async def test_each_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--json", str(tmp_path)]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    async with Process(command, tmp_path, environ, None) as process:
+        ended = await process.end(240)
+    assert ended.status == 0, ended.log
+    rows = re.findall(r"^\| ([^|]+?) +\|", ended.output, re.MULTILINE)
+    found = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in PROGRAMS}
+
+    def runs(name: str, kind: str = "crawls") -> dict[str, Any]:
+        (results,) = found[name][kind]
+        assert results["title"] in ended.output
+        return {contestant: run for contestant, (run,) in results["runs"].items()}
+
+    for run in runs("whole").values():
+        assert run["pages"] == 21
+        assert (
+            0 < run["opening"] < run["first_page"] < run["whole"] - run["end"] - run["seconds"] / 2
+        )
+        assert 0 < run["closing"] < run["end"]
+    for run in runs("speed").values():
+        assert run["pages"] == 21
+        assert run["memory"] > 10_000_000
+    for run in runs("speed", "stalls").values():
+        assert 0 < run["stall"] <= run["stall_wall"]
+    assert rows.count("Scrapy, JOBDIR, SQLite") == 1
+
+    cpu = runs("cpu", "tables")
+    assert cpu["embedded"]["stored"] > 20_000 > cpu["stock"]["stored"] == 0
+    assert all(run["cpu"] > 0 for run in cpu.values())
+    assert {name: run["pages"] for name, run in runs("hosts").items()} == {
+        "stock": 101,
+        "embedded": 101,
     }
-    outputs: dict[str, str] = {}
-    figures: dict[str, Any] = {}
-    async with AsyncExitStack() as stack:
-        processes = {
-            name: await stack.enter_async_context(
-                start(tmp_path, name, "--json", str(tmp_path / name), *given)
-            )
-            for name, given in options.items()
-        }
-        for name, process in processes.items():
-            ended = await process.end(240)
-            assert ended.status == 0, ended.log
-            outputs[name] = ended.output
-            figures[name] = json.loads((tmp_path / name).read_text())
 
-    assert "| Scrapy, in memory " in outputs["speed"]
-    assert "| scrapy-apify-rq, API, 10 ms " in outputs["speed"]
-    (crawls,) = figures["speed"]["crawls"]
-    pages = {name: run["pages"] for name, (run,) in crawls["runs"].items()}
-    assert pages == {"stock": 101, "api@10": 101}
-    (run,) = crawls["runs"]["api@10"]
-    assert run["calls"]["PUT requests/{id}"] == 101
-    assert 0 < run["stall"] <= run["stall_wall"]
-    assert 0 < run["opening"] < run["first_page"]
-    assert run["memory"] > 10_000_000
+    workers = found["workers"]["api-shared@50"]
+    (crawl,) = workers["crawls"]["2"]
+    assert crawl["pages"] == sum(crawl["shares"]) == 60
+    assert (crawl["repeated"], crawl["outcomes"].get("429", 0)) == (0, 0)
+    assert crawl["writes"] >= 3 * 60
+    (kill,) = workers["kills"]["3"]
+    assert kill["pages"] == 20
+    assert 1 < kill["waited"] <= kill["done"]
 
-    costs = figures["speed"]["items"]["runs"]
-    stored = {name: run["stored"] for name, (run,) in costs.items()}
-    assert stored["embedded"] > stored["embedded-unsaved"] + 101 * 1000 > stored["stock"] == 0
-
-    assert "\n2,000 " in outputs["scale"]
-    (row,) = figures["scale"]["sizes"]
-    assert row["size"] == 2_000
-    assert all(row[name] > 0 for name in ("open", "claim", "add", "ack"))
+    (row,) = found["scale"]["sizes"]
+    assert all(row[name] > 0 for name in ("size", "open", "claim", "add", "ack"))
     assert row["longest"] > max(row["add"], row["ack"])
-    assert figures["scale"]["known"]["stock"]["memory"] > 500_000
+    assert found["scale"]["known"]["stock"]["memory"] > 500_000
 
-    assert "ratio to stock" in outputs["hosts"]
-    runs = figures["hosts"]["runs"]["6"]
-    assert {name: run["pages"] for name, (run,) in runs.items()} == dict.fromkeys(runs, 49)
-
-    (row,) = figures["kills"]["rows"].values()
-    assert row["pages"] > 30
+    (row,) = found["kills"]["rows"].values()
+    assert row["pages"] > 15
     assert not any(row[fault] for fault in ("missing", "twice", "broken", "errors"))
-
-    assert "times as fast" in outputs["workers"]
-    for (run,) in figures["workers"]["runs"].values():
-        assert run["pages"] == sum(run["shares"]) == 40
-        assert run["repeated"] == 0
-        assert run["writes"] >= 3 * 40
+    assert all(cost > 0 for (cost,) in found["http_transport"]["costs"].values())
 
 
-async def test_unknown_contestant_is_named(tmp_path: Path) -> None:
-    async with start(tmp_path, "speed", "--contestants", "apii@50") as process:
-        ended = await process.end()
-    assert ended.status != 0
-    assert "apii@50: no such contestant" in ended.log
+def test_list_names_each(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    listed = re.findall(r"^python -m benchmarks\.(\w+)", capsys.readouterr().out, re.MULTILINE)
+    assert listed == list(PROGRAMS)
+    programs = {
+        file.stem
+        for file in (ROOT / "benchmarks").glob("*.py")
+        if "\ndef parser()" in file.read_text()
+    }
+    assert programs == set(PROGRAMS)
+    named = re.findall(r"^\| `python -m benchmarks\.(\w+)`", text("benchmarks/README.md"), re.M)
+    assert named == list(PROGRAMS)
+
+
+def test_each_table_has_its_command() -> None:
+    """Above it, below the same heading; the benchmark takes its options."""
+    makers = {program.table: name for name, program in PROGRAMS.items() if program.table}
+    sections = dict(re.findall(r"^## (.+)\n((?:(?!^## ).*\n)+)", text(SPEED), re.MULTILINE))
+    assert sorted(sections) == sorted(makers)
+    assert not re.search(r"^\|", text(SPEED).partition("\n## ")[0], re.MULTILINE)
+    for title, body in sections.items():
+        assert "\n|" not in body.partition("```bash\n")[0], f"{title}: the table precedes"
+        (block,) = blocks(SPEED, title)
+        commands = [shlex.split(part) for line in block.lines for part in line.split("&&")]
+        for command in commands:
+            assert command[:3] == ["python", "-m", f"benchmarks.{makers[title]}"]
+            import_module(f"benchmarks.{makers[title]}").parser().parse_args(command[3:])
+
+
+def test_figures_are_small() -> None:
+    figures = list((ROOT / "benchmarks/figures").iterdir())
+    assert figures
+    assert [file.name for file in figures if file.stat().st_size > SIZES[file.suffix[1:]]] == []
+
+
+def test_unknown_contestant_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        whole.parser().parse_args(["--contestants", "apii@50"])
+    assert "apii@50: no such contestant" in capsys.readouterr().err
