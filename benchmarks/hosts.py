@@ -138,7 +138,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--rounds", type=int, default=3)
     found.add_argument("--pages", type=int, default=1200, help="of all hosts together")
     found.add_argument("--least", type=int, default=3, help="pages of each host")
-    found.add_argument("--connections", type=int, default=32)
+    found.add_argument("--connections", type=int, default=16)
     found.add_argument("--delay", type=float, default=0.1, help="the site's delay in seconds")
     add_options(found, _CONTESTANTS)
     return found

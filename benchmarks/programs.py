@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-# What a crawl imports. Not the reactor: that is not to be shared.
-_PRELOADED = ("scrapy.crawler", "scrapy.core.downloader.handlers.http11", "scrapy_apify_rq.addon")
-_PRELOADED_MORE = ("scrapy_apify_rq.backends.sqlite.queue", "scrapy.extensions.feedexport")
+# What a crawl imports, but not the reactor: processes cannot share one.
+_PRELOADED = [
+    *("scrapy.crawler", "scrapy.core.downloader.handlers.http11", "scrapy.extensions.feedexport"),
+    *("scrapy_apify_rq.addon", "scrapy_apify_rq.backends.sqlite.queue"),
+]
 
 
 def start(
@@ -27,8 +29,9 @@ def start(
     fork: bool = False,
     strict: bool = False,
 ) -> subprocess.Popen[bytes] | Fork:
-    """Append the standard output to a file. With ``strict``, the standard error too, and warnings
-    are errors."""
+    """Append the standard output to a file. With ``strict``, append the standard error too, and
+    make warnings errors.
+    """
     if fork:
         return Fork(module, words, output, {**(environ or os.environ)}, strict)
     command = [sys.executable, *(["-W", "error"] if strict else []), "-m", module, *words]
@@ -38,7 +41,7 @@ def start(
 
 
 class Fork:
-    """Like a Popen. Forked from a process that has imported Scrapy, it costs half as much CPU."""
+    """Like a Popen, but forked from a process that has imported Scrapy: it costs half the CPU."""
 
     def __init__(
         self,
@@ -49,13 +52,12 @@ class Fork:
         strict: bool,
     ) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([*_PRELOADED, *_PRELOADED_MORE])
+        context.set_forkserver_preload(_PRELOADED)
         self.args = [module, *words]
         self._process: Any = context.Process(
             target=_run, args=(self.args, output, environ, strict), daemon=True
         )
         self._process.start()
-        self.pid: int = self._process.pid
 
     def poll(self) -> int | None:
         code: int | None = self._process.exitcode
@@ -68,7 +70,7 @@ class Fork:
         return code
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        os.kill(self._process.pid, number)
 
     def kill(self) -> None:
         self._process.kill()

@@ -138,7 +138,8 @@ def _frontier() -> Frontier:
 
 
 def _in_a_process(place: Track, *arguments: object) -> dict[str, float]:
-    return place.measure("benchmarks.scale", "--measure", *map(str, arguments))
+    found: dict[str, float] = place.measure("benchmarks.scale", "--measure", *map(str, arguments))
+    return found
 
 
 # The benchmark

@@ -93,7 +93,8 @@ class Track:
         self._server = server
         self._redis = redis
         self._fork = fork
-        self._crawls = 0
+        self._places = 0
+        self._crawls: list[Crawl] = []
 
     def set_site(self, **values: float) -> None:
         """Change the site and forget its hits; see site.py."""
@@ -117,8 +118,8 @@ class Track:
 
     def new_place(self, latency: float) -> Place:
         """Make a place for one crawl. The round trip to its queue takes ``latency`` seconds."""
-        self._crawls += 1
-        queue, api, id = f"crawl-{self._crawls}", "", ""
+        self._places += 1
+        queue, api, id = f"crawl-{self._places}", "", ""
         if self._server is not None:
             self._server.behave()
             api, id = self._server.url, self._server.queue_id(queue)
@@ -166,7 +167,14 @@ class Track:
         process = programs.start(
             "benchmarks.crawl", words, output, environ=environ, fork=self._fork
         )
-        return Crawl(process, output, started_at)
+        self._crawls.append(crawl := Crawl(process, output, started_at))
+        return crawl
+
+    def close(self) -> None:
+        """End the crawls that still run after a failure."""
+        for crawl in self._crawls:
+            if crawl.process.poll() is None:
+                crawl.process.kill()
 
 
 @dataclass(frozen=True)
@@ -180,11 +188,12 @@ class Crawl:
 
 def finish(crawl: Crawl) -> dict[str, Any]:
     """Wait for a crawl to end, and return its report, with the seconds that the process took, and
-    those from its last response to its end."""
+    those from its last response to its end.
+    """
     status = crawl.process.wait()
     ended_at = time.time()
     if status:
-        raise RuntimeError(f"a crawl failed: {crawl.process.args}")
+        raise RuntimeError(f"a crawl failed: {crawl.process.args!r}")
     report: dict[str, Any] = json.loads(crawl.output.read_text())
     return {
         **report,
@@ -208,8 +217,9 @@ def track(
     hosts: int = 1,
     fork: bool = False,
 ) -> Iterator[Track]:
-    """Run the site, and the servers that the contestants need. With ``fork``, crawls start faster
-    than in reality."""
+    """Run the site, and the servers that the contestants need. With ``fork``, crawls are forked
+    (programs.py), and start faster than in reality.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < _FILES:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(_FILES, hard), hard))
@@ -222,7 +232,9 @@ def track(
             server = services.enter_context(api_server(folder / "api", TOKEN))
         latencies = [latency for name, latency in needs if name == "redis"]
         redis = services.enter_context(_redis_servers(folder, latencies)) if latencies else {}
-        yield Track(folder, cores, site=site, server=server, redis=redis, fork=fork)
+        place = Track(folder, cores, site=site, server=server, redis=redis, fork=fork)
+        services.callback(place.close)
+        yield place
 
 
 @contextmanager

@@ -173,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> None:
     options = parser().parse_args(words)
     if options.quick:
-        options.rounds, options.pages, options.workers = 1, 30, [2]
+        options.rounds, options.pages, options.workers = 1, 20, [1]
         options.lock, options.kill_pages = [3], 20
     options.no_pin = True  # workers need both cores
     # Places of two races differ, and so do the moments of two kills: the same in each run of this.
