@@ -147,6 +147,12 @@ def add_options(
     parser.add_argument(
         "--no-pin", action="store_true", help="let crawls and servers share all cores"
     )
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FOLDER",
+        help="write a profile of each crawl to this folder; it slows them down",
+    )
     report.add_options(parser, plot=plot)
 
 
@@ -186,7 +192,12 @@ def session(options: argparse.Namespace, *, hosts: int = 1) -> Iterator[Session]
     with (
         tempfile.TemporaryDirectory() as folder,
         track(
-            *(Path(folder), contestants), pin=not options.no_pin, hosts=hosts, fork=options.quick
+            Path(folder),
+            contestants,
+            pin=not options.no_pin,
+            hosts=hosts,
+            fork=options.quick,
+            profiles=options.profile,
         ) as place,
     ):
         yield Session(place, contestants, figures)

@@ -61,16 +61,16 @@ _THROTTLE = {
     "AUTOTHROTTLE_START_DELAY": 0.2,
     "AUTOTHROTTLE_TARGET_CONCURRENCY": 2,
 }
-_DELAY = {"DOWNLOAD_DELAY": 0.5, "RANDOMIZE_DOWNLOAD_DELAY": False}
 SCENARIOS = {
     "10": Scenario(10),
     "10-mixed": Scenario(10, "mixed"),
     "100": Scenario(100),
     "100-mixed": Scenario(100, "mixed"),
+    "100-of-4": Scenario(100, per_host=4),
     "100-of-8": Scenario(100, per_host=8),
     "1000": Scenario(1000),
     "1000-mixed": Scenario(1000, "mixed"),
-    "delay": Scenario(100, settings=_DELAY),
+    "delay": Scenario(100, settings={"DOWNLOAD_DELAY": 0.5}),
     "throttle": Scenario(100, settings=_THROTTLE),
     "slow-first": Scenario(100, slow=0),
     "slow-last": Scenario(100, slow=99),

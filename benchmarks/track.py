@@ -86,6 +86,7 @@ class Track:
         server: ApiServer | None,
         redis: Mapping[float, str],
         fork: bool,
+        profiles: Path | None,
     ) -> None:
         self._folder = folder
         self._cores = cores
@@ -93,6 +94,7 @@ class Track:
         self._server = server
         self._redis = redis
         self._fork = fork
+        self._profiles = profiles
         self._places = 0
         self._crawls: list[Crawl] = []
 
@@ -157,6 +159,9 @@ class Track:
         words = [self.site + path, "--started-at", str(started_at)]
         if self._cores.crawls is not None:
             words += ["--cpu", str(self._cores.crawls)]
+        if self._profiles is not None:
+            file = self._profiles / f"{contestant.name}-{len(self._crawls)}.prof"
+            words += ["--profile", str(file.absolute())]
         for name, value in {**contestant.kind.settings(place), **settings}.items():
             words += ["--set", f"{name}={json.dumps(value)}"]
         environ = {**os.environ, **contestant.kind.environ(place)}
@@ -216,6 +221,7 @@ def track(
     pin: bool,
     hosts: int = 1,
     fork: bool = False,
+    profiles: Path | None = None,
 ) -> Iterator[Track]:
     """Run the site, and the servers that the contestants need. With ``fork``, crawls are forked
     (programs.py), and start faster than in reality.
@@ -232,7 +238,9 @@ def track(
             server = services.enter_context(api_server(folder / "api", TOKEN))
         latencies = [latency for name, latency in needs if name == "redis"]
         redis = services.enter_context(_redis_servers(folder, latencies)) if latencies else {}
-        place = Track(folder, cores, site=site, server=server, redis=redis, fork=fork)
+        place = Track(
+            folder, cores, site=site, server=server, redis=redis, fork=fork, profiles=profiles
+        )
         services.callback(place.close)
         yield place
 
