@@ -117,7 +117,6 @@ class Config:
     idle_before_close: Annotated[
         float, Setting("APIFY_RQ_IDLE_BEFORE_CLOSE", 0, read.seconds(zero=True))
     ]
-    progress: Annotated[bool, Setting("APIFY_RQ_PROGRESS", False, read.boolean)]
     unavailable_timeout: Annotated[
         float, Setting("APIFY_RQ_UNAVAILABLE_TIMEOUT", 600, read.seconds(zero=False))
     ]

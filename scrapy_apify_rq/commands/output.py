@@ -27,6 +27,9 @@ _T = TypeVar("_T")
 
 # Entries per update of a progress bar. An update for each entry would cost more than the work.
 _STEP: Final = 100
+# The width of a progress bar. All of the line fits into 40 columns, because a window that gets
+# narrower than the line breaks it in two, and leaves one half behind.
+_BAR: Final = 10
 # Columns of a table that does not have to fit on a screen.
 _UNLIMITED_WIDTH: Final = 1_000_000
 
@@ -125,7 +128,7 @@ def progress(what: str, total: int | None, *, quiet: bool = False) -> Iterator[A
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=_BAR),
         MofNCompleteColumn(),
         TaskProgressColumn(show_speed=True),
     )

@@ -52,7 +52,6 @@ class Sample(NamedTuple):
 
     queue: Info
     handled: int
-    enqueued: int
     time: float
 
 
@@ -345,8 +344,9 @@ class Report:
             lambda: logger.info("%s", text), signals.engine_stopped, weak=False
         )
 
-    def not_opened(self) -> str:
-        return "The request queue could not be opened, so nothing was crawled"
+    def not_opened(self, error: BackendError | None) -> str:
+        why = "" if error is None else f": {error}"
+        return f"The request queue could not be opened, so nothing was crawled{why}"
 
     def gone(self) -> str:
         return (

@@ -1,0 +1,43 @@
+"""A wrong setting gives one line in the log of ``scrapy crawl``, and no traceback.
+
+Nobody awaits the crawl that a command starts. So asyncio or Twisted logs its error, below all the
+calls that led to it. A script gets the exception as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from twisted.logger import globalLogBeginner
+
+from scrapy_apify_rq import scrapy_private
+from scrapy_apify_rq.errors import ConfigError
+
+_HEADING = "Unhandled error in Deferred"
+
+
+def tell_in_one_line() -> None:
+    """Call this in a crawl before anything of ours can raise ConfigError. Twice does no harm."""
+    twisted = logging.getLogger("twisted")
+    if _shorten in twisted.filters or scrapy_private.command() is None:
+        return
+    for logger in (twisted, logging.getLogger("asyncio")):
+        logger.addFilter(_shorten)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:  # a crawl that Twisted runs, which also writes to the standard error
+        globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
+
+
+def _shorten(record: logging.LogRecord) -> bool:
+    if record.name == "twisted" and record.getMessage().startswith(_HEADING):
+        return False
+    error = record.exc_info[1] if record.exc_info else None
+    while error is not None and not isinstance(error, ConfigError):
+        error = error.__context__  # of an engine that could not be closed, half up as it was
+    if error is not None:
+        scrapy_private.fail_command()  # Scrapy 2.18 does not
+        record.name, record.msg, record.args, record.exc_info = __name__, str(error), (), None
+        record.levelno, record.levelname = logging.ERROR, "ERROR"
+    return True
