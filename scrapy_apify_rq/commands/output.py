@@ -22,6 +22,7 @@ from rich.text import Text
 from scrapy.exceptions import UsageError
 
 from scrapy_apify_rq.errors import RequestQueueError
+from scrapy_apify_rq.plurals import plural
 
 _T = TypeVar("_T")
 
@@ -87,9 +88,9 @@ def marked(text: str) -> str:
     return f"\x1b[31m{text}\x1b[0m"
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
+def counted(number: int, noun: str, many: str = "") -> str:
     """Say "1 item" or "2 items"."""
-    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+    return f"{number:,} {plural(number, noun, many)}"
 
 
 def _cell(value: object) -> Text:

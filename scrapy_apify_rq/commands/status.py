@@ -269,7 +269,8 @@ def _dollars(operations: Operations) -> float:
 
 def _cost(operations: Operations) -> str:
     return (
-        f"Operations so far: {operations.reads:,} reads, {operations.writes:,} writes; estimated"
+        f"Operations so far: {output.counted(operations.reads, 'read')},"
+        f" {output.counted(operations.writes, 'write')}; estimated"
         f" cost ${_dollars(operations):,.2f}, at ${_READS_PRICE} and ${_WRITES_PRICE} per 1000,"
         " storage not included"
     )
