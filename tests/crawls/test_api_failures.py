@@ -53,7 +53,7 @@ def after(acks: int, answer: Callable[[Call], Any]) -> Callable[[Call], Any]:
 
     def before(call: Call) -> Any:
         nonlocal acks
-        acks -= call.method == "PUT"
+        acks -= call.method == "PUT" and call.is_about_queue
         return answer(call) if acks < 0 else None
 
     return before
