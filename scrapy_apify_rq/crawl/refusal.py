@@ -6,7 +6,6 @@ calls that led to it. A script gets the exception as it is.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from twisted.logger import globalLogBeginner
@@ -14,25 +13,25 @@ from twisted.logger import globalLogBeginner
 from scrapy_apify_rq import scrapy_private
 from scrapy_apify_rq.errors import ConfigError
 
-_HEADING = "Unhandled error in Deferred"
-
 
 def tell_in_one_line() -> None:
     """Call this in a crawl before anything of ours can raise ConfigError. Twice does no harm."""
-    twisted = logging.getLogger("twisted")
-    if _shorten in twisted.filters or scrapy_private.command() is None:
-        return
-    for logger in (twisted, logging.getLogger("asyncio")):
-        logger.addFilter(_shorten)
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:  # a crawl that Twisted runs, which also writes to the standard error
+    if scrapy_private.command() is not None:
+        for name in ("asyncio", "twisted"):
+            logging.getLogger(name).addFilter(_shorten)
+
+
+def tell_nothing_else() -> None:
+    """Twisted, if it runs the crawl, also logs a heading, and writes to the standard error.
+
+    Call this when the command is about to end by a ConfigError.
+    """
+    if scrapy_private.command() is not None:
+        logging.getLogger("twisted").addFilter(_is_no_heading)
         globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
 
 
 def _shorten(record: logging.LogRecord) -> bool:
-    if record.name == "twisted" and record.getMessage().startswith(_HEADING):
-        return False
     error = record.exc_info[1] if record.exc_info else None
     while error is not None and not isinstance(error, ConfigError):
         error = error.__context__  # of an engine that could not be closed, half up as it was
@@ -41,3 +40,7 @@ def _shorten(record: logging.LogRecord) -> bool:
         record.name, record.msg, record.args, record.exc_info = __name__, str(error), (), None
         record.levelno, record.levelname = logging.ERROR, "ERROR"
     return True
+
+
+def _is_no_heading(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Unhandled error in Deferred")
