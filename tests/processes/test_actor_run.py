@@ -56,7 +56,7 @@ async def test_aborting_ends_the_process(
             await platform.connected(2)
             await platform.send("aborting")
             await platform.send("aborting")
-            await logged(process, "is being aborted: stopping within 3 seconds")
+            await logged(process, "is being aborted: stopping within 3 s")
             await logged(process, "Closing spider (shutdown)")
             began = time.monotonic()
             let_go(*(pages[path] for path in others))
