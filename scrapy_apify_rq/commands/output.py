@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 # Entries per update of a progress bar. An update for each entry would cost more than the work.
 _STEP: Final = 100
-# The width of a progress bar. All of the line fits into 40 columns, because a window that gets
+# The width of a progress bar. The line has about 40 columns in all, because a window that gets
 # narrower than the line breaks it in two, and leaves one half behind.
 _BAR: Final = 10
 # Columns of a table that does not have to fit on a screen.
