@@ -211,15 +211,15 @@ def _refuse_unknown_names(settings: BaseSettings) -> None:
         raise ConfigError(" ".join(_unknown(name) for name in unknown))
 
 
-_REMOVED: Final = {
+REMOVED: Final = {
     "APIFY_RQ_PROGRESS": "there is no bar any more, since it and the log garbled each other; remove"
     " the setting, and run 'scrapy rq status --watch' beside the crawl",
 }
 
 
 def _unknown(name: str) -> str:
-    if name in _REMOVED:
-        return f"{name}: {_REMOVED[name]}."
+    if name in REMOVED:
+        return f"{name}: {REMOVED[name]}."
     # Without the prefix, which would make any two names look alike.
     words = {re.sub("^APIFY_(RQ_)?", "", known): known for known in DEFAULTS}
     near = read.nearest(name.upper().removeprefix("APIFY_RQ_"), words)
