@@ -14,6 +14,7 @@ from scrapy.utils.misc import load_object
 from scrapy_apify_rq.actor import spider_input
 from scrapy_apify_rq.config import is_enabled
 from scrapy_apify_rq.crawl.middlewares import DownloaderMiddleware, SpiderMiddleware
+from scrapy_apify_rq.crawl.refusal import tell_in_one_line
 from scrapy_apify_rq.crawl.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Addon:
 
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> Self:
+        tell_in_one_line()
         return cls(crawler)
 
     def update_settings(self, settings: BaseSettings) -> None:

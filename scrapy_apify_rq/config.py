@@ -117,7 +117,6 @@ class Config:
     idle_before_close: Annotated[
         float, Setting("APIFY_RQ_IDLE_BEFORE_CLOSE", 0, read.seconds(zero=True))
     ]
-    progress: Annotated[bool, Setting("APIFY_RQ_PROGRESS", False, read.boolean)]
     unavailable_timeout: Annotated[
         float, Setting("APIFY_RQ_UNAVAILABLE_TIMEOUT", 600, read.seconds(zero=False))
     ]
@@ -212,7 +211,15 @@ def _refuse_unknown_names(settings: BaseSettings) -> None:
         raise ConfigError(" ".join(_unknown(name) for name in unknown))
 
 
+REMOVED: Final = {
+    "APIFY_RQ_PROGRESS": "there is no bar any more, since it and the log garbled each other; remove"
+    " the setting, and run 'scrapy rq status --watch' beside the crawl",
+}
+
+
 def _unknown(name: str) -> str:
+    if name in REMOVED:
+        return f"{name}: {REMOVED[name]}."
     # Without the prefix, which would make any two names look alike.
     words = {re.sub("^APIFY_(RQ_)?", "", known): known for known in DEFAULTS}
     near = read.nearest(name.upper().removeprefix("APIFY_RQ_"), words)

@@ -177,18 +177,24 @@ def slot_is_full(engine: ExecutionEngine, key: str) -> bool:
     return slot is not None and len(slot.active) >= slot.concurrency > 0
 
 
-def fail_command() -> None:
-    """Let the ``scrapy`` command that this crawl is part of end with exit status 1.
-
-    A spider that was closed for a reason of its own counts as success there. In a script there is
-    no such command, and the script decides.
-    """
+def command() -> ScrapyCommand | None:
+    """The ``scrapy`` command that this crawl is part of; None in a script."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
-        command = frame.f_locals.get("self")
-        if isinstance(command, ScrapyCommand):
-            command.exitcode = 1
+        found = frame.f_locals.get("self")
+        if isinstance(found, ScrapyCommand):
+            return found
         frame = frame.f_back
+    return None
+
+
+def fail_command() -> None:
+    """Let the command end with exit status 1. In a script, the script decides.
+
+    A spider that was closed for a reason of its own counts as success there.
+    """
+    if (found := command()) is not None:
+        found.exitcode = 1
 
 
 def arguments(crawler: Crawler) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

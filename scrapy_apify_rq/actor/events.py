@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from scrapy_apify_rq import scrapy_private
+from scrapy_apify_rq.plurals import plural
 
 if TYPE_CHECKING:
     import aiohttp
@@ -128,7 +129,7 @@ class RunEvents:
         if self._is_stopping:
             return
         self._is_stopping = True
-        self._log(logging.WARNING, f"The Actor run {why}: stopping within {seconds:.0f} seconds")
+        self._log(logging.WARNING, f"The Actor run {why}: stopping within {seconds:.0f} s")
         self._spawn(self._stop_crawler())
         self._spawn(self._abandon_after(seconds / 2))
 
@@ -150,8 +151,8 @@ class RunEvents:
         if unfinished := len(scrapy_private.unfinished(self._crawler.engine)[0]):
             self._log(
                 logging.WARNING,
-                f"{unfinished} requests are still under way and abandoned. They stay pending in"
-                " the queue, and the next run crawls them",
+                f"Still under way and abandoned: {unfinished}"
+                f" {plural(unfinished, 'request')}. The next run crawls what stays pending",
             )
         while True:  # until close(), since the engine closes one part after the other
             scrapy_private.abandon(self._crawler.engine)

@@ -49,7 +49,7 @@ class Rest:
         if store is not None and batch:
             await store.save(batch)
         if count:
-            output.say(f"{count:,} items read")
+            output.say(f"{output.counted(count, 'item')} read")
 
 
 def _parsed(where: str, text: bytes) -> LooseItems:

@@ -144,7 +144,7 @@ class JobDir:
                         raise LookupError(f"{_STATE} lists pending requests, but none were found")
                     while left := len(queue):
                         if (request := queue.pop()) is None:
-                            raise LookupError(f"the last {left} pending requests are missing")
+                            raise LookupError(f"pending requests are missing at its end: {left}")
                         yield request
             except ConfigError:
                 raise

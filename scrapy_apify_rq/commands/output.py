@@ -22,11 +22,15 @@ from rich.text import Text
 from scrapy.exceptions import UsageError
 
 from scrapy_apify_rq.errors import RequestQueueError
+from scrapy_apify_rq.plurals import plural
 
 _T = TypeVar("_T")
 
 # Entries per update of a progress bar. An update for each entry would cost more than the work.
 _STEP: Final = 100
+# The width of a progress bar. The line has about 40 columns in all, because a window that gets
+# narrower than the line breaks it in two, and leaves one half behind.
+_BAR: Final = 10
 # Columns of a table that does not have to fit on a screen.
 _UNLIMITED_WIDTH: Final = 1_000_000
 
@@ -84,9 +88,9 @@ def marked(text: str) -> str:
     return f"\x1b[31m{text}\x1b[0m"
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
+def counted(number: int, noun: str, many: str = "") -> str:
     """Say "1 item" or "2 items"."""
-    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+    return f"{number:,} {plural(number, noun, many)}"
 
 
 def _cell(value: object) -> Text:
@@ -125,7 +129,7 @@ def progress(what: str, total: int | None, *, quiet: bool = False) -> Iterator[A
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=_BAR),
         MofNCompleteColumn(),
         TaskProgressColumn(show_speed=True),
     )

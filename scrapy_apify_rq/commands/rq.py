@@ -59,6 +59,18 @@ def subcommands() -> list[Subcommand]:
     return modules
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return a parser of ``scrapy rq``, from which shtab makes the completion of a shell.
+
+    Completion while Scrapy runs, as argcomplete does it, is not possible: Scrapy makes the parser
+    of a command only after it has found the command's name among its arguments, and there are none.
+    """
+    scrapy, command = argparse.ArgumentParser("scrapy"), Command()
+    command.settings = Settings()
+    command.add_options(scrapy.add_subparsers().add_parser("rq", help=command.short_desc()))
+    return scrapy
+
+
 class Command(ScrapyCommand):
     requires_project = False
     requires_crawler_process = False

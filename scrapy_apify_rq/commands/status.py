@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -115,18 +115,27 @@ async def _show(settings: Settings, options: argparse.Namespace) -> None:
 
 async def _watch(settings: Settings, options: argparse.Namespace) -> None:
     rate = _Rate()
-    async with queues.opened(settings, options, purpose="read") as queue:
-        with Live(console=Console(highlight=False), auto_refresh=False) as live:
-            while True:
-                snapshot = await _take_snapshot(queue, options)
-                snapshot.rate = rate.per_minute(snapshot.info.handled)
-                if options.json:
-                    output.print_json(_as_json(snapshot))
-                elif live.console.is_terminal:
-                    live.update(Group(*_parts(snapshot)), refresh=True)
-                else:
-                    output.show(*_parts(snapshot))
-                await asyncio.sleep(options.watch)
+    snapshot = None
+    # On a screen of its own. On the other, a window that gets narrower breaks the lines that are
+    # there, and leaves some of them behind.
+    live = Live(console=Console(highlight=False), auto_refresh=False, screen=True)
+    is_live = live.console.is_terminal and not options.json
+    try:
+        async with queues.opened(settings, options, purpose="read") as queue:
+            with live if is_live else nullcontext():
+                while True:
+                    snapshot = await _take_snapshot(queue, options)
+                    snapshot.rate = rate.per_minute(snapshot.info.handled)
+                    if options.json:
+                        output.print_json(_as_json(snapshot))
+                    elif is_live:
+                        live.update(Group(*_parts(snapshot)), refresh=True)
+                    else:
+                        output.show(*_parts(snapshot))
+                    await asyncio.sleep(options.watch)
+    finally:
+        if is_live and snapshot is not None:  # what the screen said last, to keep
+            output.show(*_parts(snapshot))
 
 
 class _Rate:
@@ -260,7 +269,8 @@ def _dollars(operations: Operations) -> float:
 
 def _cost(operations: Operations) -> str:
     return (
-        f"Operations so far: {operations.reads:,} reads, {operations.writes:,} writes; estimated"
+        f"Operations so far: {output.counted(operations.reads, 'read')},"
+        f" {output.counted(operations.writes, 'write')}; estimated"
         f" cost ${_dollars(operations):,.2f}, at ${_READS_PRICE} and ${_WRITES_PRICE} per 1000,"
         " storage not included"
     )

@@ -78,7 +78,7 @@ class Lifecycle:
         self._exporter = adopt(crawler)
         self.feeds: Feeds | None = None  # once open, where the backend saves items
         self.start_has_ended = False
-        self._progress = Progress(crawler, self._backend, self.report, bar=config.progress)
+        self._progress = Progress(crawler, self._backend, self.report)
         self.state = State(crawler, config, self._backend, self.converter, self.report)
         self._run_events = RunEvents(crawler, config, self._hold)
         self._run_status = RunStatus(
@@ -238,7 +238,7 @@ class Lifecycle:
 
     async def _closing_line(self) -> str:
         if self._settler is None:
-            return self.report.not_opened()
+            return self.report.not_opened(self.failure)
         if (error := self.frontier.error) is not None:
             if error.reason == "apify_rq_gone":
                 return self.report.gone()

@@ -22,6 +22,7 @@ from scrapy_apify_rq import backends, scrapy_private
 from scrapy_apify_rq.actor.spider_input import input_of
 from scrapy_apify_rq.config import Config
 from scrapy_apify_rq.crawl.inflight import inflight_of, mark_start_requests
+from scrapy_apify_rq.crawl.refusal import tell_in_one_line, tell_nothing_else
 from scrapy_apify_rq.entries.arguments import arguments_of
 from scrapy_apify_rq.entries.converter import RequestConverter
 from scrapy_apify_rq.errors import ConfigError
@@ -84,7 +85,12 @@ class DownloaderMiddleware:
     def from_crawler(cls, crawler: Crawler) -> Self:
         # This is the first of our components that Scrapy makes. An error raised later, with the
         # engine half up, is buried under errors of the engine's own.
-        return cls(crawler, checked_config(crawler))
+        tell_in_one_line()
+        try:
+            return cls(crawler, checked_config(crawler))
+        except ConfigError:
+            tell_nothing_else()
+            raise
 
     def process_request(self, request: Request) -> Response | None:
         inflight = inflight_of(self._crawler)

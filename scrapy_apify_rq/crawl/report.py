@@ -21,6 +21,7 @@ from scrapy_apify_rq.frontier.notices import (
     OthersSeen,
     RateReached,
 )
+from scrapy_apify_rq.plurals import plural
 
 if TYPE_CHECKING:
     from scrapy.crawler import Crawler
@@ -52,7 +53,6 @@ class Sample(NamedTuple):
 
     queue: Info
     handled: int
-    enqueued: int
     time: float
 
 
@@ -113,9 +113,10 @@ class Report:
             )
 
     def emptied(self, info: Info, items: int, why: str) -> None:
-        and_items = f" and {items} saved items" if items else ""
+        and_items = f" and {items} saved {plural(items, 'item')}" if items else ""
         title = f"{self._title(info)}{self._why()}"
-        self.log(logging.INFO, f"{title}: emptied of {info.total} entries{and_items}, {why}")
+        entries = plural(info.total, "entry", "entries")
+        self.log(logging.INFO, f"{title}: emptied of {info.total} {entries}{and_items}, {why}")
 
     def _why(self) -> str:
         """Why it is this queue, if the spider's arguments decided."""
@@ -179,7 +180,8 @@ class Report:
 
     def replayed(self, count: int, *, is_complete: bool) -> None:
         self._stats.inc_value("apify_rq/items_replayed", count)
-        given = f"The feeds have got the {count} items that earlier runs have saved"
+        items = plural(count, "item")
+        given = f"The feeds have got the {count} {items} that earlier runs have saved"
         if not is_complete:
             given = (
                 f"The feeds have got only {count} of the items that earlier runs have saved, since"
@@ -209,8 +211,9 @@ class Report:
         if values or cookies:
             self.log(
                 logging.INFO,
-                f"Restored as an earlier run has saved them: {values} values of spider.state and"
-                f" {cookies} cookies",
+                f"Restored as an earlier run has saved them: {values}"
+                f" {plural(values, 'value')} of spider.state and {cookies}"
+                f" {plural(cookies, 'cookie')}",
             )
 
     # While it runs.
@@ -276,7 +279,7 @@ class Report:
                 self.log(
                     logging.WARNING,
                     f"The leases of this crawl could not be given back ({why}). They end by"
-                    f" themselves within {lock_secs} seconds (APIFY_RQ_LOCK_SECS)",
+                    f" themselves within {lock_secs} s (APIFY_RQ_LOCK_SECS)",
                 )
             case OthersSeen(location):
                 self.log(
@@ -319,8 +322,8 @@ class Report:
             self.log(
                 logging.ERROR,
                 f"{_requests(given_up.lost)} in memory only will not be crawled, since the crawl"
-                " ends and nothing that is still pending leads to them again. See the warning above"
-                " for why they could not be written to the queue",
+                " ends and nothing that is still pending leads there again. See the warning above"
+                " for why the queue cannot hold what is in memory",
             )
 
     def memory(self, given_up: GivenUp) -> str:
@@ -333,7 +336,7 @@ class Report:
             "lost": given_up.lost,
         }
         parts = ", ".join(f"{count} {end}" for end, count in ends.items() if count)
-        return f"; {_requests(given_up.total)} in memory only were given up: {parts}"
+        return f"; given up, since in memory only: {_requests(given_up.total)}, {parts}"
 
     def close(self, text: str) -> None:
         """Log the closing line below Scrapy's stats, where people look first."""
@@ -345,8 +348,9 @@ class Report:
             lambda: logger.info("%s", text), signals.engine_stopped, weak=False
         )
 
-    def not_opened(self) -> str:
-        return "The request queue could not be opened, so nothing was crawled"
+    def not_opened(self, error: BackendError | None) -> str:
+        why = "" if error is None else f": {error}"
+        return f"The request queue could not be opened, so nothing was crawled{why}"
 
     def gone(self) -> str:
         return (
@@ -357,10 +361,10 @@ class Report:
 
     def unsaved(self, adds: int, updates: int) -> str:
         return (
-            f"The queue in {self._backend.location} failed. Not saved: {updates} requests that were"
-            f" finished or retried, which are still pending, and {adds} new requests, which are not"
-            " in the queue. The pages that led to them are still pending and lead to them again."
-            " Run the spider again to go on"
+            f"The queue in {self._backend.location} failed. Not saved: the end or retry of"
+            f" {_requests(updates)}, still pending, and {adds} new {plural(adds, 'request')}, not"
+            " in the queue. The pages that led to new requests are still pending, and lead there"
+            " again. Run the spider again to go on"
         )
 
     async def summary(self, all_totals: Callable[[], Awaitable[Totals]]) -> str:
@@ -374,7 +378,7 @@ class Report:
             location = self._backend.location
             return f"Request queue in {location}: {run}; its counts are unknown: {error}"
         items = 0 if self._backend.items is None else await self._backend.items.count()
-        saved = f" and {items} items" if items else ""
+        saved = f" and {items} {plural(items, 'item')}" if items else ""
         return (
             f"{self._title(info)}: {run}; the queue holds {info.handled} handled,"
             f" {info.pending} pending{saved}{self._reasons(failed)}{self._left()}{self._refused()}"
@@ -386,16 +390,16 @@ class Report:
             return ""
         most = [f"{number} x {name}" for name, number in self._missing.most_common(_REASONS)]
         return (
-            f"; this version of the project cannot read {count} entries, which stay pending:"
-            f" {', '.join(most)}"
+            f"; {count} {plural(count, 'entry', 'entries')} left pending, which this version of the"
+            f" project cannot read: {', '.join(most)}"
         )
 
     def _refused(self) -> str:
         if not (count := self.count("refused")):
             return ""
         return (
-            f"; the queue refused to store the end of {_requests(count)}, which stay pending: see"
-            " the errors above"
+            f"; {_requests(count)} left pending, whose end the queue refused to store: see the"
+            " errors above"
         )
 
     def count(self, stat: str) -> int:
@@ -435,13 +439,13 @@ def _of_all(totals: Totals) -> str:
         return ""
     return (
         f"; all {totals.runs} runs handled {totals.pages} ({totals.failed} of them failed), retried"
-        f" {totals.retries} and scraped {totals.items} items in"
+        f" {totals.retries} and scraped {totals.items} {plural(totals.items, 'item')} in"
         f" {timedelta(seconds=round(totals.seconds))} (without the last seconds before a kill)"
     )
 
 
 def _requests(count: int) -> str:
-    return f"{count} request{'' if count == 1 else 's'}"
+    return f"{count} {plural(count, 'request')}"
 
 
 def _time_left(pending: int, per_second: float) -> str:

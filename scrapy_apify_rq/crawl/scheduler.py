@@ -24,6 +24,7 @@ from scrapy_apify_rq.config import Config, is_enabled
 from scrapy_apify_rq.crawl.inflight import is_start, live_size
 from scrapy_apify_rq.crawl.lifecycle import Lifecycle
 from scrapy_apify_rq.crawl.middlewares import DownloaderMiddleware, SpiderMiddleware
+from scrapy_apify_rq.crawl.refusal import tell_in_one_line
 from scrapy_apify_rq.entries.converter import stored_spider_errors
 from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.errors import CodecError, ConfigError, MissingError
@@ -51,6 +52,7 @@ class Scheduler(BaseScheduler):
     def from_crawler(cls, crawler: Crawler) -> Self:
         if not is_enabled(crawler.settings) or not scrapy_private.is_crawl(crawler):
             return cast("Self", StockScheduler.from_crawler(crawler))
+        tell_in_one_line()
         downloader = crawler.get_downloader_middleware(DownloaderMiddleware)
         spider = crawler.get_spider_middleware(SpiderMiddleware)
         if downloader is None or spider is None or downloader.config is None:

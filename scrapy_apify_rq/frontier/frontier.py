@@ -119,7 +119,7 @@ class Frontier:
             await self._outbox.flush(patience)
         except TimeoutError:
             raise BackendError(
-                f"{self._backend.location} has not answered for {patience:g} seconds."
+                f"{self._backend.location} has not answered for {patience:g} s."
             ) from None
 
     async def hold(self) -> None:

@@ -73,6 +73,11 @@ async def test_people_watch_and_repair_a_crawl(site: Site, queue: Queue, crawls:
             assert await page.evaluate(width) == 320
             await page.set_viewport_size({"width": 1280, "height": 800})
             await numbers.get_by_text("Failed").locator("xpath=../dd", has_text="1").wait_for()
+            # What a crawl that is alone has in progress is not known, and the page says why.
+            busy = numbers.get_by_text("In progress").locator("xpath=../dd")
+            await busy.get_by_text("\u2013").wait_for()
+            await page.keyboard.press("3")
+            await page.locator("#list", has_text="Only workers in shared access").wait_for()
             # By keys: the failures, with what went wrong, and the entry with its request.
             await page.keyboard.press("6")
             await page.locator("pre.error", has_text="404").wait_for()

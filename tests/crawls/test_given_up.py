@@ -70,7 +70,7 @@ async def test_pages_lead_to_them_again(
     assert crawl.stats["apify_rq/given_up"] == left
     assert "apify_rq/lost" not in crawl.stats
     assert errors(crawl) == []
-    ending = f"; {left} requests in memory only were given up: {left} the next run comes across"
+    ending = f"; given up, since in memory only: {left} requests, {left} the next run comes across"
     assert ending in crawl.closing_line
     assert (await any_queue.info()).pending == 1
     resumed = await crawls.run(Family, queue=any_queue, site=site.url)
@@ -108,7 +108,7 @@ async def test_nothing_leads_to_them_again(site: Site, queue: Queue, crawls: Cra
     await crawl.end()
     assert crawl.reason == "shutdown"
     assert (crawl.stats["apify_rq/given_up"], crawl.stats["apify_rq/lost"]) == (2, 2)
-    assert "; 2 requests in memory only were given up: 2 lost" in crawl.closing_line
+    assert "; given up, since in memory only: 2 requests, 2 lost" in crawl.closing_line
     (error,) = errors(crawl)
     assert error.startswith("2 requests in memory only will not be crawled")
     finished = await crawls.run(Outsider, site=site.url)

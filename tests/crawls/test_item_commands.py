@@ -101,7 +101,7 @@ async def test_items_move_with_their_queue(
     other = Queue(tmp_path / "other")
     for _ in range(2):
         done = await rq_ok(other, "import", file)
-        assert "1 items read" in done.err
+        assert "1 item read" in done.err
     crawl = await crawls.run(Links, {"FEEDS": feed}, queue=other, site=site.url)
     assert crawl.paths == ["/a"]
     lines = (tmp_path / "items.jl").read_text().splitlines()

@@ -85,8 +85,8 @@ async def test_a_flush_that_fails_is_reported(site: Site, queue: Queue, crawls: 
         held.go.set()
         await crawl.end()
     assert crawl.reason == "closespider_pagecount"
-    assert "Not saved: 1 requests that were finished or retried" in crawl.log_text
-    assert "and 2 new requests, which are not in the queue" in crawl.log_text
+    assert "Not saved: the end or retry of 1 request, still pending" in crawl.log_text
+    assert "and 2 new requests, not in the queue" in crawl.log_text
     assert "never retrieved" not in crawl.log_text
     assert not (await queue.entry("/")).is_handled
 

@@ -113,7 +113,7 @@ async def test_exit_status_with_requests_in_memory_only(
     assert (stopped.status, stopped.stats["finish_reason"]) == (status, "shutdown")
     assert stopped.stats["apify_rq/given_up"] > 0
     assert ("ERROR" in stopped.log) == ("apify_rq/lost" in stopped.stats) == bool(orphans)
-    assert "in memory only were given up" in stopped.log.splitlines()[-1]
+    assert "given up, since in memory only" in stopped.log.splitlines()[-1]
 
 
 async def test_ctrl_c_during_an_import(tmp_path: Path, any_queue: Queue) -> None:

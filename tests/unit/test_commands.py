@@ -16,7 +16,7 @@ from scrapy.spiderloader import SpiderLoader
 
 from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
 from scrapy_apify_rq.commands import import_entries, output, queues
-from scrapy_apify_rq.commands.rq import subcommands
+from scrapy_apify_rq.commands.rq import parser, subcommands
 from scrapy_apify_rq.entries.converter import RequestConverter
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
@@ -586,6 +586,18 @@ async def test_each_subcommand_explains_itself(queue: Queue, subcommand: Any) ->
     assert f"Example: {subcommand.EXAMPLE}" in words
 
 
+def test_a_shell_can_complete_each_subcommand() -> None:
+    """shtab takes what argparse lists with a help text, level by level."""
+
+    def words(parent: Any) -> dict[str, Any]:
+        (action,) = (one for one in parent._actions if isinstance(one.choices, dict))
+        return {one.dest: action.choices[one.dest] for one in action._choices_actions if one.help}
+
+    found = words(words(parser())["rq"])
+    assert list(found) == [one.NAME for one in subcommands()]
+    assert "--handled-before" in found["retry"]._option_string_actions
+
+
 async def test_help_has_no_false_headings(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_entries, "HELP", f"{'word ' * 20}colon: {'word ' * 20}")
     for columns in range(60, 130, 7):
@@ -598,7 +610,7 @@ async def test_help_has_no_false_headings(queue: Queue, monkeypatch: pytest.Monk
 async def test_examples_of_the_help_and_the_documents_work(
     tmp_path: Path, any_queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = commands(COMMANDS, "The command line")
+    shown = [one for one in commands(COMMANDS, "The command line") if one[0] == "scrapy"]
     examples = {one.NAME: shlex.split(one.EXAMPLE) for one in subcommands()}
     for name in ("serve", "open", "import-jobdir", "input-schema"):  # they need what is not here
         del examples[name]

@@ -116,6 +116,7 @@ def test_unknown_names() -> None:
         assert {name: refusal({name: value}) for name in MEANT} == expected
     both = refusal({"APIFY_RQ_WINDWO": 1, "APIFY_RQ_STORAGE": 2})
     assert both == f"{expected['APIFY_RQ_STORAGE']} {expected['APIFY_RQ_WINDWO']}"
+    assert "scrapy rq status --watch" in refusal({"APIFY_RQ_PROGRESS": True})  # it was one
     like_no_other = refusal({"APIFY_RQ_ZZZ": 1})
     assert all(name in like_no_other for name in DEFAULTS)
 
@@ -154,9 +155,8 @@ def test_add_on_names_the_setting_that_is_wrong() -> None:
         ("OUTBOX", [("1", 1)]),
         ("MEMORY_MB", [(1, 2**20), ("64", 64 * 2**20), (None, 64 * 2**20), (2048, 2**31)]),
         ("IDLE_BEFORE_CLOSE", [("2.5", 2.5), (30, 30.0)]),
-        ("PROGRESS", [(1, True)]),
         ("UNAVAILABLE_TIMEOUT", [(0.1, 0.1)]),
-        ("GC_FREEZE", [(None, False), ("1", True)]),
+        ("GC_FREEZE", [(None, False), (1, True), ("1", True)]),
     ],
 )
 def test_right_values(name: str, values: list[tuple[object, object]]) -> None:
@@ -184,8 +184,7 @@ SECONDS = "write a number of seconds {}, for example {}"
         ("RETRY_FOREFRONT", BOOLEAN, ["front"]),
         ("ITEMS", "write 'auto', True or False", ["", "some", 2.5]),
         ("PURGE_ON_START", BOOLEAN, [""]),
-        ("PROGRESS", BOOLEAN, ["on"]),
-        ("GC_FREEZE", BOOLEAN, ["yes"]),
+        ("GC_FREEZE", BOOLEAN, ["yes", "on"]),
         ("WINDOW", WHOLE.format(1, 1000), [0, -5, "many", "", 2.7, "2.7", True, "True"]),
         ("OUTBOX", WHOLE.format(1, 2000), [0, [10]]),
         ("LOCK_SECS", WHOLE.format(1, 180), ["0"]),

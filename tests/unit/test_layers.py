@@ -22,7 +22,7 @@ LEVELS = [
     {"proxy_configuration", "run_environment"},
     {"setting_readers", "scrapy_private"},
     {"identity"},
-    {"clock", "errors", "limits", "retry_after"},
+    {"clock", "errors", "limits", "plurals", "retry_after"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # __init__ names what the package offers, from any room, and loads it late.

@@ -293,7 +293,7 @@ class Endpoints:
 
         Raises BackendError when it was first sent, at ``since``, too long ago.
         """
-        problem = TransientError(f"{count} entries unprocessed", maybe_done=True)
+        problem = TransientError(f"entries unprocessed: {count}", maybe_done=True)
         await self._client.back_off(name, problem, attempt, since)
 
     # How they are called.

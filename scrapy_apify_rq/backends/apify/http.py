@@ -322,7 +322,7 @@ class Client:
                 )
         if failing_for >= patience:
             raise Unavailable(
-                f"The Apify API has failed for {failing_for:.0f} seconds. The last error was"
+                f"The Apify API has failed for {failing_for:.0f} s. The last error was"
                 f" {name}: {problem}",
                 f"APIFY_RQ_UNAVAILABLE_TIMEOUT is {self.patience:g}. Unfinished requests stay"
                 " pending: run the spider again when APIFY_API_BASE_URL can be reached.",

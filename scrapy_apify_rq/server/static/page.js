@@ -144,6 +144,7 @@ const TABS = [
 const STATES = {
   pending: ["wait", "pending"], locked: ["busy", "in progress"], handled: ["ok", "handled"], failed: ["bad", "failed"],
 };
+const ALONE = "Nobody holds leases. Only workers in shared access mark what is in progress. With a crawl that is alone it counts as pending.";
 const PERIOD = 2000;
 
 let token = "";
@@ -177,9 +178,8 @@ function notice(text, isBad = false) {
 
 /** An error without a status is none of the server's answers. */
 const complain = (error) =>
-  notice(error.status ? error.message : `The server does not answer. Is scrapy rq still running?`, true);
+  notice(error.status ? error.message : "The server does not answer. Is scrapy rq still running?", true);
 
-/** Runs what somebody asked for, and says what went wrong. */
 async function attempt(work) {
   try {
     return await work();
@@ -244,9 +244,8 @@ function showQueues({ items, total }) {
   return items;
 }
 
-function number(name, value, dot, extra = "") {
-  return el("div", { class: extra }, el("dt", {}, dot ? el("i", { class: dot }) : null, name), el("dd", {}, value));
-}
+const number = (name, value, dot, attributes = {}) =>
+  el("div", attributes, el("dt", {}, dot ? el("i", { class: dot }) : null, name), el("dd", {}, value));
 
 function showOverview(now) {
   const one = overview;
@@ -258,10 +257,11 @@ function showOverview(now) {
     one.lastCrawl && `last crawl: process ${one.lastCrawl.pid} on ${one.lastCrawl.host}, since ${time(one.lastCrawl.since)}`,
   ].filter(Boolean).join(" · "));
   const rate = rateOf(seen.polls);
+  const busy = one.workers.length ? short(one.locked) : "–";
   $("numbers").replaceChildren(
     number("Total", short(one.total)), number("Pending", short(one.pending), "wait"),
-    number("In progress", short(one.locked), "busy"), number("Handled", short(one.handled), "ok"),
-    number("Failed", short(one.failed), "bad", one.failed ? "failed some" : "failed"), number("Items", short(one.items)),
+    number("In progress", busy, "busy", { title: busy === "–" && ALONE }), number("Handled", short(one.handled), "ok"),
+    number("Failed", short(one.failed), "bad", { class: one.failed > 0 && "some" }), number("Items", short(one.items)),
     number("Rate", rateText(rate)), number("Time left", !one.pending ? "none" : rate ? duration(one.pending / rate) : "–"),
   );
   const parts = [["ok", one.handled - one.failed], ["bad", one.failed], ["busy", one.locked], ["wait", one.pending - one.locked]];
@@ -273,7 +273,7 @@ function showOverview(now) {
   $("bar").ariaLabel = `${count(one.handled)} of ${count(one.total)} handled, ${count(one.failed)} failed`;
   for (const [id, , name] of TABS) {
     const small = $(`tab-${id}`).querySelector("small");
-    small.textContent = id === "workers" ? count(one.workers.length) : name ? short(one[name]) : "";
+    small.textContent = id === "workers" ? count(one.workers.length) : id === "locked" ? busy : name ? short(one[name]) : "";
   }
   showChart(now);
   if (tab === "workers") showWorkers();
@@ -283,11 +283,12 @@ function showChart(now) {
   const { step, list } = bars(seen.handled, seen.failed, now);
   const top = Math.max(1, ...list.map(({ ok, bad }) => ok + bad));
   const width = 600 / (list.length || 1);
+  const chart = $("chart").querySelector("svg");
   const svg = (tag, ...rest) => fill(document.createElementNS("http://www.w3.org/2000/svg", tag), ...rest);
   const column = (name, at, low, size) => svg("rect", {
     class: name, x: at * width + width * 0.1, width: width * 0.8, y: 99 - ((low + size) / top) * 96, height: (size / top) * 96,
   });
-  $("chart").querySelector("svg").replaceChildren(
+  chart.replaceChildren(
     svg("line", { class: "base", x1: 0, x2: 600, y1: 99.5, y2: 99.5 }),
     ...list.flatMap(({ at, ok, bad }, index) => [
       column("ok", index, 0, ok), column("bad", index, ok, bad),
@@ -295,11 +296,10 @@ function showChart(now) {
         `${new Date(at * 1000).toLocaleString()}: ${count(Math.round(ok))} handled, ${count(Math.round(bad))} failed`)),
     ]),
   );
-  const clock = (at) => new Date(at * 1000).toLocaleString(undefined, { dateStyle: "short", timeStyle: "short" });
+  const clock = (at) => new Date(at * 1000).toLocaleString(undefined, { dateStyle: "short", timeStyle: step < 60 ? "medium" : "short" });
   setText("chart-start", list.length ? clock(list[0].at) : "nothing handled yet");
   setText("chart-end", list.length ? clock(list.at(-1).at + step) : "");
   setText("chart-unit", list.length ? ` · up to ${count(Math.round(top))} per ${duration(step)}${seen.isEstimate ? ", estimated" : ""}` : "");
-  $("chart").querySelector("svg").ariaLabel = "Entries handled and failed over time";
 }
 
 async function poll() {
@@ -400,7 +400,7 @@ async function loadEntries(mine) {
   } while (after !== null && found < 50);
   const rows = $("list").querySelectorAll("tbody tr").length;
   setText("status", rows ? `${entries(rows)}${after === null ? "" : " so far"}` : "");
-  if (!rows) empty(Object.keys(filter).length ? "No entry matches." : "No entry is in this state.");
+  if (!rows) empty(Object.keys(filter).length ? "No entry matches." : tab === "locked" ? ALONE : "No entry is in this state.");
   $("more").hidden = after === null;
 }
 
@@ -461,7 +461,7 @@ async function loadErrors(mine) {
 
 function showWorkers() {
   const workers = overview?.workers ?? [];
-  if (!workers.length) return empty("Nobody holds leases. Workers have them in shared access only.");
+  if (!workers.length) return empty(ALONE);
   setText("status", "");
   return body(["Client key", "Leases", "Taken or prolonged", "They end"]).replaceChildren(...workers.map((one) => el("tr", {},
     el("td", { class: "main url" }, one.clientKey || "(no key)"), el("td", { class: "num", "data-name": "leases" }, count(one.leases)),
