@@ -9,6 +9,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from benchmarks.kills import signs_of_a_bug
 from tests.support.scrapy_project import ROOT, Process
 
 
@@ -83,3 +86,22 @@ async def test_unknown_contestant_is_named(tmp_path: Path) -> None:
         ended = await process.end()
     assert ended.status != 0
     assert "apii@50: no such contestant" in ended.log
+
+
+_FRAMES = 'Traceback (most recent call last):\n  File "a.py", line 1, in f\n'
+
+
+@pytest.mark.parametrize(
+    ("log", "signs"),
+    [
+        (f"{_FRAMES}    f()\n    ^^^\nKeyboardInterrupt\n", []),
+        (f"{_FRAMES}    def f():\n\nKeyboardInterrupt\n", []),
+        (f"Exception ignored in: <f>\n{_FRAMES}KeyboardInterrupt: \n", []),
+        (f"{_FRAMES}E: x\n\nDuring handling of it:\n\n{_FRAMES}KeyboardInterrupt\n", []),
+        (f"{_FRAMES}E: x\n{_FRAMES}KeyboardInterrupt\n", ["Traceback"]),
+        (f"{_FRAMES}KeyboardInterrupt\n{_FRAMES}E: x\n", ["Traceback"]),
+        ("CRITICAL: Unhandled error in Deferred:\n", ["Unhandled error"]),
+    ],
+)
+def test_what_counts_as_a_bug_in_the_log_of_a_killed_crawl(log: str, signs: list[str]) -> None:
+    assert signs_of_a_bug(log) == signs
