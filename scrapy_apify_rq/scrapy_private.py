@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -183,11 +183,21 @@ def fail_command() -> None:
     A spider that was closed for a reason of its own counts as success there. In a script there is
     no such command, and the script decides.
     """
+    for command in _commands():
+        command.exitcode = 1
+
+
+def is_command() -> bool:
+    """Whether a ``scrapy`` command is running us, and not a script."""
+    return any(_commands())
+
+
+def _commands() -> Iterator[ScrapyCommand]:
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         command = frame.f_locals.get("self")
         if isinstance(command, ScrapyCommand):
-            command.exitcode = 1
+            yield command
         frame = frame.f_back
 
 
