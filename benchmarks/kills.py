@@ -37,8 +37,8 @@ _ROOT: Final = Path(__file__).parents[1]
 _DELAY: Final = 0.02
 _PATIENCE: Final = 120
 _SIGNS_OF_A_BUG: Final = ("Traceback", "Bug in scrapy-apify-rq", "Unhandled error")
-# What SIGINT leaves behind until Scrapy handles it, as during imports. Python 3.11 shows a frame that
-# has just been entered with a blank line, and ends an exception that it ignores with a colon.
+# What SIGINT leaves behind until Scrapy handles it, as during imports. Python 3.11 shows a blank
+# line for a frame that has just been entered, and a colon after an exception that it ignores.
 _FRAMES: Final = r"Traceback .*(?:\n(?: .*)?)*\n"
 _INTERRUPTED: Final = re.compile(
     rf"^(?:{_FRAMES}\S.*\n\nDuring handling .*\n\n)*{_FRAMES}KeyboardInterrupt(?:: )?$", re.M
