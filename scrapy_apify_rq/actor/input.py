@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Which file of a record it is depends on who wrote it.
 _ENDINGS: Final = ("", ".json", ".bin")
+_NOT_BEGUN: Final = "The crawl has not begun, since it would not be the one that was asked for."
 
 
 def has_input(config: Config) -> bool:
@@ -58,7 +59,7 @@ def _remote(config: Config) -> bytes | None:
         return blocking.get(url, what=f"The run's input (record {key!r})", token=config.token)
     except BackendError as error:
         raise BackendError(
-            f"{error}. The crawl has not begun, since it would not be the one that was asked for"
+            f"{error}. {_NOT_BEGUN} See that APIFY_TOKEN may read it, and start the run again."
         ) from None
 
 
@@ -73,5 +74,8 @@ def _local(config: Config) -> bytes | None:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise BackendError(f"{path} cannot be read: {error.strerror}") from None
+            raise BackendError(
+                f"{path} cannot be read: {error.strerror}. {_NOT_BEGUN} Make it a file that this"
+                " user may read, and run it again."
+            ) from None
     return None

@@ -28,7 +28,7 @@ from scrapy_apify_rq.actor.input_fields import FIELDS, START_URLS
 from scrapy_apify_rq.actor.run_status import tell_before_start
 from scrapy_apify_rq.actor.start_urls import StartRequests, read_start_urls
 from scrapy_apify_rq.config import Config
-from scrapy_apify_rq.errors import ConfigError
+from scrapy_apify_rq.errors import BackendError, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -199,13 +199,24 @@ def _giving(base: Any) -> type:
 
 
 def give(spidercls: type[Spider], config: Config) -> None:
-    """Let each spider of this class have the run's input from now on."""
+    """Let each spider of this class have the run's input from now on.
+
+    Raises UsageError if the input is not valid. If it cannot be read, this ends a ``scrapy``
+    command, and raises BackendError in a script.
+    """
     try:
         given = SpiderInput(spidercls, read_input(config))
     except ConfigError as error:
         problem = f"The input of this Actor run is not valid: {error}"
         tell_before_start(config, problem)
         raise UsageError(problem) from error
+    except BackendError as error:
+        tell_before_start(config, str(error))
+        if scrapy_private.command() is None:
+            raise
+        # Scrapy would show a traceback, since it has not made a crawler yet.
+        logger.error("%s", error)
+        raise SystemExit(1) from error
     found = vars(spidercls).get("from_crawler")
     own = getattr(found, "of_the_project", found)
 

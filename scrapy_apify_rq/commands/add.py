@@ -13,7 +13,7 @@ from scrapy.settings import Settings
 from scrapy_apify_rq.commands import adding, output, queues
 from scrapy_apify_rq.commands.queues import Queue
 from scrapy_apify_rq.entries.converter import RequestConverter
-from scrapy_apify_rq.entries.mending import header_texts
+from scrapy_apify_rq.entries.mending import header_texts, strict_json
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.errors import CodecError
@@ -71,7 +71,8 @@ class _Line(BaseModel):
 
 def entry_of(queue: Queue, converter: RequestConverter, line: bytes) -> Entry:
     text = line.decode("utf-8-sig")
-    fields = _Line.model_validate_json(text) if text.startswith("{") else _Line(url=text)
+    is_object = text.startswith("{")
+    fields = _Line.model_validate_json(strict_json(text)) if is_object else _Line(url=text)
     fields.method = fields.method.upper()  # as Scrapy does it
     if fields.method not in METHODS:
         raise CodecError(

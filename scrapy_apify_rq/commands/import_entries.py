@@ -8,7 +8,7 @@ import json
 from scrapy.settings import Settings
 
 from scrapy_apify_rq.commands import adding, items_in_files, output, queues
-from scrapy_apify_rq.entries.mending import well_formed_json
+from scrapy_apify_rq.entries.mending import strict_json
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 
@@ -40,7 +40,7 @@ async def _import(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def _entry(line: bytes) -> Entry:
-    stored = json.loads(well_formed_json(line))
+    stored = json.loads(strict_json(line))
     if not isinstance(stored, dict):
         raise ValueError("not a JSON object")
     entry = Entry.from_fields({"id": "", **stored})

@@ -14,6 +14,7 @@ from scrapy_apify_rq.backends.item_lines import BEGIN
 from scrapy_apify_rq.commands import output
 from scrapy_apify_rq.commands.adding import Line
 from scrapy_apify_rq.commands.queues import Queue
+from scrapy_apify_rq.entries.mending import without_words
 from scrapy_apify_rq.errors import RequestQueueError
 
 _BATCH: Final = 100
@@ -55,8 +56,7 @@ class Rest:
 def _parsed(where: str, text: bytes) -> LooseItems:
     try:
         data = json.loads(text)
-        return LooseItems(
-            [json.dumps(data["item"], ensure_ascii=False)], str(data["#scrapy"]["key"])
-        )
+        item = without_words(json.dumps(data["item"], ensure_ascii=False))
+        return LooseItems([item], str(data["#scrapy"]["key"]))
     except (KeyError, TypeError, ValueError) as error:
         raise RequestQueueError(f"{where} is not an item: {error!r}") from error

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from scrapy.exceptions import UsageError
 
+from scrapy_apify_rq.entries.mending import without_words
 from scrapy_apify_rq.errors import RequestQueueError
 from scrapy_apify_rq.plurals import plural
 
@@ -50,7 +51,7 @@ def printable(text: str) -> str:
 
 def print_json(value: Any) -> None:
     """Print one line. A value that JSON cannot hold is written as its ``repr``."""
-    print(json.dumps(value, ensure_ascii=False, default=repr))
+    print(without_words(json.dumps(value, ensure_ascii=False, default=repr)))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -107,6 +108,8 @@ def _as_json(value: Any) -> Any:
         return {str(key): _as_json(element) for key, element in value.items()}
     if isinstance(value, (list, tuple)):
         return [_as_json(element) for element in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
     return value if isinstance(value, (str, int, float, type(None))) else repr(value)
 
 

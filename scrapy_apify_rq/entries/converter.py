@@ -33,6 +33,7 @@ from scrapy import Request, Spider
 from scrapy_apify_rq.entries.builtin_values import part
 from scrapy_apify_rq.entries.callbacks import SpiderMethods
 from scrapy_apify_rq.entries.foreign import read_apify, read_plain
+from scrapy_apify_rq.entries.mending import without_words
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.names import Names
 from scrapy_apify_rq.entries.place import Place
@@ -449,7 +450,7 @@ def _without_retries(scrapy_request: str) -> str:
     except ValueError:  # a pickle, perhaps: decode() says what is wrong with it
         return scrapy_request
     changed = isinstance(stored, dict) and _forget_retries(stored)
-    return json.dumps(stored) if changed else scrapy_request
+    return without_words(json.dumps(stored)) if changed else scrapy_request
 
 
 def _stored_number(entry: Entry, name: str) -> int:

@@ -24,8 +24,24 @@ def well_formed(text: str) -> str:
 
 
 def well_formed_json(text: str | bytes | bytearray) -> str:
-    """Return the same JSON without lone surrogates. Raises ValueError or RecursionError."""
+    """Return the same JSON without lone surrogates. Raises ValueError or RecursionError.
+
+    NaN and Infinity, which are JSON to Python only, are read and written.
+    """
     return well_formed(json.dumps(json.loads(text), ensure_ascii=False))
+
+
+def strict_json(text: str | bytes) -> str:
+    """Do the same with what comes from outside, where these are refused. Raises ValueError."""
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+        return without_words(well_formed(json.dumps(value, ensure_ascii=False)))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")
 
 
 def without_words(text: str) -> str:

@@ -175,7 +175,7 @@ class Entry(BaseModel):
             kept = {name: mended[name] for name in mended.keys() & known - wrong}
             rest = {name: fields[name] for name in fields if name not in kept}
             why = _problem(error) if wrong & _REQUIRED else None
-            return cls._without(kept, json.dumps(rest), why)
+            return cls._without(kept, without_words(json.dumps(rest)), why)
 
     @classmethod
     def _without(cls, fields: dict[str, Any], original: str, why: str | None) -> Entry:

@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
-from scrapy_apify_rq.entries.mending import header_texts, well_formed_json
+from scrapy_apify_rq.entries.mending import header_texts, strict_json
 from scrapy_apify_rq.entries.models import Entry, in_utc
 from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.limits import MAX_BATCH, MAX_BODY, METHODS
@@ -216,7 +216,7 @@ def _parsed(body: bytes) -> Any:
         return from_json(body, allow_inf_nan=False)
     except ValueError:
         # Choice: lone surrogates become U+FFFD. The platform cannot store them, either.
-        return from_json(well_formed_json(body), allow_inf_nan=False)
+        return from_json(strict_json(body))
 
 
 async def read_batch(request: web.Request) -> list[Any]:

@@ -43,10 +43,18 @@ def test_odd_values_do_not_cost_the_batch(remote: Caller) -> None:
     assert remote.head() == ["a", "b\ufffd"]
 
 
-def test_a_number_beyond_pythons_stays_one(remote: Caller) -> None:
-    body = json.dumps(request("a", userData={"n": "@"})).replace('"@"', "1e999")
-    assert remote("POST", "/requests", content=body.encode()).status == 201
-    assert remote.get("a")["userData"] == {"n": math.inf}
+@pytest.mark.parametrize("text", ["", "\ud800"])
+def test_a_number_beyond_pythons_stays_one(remote: Caller, text: str) -> None:
+    """Also where a lone surrogate is mended. A word that is not JSON is refused, not made null."""
+    found: dict[str, Any] = {"n": math.inf, "text": text and "\ufffd"}
+    fields = request("a", userData={"n": "@", "text": text}, payload={"n": "@", "text": text})
+    for verb, path, status in (("POST", "", 201), ("PUT", f"/{request_id('a')}", 200)):
+        for number, expected in (("1e400", status), ("NaN", 400), ("Infinity", 400)):
+            body = json.dumps(fields).replace('"@"', number)
+            assert remote(verb, f"/requests{path}", content=body.encode()).status == expected
+    stored = remote.get("a")
+    assert (stored["userData"], stored["payload"]) == (found, found)
+    assert "Infinity" not in remote.http.get(f"{remote.path}/requests/{request_id('a')}").text
 
 
 WRONG = [

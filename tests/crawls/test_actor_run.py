@@ -6,11 +6,13 @@ import asyncio
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 from scrapy import Spider, signals
+from scrapy.commands import ScrapyCommand
 from scrapy.exceptions import DontCloseSpider, UsageError
 from scrapy.settings import Settings
 
@@ -19,6 +21,7 @@ from scrapy_apify_rq.actor import run_status
 from scrapy_apify_rq.actor.spider_input import give
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.config import Config
+from scrapy_apify_rq.errors import BackendError
 from tests.support.api_calls import Call, error
 from tests.support.apify_sdk import environ
 from tests.support.crawling import Crawls
@@ -257,3 +260,42 @@ async def test_input_that_is_not_valid(
     ((text, is_last),) = messages(in_run)
     assert is_last
     assert text.startswith("The input of this Actor run is not valid: ")
+
+
+class Crawl(ScrapyCommand):
+    def short_desc(self) -> str:
+        return ""
+
+    def run(self, args: list[str], opts: Any) -> None:
+        give(Shop, opts)
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+async def test_input_that_cannot_be_read(
+    in_run: ServedQueue,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    is_local: bool,
+) -> None:
+    """One line instead of Scrapy's traceback; a script decides for itself."""
+    in_run.api.before = lambda call: run() if call.path == RUN else error(403)
+    if is_local:
+        monkeypatch.delenv("APIFY_IS_AT_HOME")
+        monkeypatch.delenv("ACTOR_DEFAULT_KEY_VALUE_STORE_ID")
+        monkeypatch.setenv("APIFY_LOCAL_STORAGE_DIR", str(tmp_path))
+        (tmp_path / "key_value_stores" / "default" / "INPUT.json").mkdir(parents=True)
+        problem, cure = "INPUT.json cannot be read: ", "Make it a file that this user may read"
+    else:
+        monkeypatch.setenv("ACTOR_DEFAULT_KEY_VALUE_STORE_ID", "s" * 17)
+        problem, cure = "The run's input (record 'INPUT') cannot be read: ", "See that APIFY_TOKEN"
+    config = Config.from_settings(Settings(dict(in_run.settings)), os.environ, None)
+    with pytest.raises(BackendError):
+        give(Shop, config)
+    with pytest.raises(SystemExit) as ended:
+        Crawl().run([], config)
+    assert ended.value.code == 1
+    (line,) = (one.getMessage() for one in caplog.records if one.levelname == "ERROR")
+    assert problem in line
+    assert cure in line
+    assert messages(in_run) == [(line, True)] * 2

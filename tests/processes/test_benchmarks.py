@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks import whole
 from benchmarks.__main__ import PROGRAMS, main
+from benchmarks.kills import signs_of_a_bug
 from tests.support.documents import blocks, text
 from tests.support.scrapy_project import ROOT, Process
 
@@ -116,3 +117,22 @@ def test_unknown_contestant_is_named(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         whole.parser().parse_args(["--contestants", "apii@50"])
     assert "apii@50: no such contestant" in capsys.readouterr().err
+
+
+_FRAMES = 'Traceback (most recent call last):\n  File "a.py", line 1, in f\n'
+
+
+@pytest.mark.parametrize(
+    ("log", "signs"),
+    [
+        (f"{_FRAMES}    f()\n    ^^^\nKeyboardInterrupt\n", []),
+        (f"{_FRAMES}    def f():\n\nKeyboardInterrupt\n", []),
+        (f"Exception ignored in: <f>\n{_FRAMES}KeyboardInterrupt: \n", []),
+        (f"{_FRAMES}E: x\n\nDuring handling of it:\n\n{_FRAMES}KeyboardInterrupt\n", []),
+        (f"{_FRAMES}E: x\n{_FRAMES}KeyboardInterrupt\n", ["Traceback"]),
+        (f"{_FRAMES}KeyboardInterrupt\n{_FRAMES}E: x\n", ["Traceback"]),
+        ("CRITICAL: Unhandled error in Deferred:\n", ["Unhandled error"]),
+    ],
+)
+def test_what_counts_as_a_bug_in_the_log_of_a_killed_crawl(log: str, signs: list[str]) -> None:
+    assert signs_of_a_bug(log) == signs

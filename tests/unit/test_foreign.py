@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import pickle
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from scrapy import Request
 from scrapy.http import Headers, JsonRequest
 
+from scrapy_apify_rq.commands.show import request_as_json
 from scrapy_apify_rq.entries.foreign import apify_start_key
+from scrapy_apify_rq.entries.models import Entry
 from tests.support.codec_classes import SPIDER, Exploit, Ran
 from tests.support.conversion import URL, apify, apify_text, converter, foreign, refusal
 from tests.support.exact_values import describe
@@ -49,6 +52,18 @@ BUFFERS += [
 @pytest.mark.parametrize(("payload", "body"), BUFFERS)
 def test_a_buffer_of_node(payload: Any, body: bytes) -> None:
     assert converter().decode(foreign(method="POST", payload=payload)).body == body
+
+
+def test_a_number_beyond_pythons() -> None:
+    """It stays JSON in a body, and comes back the same when the request is written again."""
+    text = '{"id":"i","uniqueKey":"k","url":"https://site/","userData":{"n":1e400},"payload":{"n":-1e400}}'
+    entry = Entry.from_json("i", text)
+    request = converter().decode(entry)
+    assert (request.meta, request.body) == ({"userData": {"n": math.inf}}, b'{"n": -1e999}')
+    again = converter().encode(request, "k")
+    assert describe(converter().decode(Entry.from_json("i", again.to_json()))) == describe(request)
+    assert "Infinity" not in again.to_json()
+    assert request_as_json(request)["meta"] == {"userData": {"n": "inf"}}
 
 
 CRAWLEE: list[tuple[Any, dict[str, Any]]] = [

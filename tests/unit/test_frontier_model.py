@@ -29,8 +29,8 @@ from tests.support.virtual_time import Clock, in_thread, ruling
 def check(folder: Path, *, is_shared: bool, **options: Any) -> None:
     clock = Clock()
     values = {"folder": folder, "clock": clock, "is_shared": is_shared, "names": itertools.count()}
-    # With this seed, most faults are found within half a second.
-    machine = seed(0)(type("Machine", (FrontierMachine,), values))
+    # With this seed, each fault below is found within 12 examples.
+    machine = seed(9)(type("Machine", (FrontierMachine,), values))
     how = settings(
         database=None,
         deadline=None,
@@ -47,7 +47,7 @@ def check(folder: Path, *, is_shared: bool, **options: Any) -> None:
 
 @pytest.mark.parametrize("is_shared", [False, True], ids=["single", "shared"])
 def test_the_frontier_agrees_with_the_model(tmp_path: Path, is_shared: bool) -> None:
-    check(tmp_path, is_shared=is_shared, max_examples=25)
+    check(tmp_path, is_shared=is_shared, max_examples=16)
 
 
 # Faults put in on purpose.

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from scrapy_apify_rq.entries.mending import strict_json
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.support.conversion import URL, foreign
@@ -87,6 +88,12 @@ def test_a_number_beyond_pythons_stays_one() -> None:
     assert entry.user_data["a"] == -entry.user_data["b"][0] == math.inf
     assert f'"userData":{user_data},' in entry.to_json()
     assert read(headers={"n": math.inf}, payload=[math.inf]).payload == "[1e999]"
+    kept = read(retryCount=-math.inf).user_data["scrapy_unreadable"]["original"]
+    assert kept == '{"retryCount": -1e999}'
+    assert strict_json(b'{"n": 1e400}') == '{"n": 1e999}'
+    for text, why in ((b"[NaN]", "NaN is not JSON"), (b"[" * 10**5 + b"]" * 10**5, "too deeply")):
+        with pytest.raises(ValueError, match=why):  # NaN must not become null
+            strict_json(text)
 
 
 def test_nobody_but_us_says_that_an_entry_is_broken() -> None:

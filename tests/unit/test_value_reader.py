@@ -139,7 +139,7 @@ def test_large_values_in_reasonable_time() -> None:
     assert time.perf_counter() - started < 10
 
 
-@seeded(250)
+@seeded(100)
 @given(JSON_DATA)
 def test_any_json_is_read_or_refused(data: Any) -> None:
     loaded = set(sys.modules)
@@ -149,7 +149,7 @@ def test_any_json_is_read_or_refused(data: Any) -> None:
     assert not {name for name in set(sys.modules) - loaded if not name.startswith("tzdata")}
 
 
-@seeded(120)
+@seeded(60)
 @given(TAG, JSON_LEAVES | st.lists(JSON_LEAVES))
 def test_any_payload_is_read_or_refused(tag: str, payload: Any) -> None:
     for names in (NOTHING, OWN):
