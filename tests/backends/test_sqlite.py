@@ -436,7 +436,17 @@ async def test_no_statement_scans_or_sorts_the_entries(backend: Sqlite, tmp_path
         if text in claims and "requests" in text:
             assert "requests_by_id" not in "".join(steps), (text, steps)
     heads = [text for text in plans if "position IS NOT NULL" in text]
-    assert sum("ORDER BY position" in text for text in heads) == 6
+    assert sum("ORDER BY position" in text for text in heads) == 8
+
+
+async def test_what_is_few_is_found_among_many(backend: Sqlite) -> None:
+    await backend.fill(*numbered(500, handled_at=HANDLED_AT), "pending")
+    steps: list[None] = []
+    backend._database.connection.set_progress_handler(lambda: steps.append(None), 1)
+    assert await backend.listed("pending") == {"pending"}
+    assert await backend.listed("locked") == await backend.listed("failed") == set()
+    assert await backend.count("locked") == await backend.count("failed") == 0
+    assert len(steps) < 500
 
 
 async def test_an_ack_searches_no_index(backend: Sqlite, tmp_path: Path) -> None:

@@ -58,13 +58,21 @@ _FILTERS: Final = {
 }
 # The second condition is what makes the index sort them by rowid, and count them alone.
 FAILED: Final = "INDEXED BY requests_failed WHERE queue = :queue AND failed AND failed = TRUE"
-# Left to choose an index, SQLite may take one that makes it sort the rows again for each page.
-_IN_STATE: Final[dict[State | None, str]] = {
-    None: "NOT INDEXED WHERE queue = :queue",
-    "pending": "NOT INDEXED WHERE queue = :queue AND position IS NOT NULL",
-    "handled": "NOT INDEXED WHERE queue = :queue AND position IS NULL",
-    "failed": FAILED,
-    "locked": f"NOT INDEXED WHERE queue = :queue AND position IS NOT NULL AND {LEASED}",
+LEASED_ROWS: Final = (
+    "FROM requests INDEXED BY requests_leased WHERE queue = :queue AND lock_by IS NOT NULL"
+    f" AND position IS NOT NULL AND {LEASED}"
+)
+# By which column the entries of a state are paged, and the rest of the query. Left to choose an
+# index, SQLite may take one that makes it sort the rows again for each page.
+_IN_STATE: Final[dict[State | None, tuple[str, str]]] = {
+    None: ("rowid", "NOT INDEXED WHERE queue = :queue"),
+    "pending": (
+        "position",
+        "INDEXED BY requests_pending WHERE queue = :queue AND position IS NOT NULL",
+    ),
+    "handled": ("rowid", "NOT INDEXED WHERE queue = :queue AND position IS NULL"),
+    "failed": ("rowid", FAILED),
+    "locked": ("rowid", f"WHERE rowid IN (SELECT rowid {LEASED_ROWS})"),
 }
 # SQLite has no skip scan of its own: each step finds the next host by the index.
 _NEXT_HOST: Final = (
@@ -308,17 +316,20 @@ class Table:
         row = self._database.row(query, (self.key, id))
         return None if row is None else (row[0], row[1])
 
-    def page(self, state: State | None, *, after: int, limit: int) -> list[tuple[int, str, bytes]]:
-        """Rowid, id and JSON of entries in this state, in the order of their rowids."""
+    def page(
+        self, state: State | None, *, after: int = _BEFORE_ALL, limit: int
+    ) -> list[tuple[int, str, bytes]]:
+        """Place, id and JSON of entries in this state, behind that place."""
+        place, which = _IN_STATE[state]
         query = (
-            f"SELECT rowid, id, {_JSON} FROM requests {_IN_STATE[state]}"
-            " AND rowid > :after ORDER BY rowid LIMIT :limit"
+            f"SELECT {place}, id, {_JSON} FROM requests {which}"
+            f" AND {place} > :after ORDER BY {place} LIMIT :limit"
         )
         values = {"queue": self.key, "now": self._now(), "after": after, "limit": limit}
-        return [(rowid, id, json) for rowid, id, json in self._database.rows(query, values)]
+        return [(place, id, json) for place, id, json in self._database.rows(query, values)]
 
     def count(self, state: State) -> int:
-        query = f"SELECT count(*) FROM requests {_IN_STATE[state]}"
+        query = f"SELECT count(*) FROM requests {_IN_STATE[state][1]}"
         values = {"queue": self.key, "now": self._now()}
         ((count,),) = self._database.rows(query, values)
         return int(count)
