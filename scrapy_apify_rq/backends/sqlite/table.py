@@ -92,7 +92,7 @@ _HOSTS_AFTER: Final = _HOSTS.format(
 # How many hosts one claim looks at: each costs a few microseconds.
 _MOST_HOSTS: Final = 128
 _BEFORE_ALL: Final = -(2**63)
-# Rowids that are remembered: some more than a crawl has in its window, 0.25 KB of memory for each.
+# Rowids that are remembered: some more than a crawl has in its window, at 0.16 KB each.
 _MOST_ROWIDS: Final = 10_000
 
 
