@@ -19,7 +19,7 @@ import pytest
 
 from scrapy_apify_rq import clock
 from scrapy_apify_rq.backends.base import EntryItems, LooseItems, Purpose
-from scrapy_apify_rq.backends.sqlite import catalog
+from scrapy_apify_rq.backends.sqlite import catalog, table
 from scrapy_apify_rq.backends.sqlite.database import FILE_NAME, Database
 from scrapy_apify_rq.backends.sqlite.store import Store
 from scrapy_apify_rq.entries.models import Entry
@@ -436,7 +436,57 @@ async def test_no_statement_scans_or_sorts_the_entries(backend: Sqlite, tmp_path
         if text in claims and "requests" in text:
             assert "requests_by_id" not in "".join(steps), (text, steps)
     heads = [text for text in plans if "position IS NOT NULL" in text]
-    assert sum("ORDER BY position" in text for text in heads) == 6
+    assert sum("ORDER BY position" in text for text in heads) == 8
+
+
+async def test_what_is_few_is_found_among_many(backend: Sqlite) -> None:
+    await backend.fill(*numbered(500, handled_at=HANDLED_AT), "pending")
+    steps: list[None] = []
+    backend._database.connection.set_progress_handler(lambda: steps.append(None), 1)
+    assert await backend.listed("pending") == {"pending"}
+    assert await backend.listed("locked") == await backend.listed("failed") == set()
+    assert await backend.count("locked") == await backend.count("failed") == 0
+    assert len(steps) < 500
+
+
+async def test_an_ack_searches_no_index(backend: Sqlite, tmp_path: Path) -> None:
+    async with opened_in(tmp_path) as other:
+        await other.fill("claimed")
+    await backend.take()
+    await backend.fill("added")
+    await backend.put("added")  # a retry
+    asked: list[str] = []
+    backend._database.connection.set_trace_callback(asked.append)
+    await backend.ack("claimed", "added")
+    plans = [
+        step[3]
+        for text in asked
+        if text.startswith(("SELECT", "UPDATE")) and "requests" in text
+        for step in sql(tmp_path, f"EXPLAIN QUERY PLAN {text}")
+    ]
+    assert plans == ["SEARCH requests USING INTEGER PRIMARY KEY (rowid=?)"] * 4
+    assert (await backend.info()).handled == 2
+
+
+async def test_an_entry_that_was_moved_is_acked(backend: Sqlite, tmp_path: Path) -> None:
+    await backend.fill("a", "b", "c")
+    async with opened_in(tmp_path) as other:
+        await other.delete(ids("a", "c"))
+        await other.fill("new", "a")  # "new" has the row of "c" now
+    await backend.ack("a", "b", "c")
+    rows = sql(tmp_path, "SELECT id, position IS NULL FROM requests ORDER BY rowid")
+    assert rows == list(zip(ids("b", "new", "a", "c"), (1, 0, 1, 1), strict=True))
+
+
+async def test_few_rows_are_remembered(backend: Sqlite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "_MOST_ROWIDS", 3)
+    await backend.fill("a", "b", handled("c"), "d")
+    await backend.take(1)
+    await backend.fill("e")
+    assert list(backend._table._rowids) == ids("d", "a", "e")
+    await backend.ack("a", "d")
+    assert list(backend._table._rowids) == ids("e")
+    assert await backend.listed("pending") == {"b", "e"}
 
 
 # Hosts

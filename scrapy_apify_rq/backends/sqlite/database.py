@@ -252,6 +252,14 @@ class Database:
         except sqlite3.Error as error:
             raise failure(self.file, error) from error
 
+    def insert(self, query: str, values: _Values) -> int | None:
+        """Return the rowid of the new row; None if a conflict kept it out."""
+        try:
+            cursor = self.connection.execute(query, values)
+        except sqlite3.Error as error:
+            raise failure(self.file, error) from error
+        return cursor.lastrowid if cursor.rowcount == 1 else None
+
     def change_all(self, query: str, rows: Iterable[_Values]) -> None:
         try:
             self.connection.executemany(query, rows)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from scrapy_apify_rq.backends.base import Lock
 from scrapy_apify_rq.backends.sqlite.database import Database
 from scrapy_apify_rq.backends.sqlite.schema import Counters
-from scrapy_apify_rq.backends.sqlite.table import FREE, LEASED, Place, Table, Text
+from scrapy_apify_rq.backends.sqlite.table import FREE, LEASED, LEASED_ROWS, Place, Table, Text
 
 
 class Taken(NamedTuple):
@@ -82,10 +82,7 @@ class Leases:
 
     def any(self) -> bool:
         """Whether any client has a lease on an entry."""
-        query = (
-            "SELECT 1 FROM requests INDEXED BY requests_leased WHERE queue = :queue"
-            f" AND lock_by IS NOT NULL AND position IS NOT NULL AND {LEASED} LIMIT 1"
-        )
+        query = f"SELECT 1 {LEASED_ROWS} LIMIT 1"
         return self._database.row(query, self._values()) is not None
 
     def of(self, id: str) -> Lock | None:

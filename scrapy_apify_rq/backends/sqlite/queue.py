@@ -341,15 +341,11 @@ class SqliteBackend:
         return None if found is None else Entry.from_json(*found)
 
     async def list(self, state: State | None = None) -> AsyncIterator[Entry]:
-        after = 0
-        while True:
-            read = partial(self._table.page, state, after=after, limit=_CHUNK)
-            rows = await self._database.patiently(read)
-            if not rows:
-                return
-            after = rows[-1][0]
+        read = partial(self._table.page, state, limit=_CHUNK)
+        while rows := await self._database.patiently(read):
             for _, id, json in rows:
                 yield Entry.from_json(id, json)
+            read = partial(self._table.page, state, after=rows[-1][0], limit=_CHUNK)
             await asyncio.sleep(0)
 
     async def count(self, state: State) -> int:

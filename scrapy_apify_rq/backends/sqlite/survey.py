@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal, NamedTuple
 
 from scrapy_apify_rq.backends.sqlite.database import Database
-from scrapy_apify_rq.backends.sqlite.table import FAILED, LEASED, ROW, Row
+from scrapy_apify_rq.backends.sqlite.table import FAILED, LEASED_ROWS, ROW, Row
 
 Which = Literal["all", "pending", "locked", "handled", "failed"]
 
@@ -18,8 +18,6 @@ Which = Literal["all", "pending", "locked", "handled", "failed"]
 _WINDOW: Final = 2000
 # Numbers of items that one look for those of an entry covers; it reads no items.
 _ITEMS: Final = 100_000
-_IS_LEASED: Final = f"lock_by IS NOT NULL AND position IS NOT NULL AND {LEASED}"
-_LEASED_ROWS: Final = "FROM requests INDEXED BY requests_leased WHERE queue = :queue AND"
 
 
 class Numbers(NamedTuple):
@@ -56,7 +54,7 @@ class Survey:
     def numbers(self, key: int) -> Numbers:
         questions = (
             f"SELECT count(*) FROM requests {FAILED}",
-            f"SELECT count(*) {_LEASED_ROWS} {_IS_LEASED}",
+            f"SELECT count(*) {LEASED_ROWS}",
             "SELECT sum(count) FROM item_counts WHERE queue = :queue",
         )
         return Numbers(*(int(row[0] or 0) for q in questions for row in self._rows(q, key)))
@@ -65,7 +63,7 @@ class Survey:
         """Those that hold leases, the one with most of them first."""
         query = (
             "SELECT lock_by, count(*), min(locked_at), min(lock_expires_at), max(lock_expires_at)"
-            f" {_LEASED_ROWS} {_IS_LEASED} GROUP BY lock_by ORDER BY 2 DESC, 1 LIMIT :limit"
+            f" {LEASED_ROWS} GROUP BY lock_by ORDER BY 2 DESC, 1 LIMIT :limit"
         )
         return [Worker(*row) for row in self._rows(query, key, limit=limit)]
 
@@ -111,8 +109,7 @@ class Survey:
         # The rows are sorted before their texts are read.
         return self._steps(
             "rowid",
-            f"WHERE rowid > :after AND rowid IN (SELECT rowid {_LEASED_ROWS} {_IS_LEASED})"
-            " ORDER BY rowid",
+            f"WHERE rowid > :after AND rowid IN (SELECT rowid {LEASED_ROWS}) ORDER BY rowid",
             key,
             after=after or 0,
         )

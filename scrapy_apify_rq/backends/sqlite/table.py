@@ -6,6 +6,7 @@ that stores them.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -57,13 +58,21 @@ _FILTERS: Final = {
 }
 # The second condition is what makes the index sort them by rowid, and count them alone.
 FAILED: Final = "INDEXED BY requests_failed WHERE queue = :queue AND failed AND failed = TRUE"
-# Left to choose an index, SQLite may take one that makes it sort the rows again for each page.
-_IN_STATE: Final[dict[State | None, str]] = {
-    None: "NOT INDEXED WHERE queue = :queue",
-    "pending": "NOT INDEXED WHERE queue = :queue AND position IS NOT NULL",
-    "handled": "NOT INDEXED WHERE queue = :queue AND position IS NULL",
-    "failed": FAILED,
-    "locked": f"NOT INDEXED WHERE queue = :queue AND position IS NOT NULL AND {LEASED}",
+LEASED_ROWS: Final = (
+    "FROM requests INDEXED BY requests_leased WHERE queue = :queue AND lock_by IS NOT NULL"
+    f" AND position IS NOT NULL AND {LEASED}"
+)
+# By which column the entries of a state are paged, and the rest of the query. Left to choose an
+# index, SQLite may take one that makes it sort the rows again for each page.
+_IN_STATE: Final[dict[State | None, tuple[str, str]]] = {
+    None: ("rowid", "NOT INDEXED WHERE queue = :queue"),
+    "pending": (
+        "position",
+        "INDEXED BY requests_pending WHERE queue = :queue AND position IS NOT NULL",
+    ),
+    "handled": ("rowid", "NOT INDEXED WHERE queue = :queue AND position IS NULL"),
+    "failed": ("rowid", FAILED),
+    "locked": ("rowid", f"WHERE rowid IN (SELECT rowid {LEASED_ROWS})"),
 }
 # SQLite has no skip scan of its own: each step finds the next host by the index.
 _NEXT_HOST: Final = (
@@ -83,6 +92,8 @@ _HOSTS_AFTER: Final = _HOSTS.format(
 # How many hosts one claim looks at: each costs a few microseconds.
 _MOST_HOSTS: Final = 128
 _BEFORE_ALL: Final = -(2**63)
+# Rowids that are remembered: some more than a crawl has in its window, at 0.16 KB each.
+_MOST_ROWIDS: Final = 10_000
 
 
 class Table:
@@ -95,6 +106,10 @@ class Table:
         """0, which no queue has, until the backend of a crawl has found or made its queue."""
         self._last_host: str | None = None
         """After which the next claim goes on; None if it begins with the first."""
+        self._rowids: OrderedDict[str, int] = OrderedDict()
+        """Of entries that were added or claimed last, so that their acks need not search the index:
+        each would read another page of a large file. An entry may have left its row meanwhile.
+        """
 
     # Changes
 
@@ -118,17 +133,32 @@ class Table:
         """Return False if the queue has an entry of this id."""
         json = entry.to_json()
         values = (self.key, entry.id, position, entry.failed, json, host_of(entry))
-        return self._database.change(_INSERT, values) == 1
+        rowid = self._database.insert(_INSERT, values)
+        if rowid is not None and position is not None:
+            self._remember(rowid, entry.id)
+        return rowid is not None
+
+    def _remember(self, rowid: int, id: str) -> None:
+        self._rowids[id] = rowid
+        self._rowids.move_to_end(id)
+        if len(self._rowids) > _MOST_ROWIDS:
+            self._rowids.popitem(last=False)
+
+    def _find(self, id: str) -> tuple[int, bool] | None:
+        """The rowid of an entry, and whether it is handled."""
+        query = "SELECT rowid, position IS NULL FROM requests WHERE queue = ? AND id = ?"
+        row = None
+        if (rowid := self._rowids.get(id)) is not None:
+            row = self._database.row(f"{query} AND rowid = ?", (self.key, id, rowid))
+        row = row or self._database.row(query, (self.key, id))
+        return None if row is None else (row[0], bool(row[1]))
 
     def replace(self, entry: Entry, forefront: bool, counters: Counters) -> Added:
         """Store the entry whether it is new or not. The answer describes the queue before."""
         counters.writes += 1
         handled = entry.is_handled
         position = counters.place(handled, forefront)
-        old = self._database.row(
-            "SELECT rowid, position IS NULL FROM requests WHERE queue = ? AND id = ?",
-            (self.key, entry.id),
-        )
+        old = self._find(entry.id)
         if old is None:
             self._insert(entry, position)
             counters.total += 1
@@ -138,8 +168,10 @@ class Table:
                 " lock_expires_at = NULL WHERE rowid = ?",
                 (position, entry.failed, entry.to_json(), host_of(entry), old[0]),
             )
-        was_handled = old is not None and bool(old[1])
+        was_handled = old is not None and old[1]
         counters.handled += handled - was_handled
+        if handled:
+            self._rowids.pop(entry.id, None)
         return Added(entry.id, old is not None, was_handled)
 
     def move_to_front(self, id: str, counters: Counters) -> None:
@@ -264,17 +296,17 @@ class Table:
             f" SELECT id, {_JSON} FROM wanted CROSS JOIN requests"
             " ON requests.rowid = wanted.row AND +queue = ?"
         )
-        ids = {id for _, id in places}
+        rowids = {id: rowid for rowid, id in places}
         texts: list[Text] = []
         if places:
-            values = (*(rowid for rowid, _ in places), self.key)
-            for id, text in self._database.rows(query, values):
-                if id not in ids:
+            for id, text in self._database.rows(query, (*rowids.values(), self.key)):
+                if id not in rowids:
                     continue
                 size -= len(text)
                 if size < 0 and (texts or not even_if_large):
                     return texts, True
                 texts.append((id, text))
+                self._remember(rowids[id], id)
         return texts, False
 
     # Reads for the tools
@@ -284,17 +316,20 @@ class Table:
         row = self._database.row(query, (self.key, id))
         return None if row is None else (row[0], row[1])
 
-    def page(self, state: State | None, *, after: int, limit: int) -> list[tuple[int, str, bytes]]:
-        """Rowid, id and JSON of entries in this state, in the order of their rowids."""
+    def page(
+        self, state: State | None, *, after: int = _BEFORE_ALL, limit: int
+    ) -> list[tuple[int, str, bytes]]:
+        """Place, id and JSON of entries in this state, behind that place."""
+        place, which = _IN_STATE[state]
         query = (
-            f"SELECT rowid, id, {_JSON} FROM requests {_IN_STATE[state]}"
-            " AND rowid > :after ORDER BY rowid LIMIT :limit"
+            f"SELECT {place}, id, {_JSON} FROM requests {which}"
+            f" AND {place} > :after ORDER BY {place} LIMIT :limit"
         )
         values = {"queue": self.key, "now": self._now(), "after": after, "limit": limit}
-        return [(rowid, id, json) for rowid, id, json in self._database.rows(query, values)]
+        return [(place, id, json) for place, id, json in self._database.rows(query, values)]
 
     def count(self, state: State) -> int:
-        query = f"SELECT count(*) FROM requests {_IN_STATE[state]}"
+        query = f"SELECT count(*) FROM requests {_IN_STATE[state][1]}"
         values = {"queue": self.key, "now": self._now()}
         ((count,),) = self._database.rows(query, values)
         return int(count)
