@@ -102,7 +102,6 @@ class ApifyBackend:
             inc_stat=inc_stat,
         )
         self._reader = Reader(self._api, memory=0)
-        self._is_open = False
         self._is_fresh = False
         """Whether the queue's counts were answered after our last call that may change them."""
         self._titling: asyncio.Task[None] | None = None
@@ -144,15 +143,13 @@ class ApifyBackend:
 
     async def open(self) -> None:
         self._client.open()
-        if self._is_open:
-            return  # the crawl opens it again to save what comes late
         if self._store is not None:
             self._records.use(self._store, is_alone=self.lock_secs is None)
             await run_both(self._api.open_queue(), self._records.read_ahead())
         else:
             await self._api.open_queue()
             self._records.use(await self._find_store(), is_alone=self.lock_secs is None)
-        self._is_open = self._is_fresh = True
+        self._is_fresh = True
         self._add_title()
 
     def _add_title(self) -> None:
