@@ -38,7 +38,7 @@ def round_trips(calls: Iterable[Call]) -> int:
     return count
 
 
-@pytest.mark.parametrize("has_feed", [False, True])
+@pytest.mark.parametrize(("has_feed", "has_title"), [(False, False), (False, True), (True, False)])
 async def test_round_trips(
     site: Site,
     served: ServedQueue,
@@ -46,6 +46,7 @@ async def test_round_trips(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     has_feed: bool,
+    has_title: bool,
 ) -> None:
     """A page is crawled when its add is confirmed, and the queue is opened before. At the end the
     queue is asked whether anything is left, and once more for its counts, while the totals are
@@ -55,13 +56,19 @@ async def test_round_trips(
     monkeypatch.setattr(state, "_SHORT_PAUSE", 60)  # the regular saving may come at any time
     site.serve({"/": links("/1", "/2"), "/1": "page", "/2": "page"})
     served.faults(Faults(latency=LATENCY))
-    settings = {"FEEDS": {str(tmp_path / "items.jl"): {"format": "jsonlines"}}} if has_feed else {}
+    settings: dict[str, Any] = {}
+    if has_feed:
+        settings["FEEDS"] = {str(tmp_path / "items.jl"): {"format": "jsonlines"}}
+    if has_title:  # which says whose queue it is
+        settings["APIFY_RQ_NAME"] = None
     crawl = await crawls.run(Items, settings, queue=served, site=site.url)
     assert crawl.reason == "finished"
     calls = served.api.calls
     add = served.api.of("POST", "/requests/batch")[0]
     assert round_trips(call for call in calls if call.at <= add.at) == 2
-    last_ack = max(
-        call.at for call in calls if call.method == "PUT" and call.path.startswith("/requests/")
-    )
-    assert round_trips(call for call in calls if call.at > last_ack + LATENCY) == 3
+    assert len(served.api.of("PUT")) == has_title
+    acks = [call.at for call in calls if call.method == "PUT" and "/requests/" in call.path]
+    assert round_trips(call for call in calls if call.at > max(acks) + LATENCY) == 3
+    notes = [call.at for call in calls if "scrapy-rq.feeds" in call.path]
+    assert all(note + LATENCY <= min(acks) for note in notes[:1])
+    assert bool(notes) == has_feed
