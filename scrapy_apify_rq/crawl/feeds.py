@@ -116,6 +116,7 @@ class Feeds:
         self._are_new = not self.is_continued
         """The notes of earlier crawls are to be forgotten."""
         self._saving = asyncio.Lock()
+        self._cannot_save = False
         self._when_stored: Callable[[], Awaitable[None]] | None = None
         self._is_open = False
         self._last = 0
@@ -147,11 +148,18 @@ class Feeds:
         return bool(self._unsaved)
 
     async def save(self) -> None:
-        """Store what was noted. No file is to be written before, and no page with items acked."""
+        """Store what was noted. No file is to be written before, and no page with items acked.
+
+        Raises BackendError the first time it fails; then the spider is closed, and must not wait.
+        """
         async with self._saving:
-            while self._unsaved:
+            while self._unsaved and not self._cannot_save:
                 unsaved = dict(self._unsaved)
-                await self._store.note(unsaved, anew=self._are_new)
+                try:
+                    await self._store.note(unsaved, anew=self._are_new)
+                except BackendError:
+                    self._cannot_save = True
+                    raise
                 self._are_new = False
                 for name, text in unsaved.items():
                     if self._unsaved.get(name) == text:
@@ -160,8 +168,10 @@ class Feeds:
     async def scraped(self, item: Any, response: Response | None = None) -> bool:
         """Save an item, if items are saved. Return False if an earlier run has saved it already."""
         is_new = self.items is None or await self.items.scraped(item, response)
-        if self._unsaved:
+        try:
             await self.save()
+        except BackendError as error:
+            self.fail(error)
         return is_new
 
     def _note(self, name: str, text: str) -> None:

@@ -159,7 +159,7 @@ class ApifyBackend:
             with suppress(BackendError):  # the next call says the same
                 await self._api.put_title()
 
-        if self._api.lacks_title:
+        if self._api.lacks_title and (self._titling is None or self._titling.done()):
             self._titling = asyncio.create_task(put())
 
     async def _find_store(self) -> str:
