@@ -38,7 +38,11 @@ class Model(BaseModel):
     """By itself: any object."""
 
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="ignore",
+        frozen=True,
+        defer_build=True,  # a crawl uses few of them
     )
 
 

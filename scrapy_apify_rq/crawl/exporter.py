@@ -78,7 +78,6 @@ class SavedFeeds(scrapy_private.FeedHooks):
         feeds.has_all = False
         try:
             await self._open_all(spider)
-            await feeds.save()
             given = [await one._replay(feeds, spider) for one in self._group]
             feeds.has_all = all(is_all for _, is_all in given)
             feeds.report_replay(given[0][0])
@@ -137,7 +136,7 @@ class SavedFeeds(scrapy_private.FeedHooks):
         self, item: Any, spider: Spider, response: Response | None = None
     ) -> None:
         feeds = self._feeds
-        if feeds is None or feeds.items is None or await feeds.items.scraped(item, response):
+        if feeds is None or await feeds.scraped(item, response):
             for one in self._group:
                 await one._export(feeds, item, response, spider)
 

@@ -13,6 +13,7 @@ What is noted about a file is stored before the file is written.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -32,6 +33,8 @@ from scrapy_apify_rq.errors import BackendError, CodecError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+
+    from scrapy.http import Response
 
     from scrapy_apify_rq.backends.base import ItemStore
     from scrapy_apify_rq.crawl.items import Items
@@ -110,6 +113,10 @@ class Feeds:
         self.crawl = history.crawl or CrawlNote(began=time.time())
         self._others: list[tuple[CrawlNote | None, set[str]]] = []
         self._unsaved: dict[str, str] = {}
+        self._are_new = not self.is_continued
+        """The notes of earlier crawls are to be forgotten."""
+        self._saving = asyncio.Lock()
+        self._cannot_save = False
         self._when_stored: Callable[[], Awaitable[None]] | None = None
         self._is_open = False
         self._last = 0
@@ -121,16 +128,13 @@ class Feeds:
         brought back to where they were when the crawl began."""
 
     async def open(self) -> None:
-        """Note that the crawl is not over."""
+        """Note that the crawl is not over. That is stored no later than its first item."""
         self._last = await self._store.last()
         if not self.is_continued:
             self.crawl.after = self._last
         self.crawl.ended = None
         self.crawl.has_gaps = self.crawl.has_gaps or self.items is None
         self._note_crawl()
-        if not self.is_continued:
-            await self._store.note({}, anew=True)
-        await self.save()
         files = [name for name in self._notes if name.startswith("file ")]
         if files:
             for notes in await self._store.notes_of_others([_CRAWL, *files]):
@@ -144,13 +148,31 @@ class Feeds:
         return bool(self._unsaved)
 
     async def save(self) -> None:
-        """Store what was noted. No file is to be written before."""
-        while self._unsaved:
-            unsaved = dict(self._unsaved)
-            await self._store.note(unsaved)
-            for name, text in unsaved.items():
-                if self._unsaved.get(name) == text:
-                    del self._unsaved[name]
+        """Store what was noted. No file is to be written before, and no page with items acked.
+
+        Raises BackendError the first time it fails; then the spider is closed, and must not wait.
+        """
+        async with self._saving:
+            while self._unsaved and not self._cannot_save:
+                unsaved = dict(self._unsaved)
+                try:
+                    await self._store.note(unsaved, anew=self._are_new)
+                except BackendError:
+                    self._cannot_save = True
+                    raise
+                self._are_new = False
+                for name, text in unsaved.items():
+                    if self._unsaved.get(name) == text:
+                        del self._unsaved[name]
+
+    async def scraped(self, item: Any, response: Response | None = None) -> bool:
+        """Save an item, if items are saved. Return False if an earlier run has saved it already."""
+        is_new = self.items is None or await self.items.scraped(item, response)
+        try:
+            await self.save()
+        except BackendError as error:
+            self.fail(error)
+        return is_new
 
     def _note(self, name: str, text: str) -> None:
         if self._notes.get(name) != text:
@@ -296,9 +318,10 @@ class Feeds:
     async def stored(self, slots: list[FeedSlot], failed: set[str]) -> None:
         """All feeds are stored, except those whose storage is of a class in ``failed``."""
         self._is_open = False
-        last = await self._store.last() if self.has_all else self._given
-        for slot in slots:
-            if _appends_remotely(slot) and type(slot.storage).__name__ not in failed:
+        remote = [slot for slot in slots if _appends_remotely(slot)]
+        last = await self._store.last() if remote and self.has_all else self._given
+        for slot in remote:
+            if type(slot.storage).__name__ not in failed:
                 self.crawl.sent[slot.uri_template] = max(last, self.begins_after(slot))
         await self.end(is_stored=not failed)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final, cast
 
@@ -17,6 +17,7 @@ from scrapy_apify_rq import scrapy_private
 from scrapy_apify_rq.actor.events import RunEvents
 from scrapy_apify_rq.actor.run_status import RunStatus
 from scrapy_apify_rq.backends import backend_for
+from scrapy_apify_rq.backends.base import Info
 from scrapy_apify_rq.crawl.duplicates import Duplicates
 from scrapy_apify_rq.crawl.exporter import adopt
 from scrapy_apify_rq.crawl.feeds import Feeds, History
@@ -136,7 +137,7 @@ class Lifecycle:
         await self._open_items(history if beginning.is_continued else History(None, {}))
         self._settler = asyncio.create_task(self._settle_regularly())
         self._crawler.signals.connect(self._on_idle, signals.spider_idle)
-        self._saver = asyncio.create_task(self.frontier.guard(self.state.run()))
+        self._saver = asyncio.create_task(self.frontier.guard(self._save_regularly()))
         # Behind the handlers of the spider and of Scrapy's extension.
         self._crawler.signals.connect(self._save_late, signals.spider_closed)
         self._progress.start()
@@ -165,12 +166,15 @@ class Lifecycle:
                 report=self.report,
                 stats=self._crawler.stats,
             )
-            if self._exporter is None:
-                self._crawler.signals.connect(items.scraped, signals.item_scraped)
-            elif self._config.access == "shared" and self._config.client_key is None:
-                self.report.unnamed_worker()
         feeds = Feeds(store, codec, self.report, items, history=history, fail=self.failed)
         await feeds.open()
+        if self._exporter is not None:
+            if is_saving and self._config.access == "shared" and self._config.client_key is None:
+                self.report.unnamed_worker()
+        elif is_saving:
+            self._crawler.signals.connect(feeds.scraped, signals.item_scraped)
+        else:
+            await feeds.save()  # nothing else waits for the note that items are not saved
         self.feeds = feeds
 
     def _saves_items(self) -> bool:
@@ -200,31 +204,35 @@ class Lifecycle:
             if self._saver is not None:
                 await asyncio.wait([self._saver])
             await self.frontier.close()
-            await self._save_state()
+            info, _ = await asyncio.gather(self._info(), self._save_state())
             given_up = self.inflight.given_up()
             self.report.given_up(given_up)
             if given_up.lost:
                 scrapy_private.fail_command()
-            text = await self._closing_line() + self.report.memory(given_up)
+            text = await self._closing_line(info) + self.report.memory(given_up)
             self.report.close(text)
-            await self._fail_if_work_is_left()
-            await self._end_crawl()
+            is_left = isinstance(info, BackendError) or info.pending > 0
+            if is_left and (self._is_out_of_money or self._run_events.is_out_of_time):
+                scrapy_private.fail_command()  # ended too early, by the platform or its user
+            await self._end_crawl(info)
             await self._run_status.end(text)
 
-    async def _fail_if_work_is_left(self) -> None:
-        """A run that the platform or its user has ended too early must not look like a success."""
-        if self._is_out_of_money or self._run_events.is_out_of_time:
-            with suppress(BackendError):
-                if not (await self._backend.info()).pending:
-                    return
-            scrapy_private.fail_command()
+    async def _info(self) -> Info | BackendError:
+        """What the queue holds, after everything is sent."""
+        if self._settler is None or self.frontier.error is not None:
+            return self.frontier.error or BackendError("The queue is not open")
+        try:
+            return await self._backend.info()
+        except BackendError as error:
+            return error
 
-    async def _end_crawl(self) -> None:
+    async def _end_crawl(self, info: Info | BackendError) -> None:
         """Note it if nothing is left to do but to store the feeds."""
         if self.feeds is None or self.frontier.error is not None or self.failure is not None:
             return
         try:
-            info = await self._backend.info()
+            if isinstance(info, BackendError):
+                raise info
             self.feeds.is_complete = not info.pending and self.start_has_ended
             if self._exporter is None:
                 await self.feeds.end()
@@ -236,18 +244,23 @@ class Lifecycle:
         if self.feeds is None or not self.feeds.wait_for(self._save_and_close):
             await self._backend.close()
 
-    async def _closing_line(self) -> str:
+    async def _closing_line(self, info: Info | BackendError) -> str:
         if self._settler is None:
             return self.report.not_opened(self.failure)
         if (error := self.frontier.error) is not None:
             if error.reason == "apify_rq_gone":
                 return self.report.gone()
             return self.report.unsaved(self.frontier.unsaved_adds, self.frontier.unsaved_updates)
-        return await self.report.summary(self.state.all_totals)
+        return await self.report.summary(info, self.state.all_totals)
 
     async def _hold(self) -> None:
         await self.frontier.hold()
         await self._save_state()
+
+    async def _save_regularly(self) -> None:
+        if self.feeds is not None:
+            await self.feeds.save()
+        await self.state.run()
 
     async def _save_state(self) -> None:
         if self._saver is not None and self.frontier.error is None:

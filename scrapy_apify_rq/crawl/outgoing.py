@@ -80,9 +80,13 @@ class Outgoing:
         return Stored(headers, self._stored_meta(request), request.cookies)
 
     def _is_inherited(self, request: Request, name: bytes) -> bool:
-        """Whether a header has its value from the way to the downloader."""
-        values = request.headers.getlist(name)
-        return values != self._headers.get(name) and values == self._request.headers.getlist(name)
+        """Whether a header has its value from the way to the downloader.
+
+        Of ``dict``, because the methods of ``Headers`` write each name in their way again.
+        """
+        values: Any = dict.get(request.headers, name, [])
+        sent: Any = dict.get(self._request.headers, name, [])
+        return bool(values != self._headers.get(name) and values == sent)
 
     def _stored_meta(self, request: Request) -> dict[str, Any]:
         """The request's meta, but for values that it has from the way to the downloader."""

@@ -367,12 +367,15 @@ class Report:
             " again. Run the spider again to go on"
         )
 
-    async def summary(self, all_totals: Callable[[], Awaitable[Totals]]) -> str:
+    async def summary(
+        self, info: Info | BackendError, all_totals: Callable[[], Awaitable[Totals]]
+    ) -> str:
         """This run, all runs and the queue, after everything is saved."""
         handled, failed, retried = map(self.count, ("handled", "failed", "retried"))
         run = f"this run handled {handled} ({failed} of them failed) and retried {retried}"
         try:
-            info = await self._backend.info()
+            if isinstance(info, BackendError):
+                raise info
             run += _of_all(await all_totals())
         except BackendError as error:  # all is saved, so the run is as good as any
             location = self._backend.location

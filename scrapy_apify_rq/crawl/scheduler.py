@@ -125,15 +125,14 @@ class Scheduler(BaseScheduler):
         if self.inflight.is_retry(request):
             return True
         self.inflight.note_replacement(request)
-        stored = self.inflight.stored_form(request)
-        changes = stored._asdict() if stored else {}
         key = self._duplicates.new_key(
             request,
-            lambda: self._converter.content(request, **changes),
+            lambda: self._converter.content(request, **self._stored_form(request)),
             self.inflight.on_behalf(),
         )
-        if key is None:
+        if key is None:  # as most links of a site, so this comes before all that takes time
             return False
+        changes = self._stored_form(request)
         started = is_start()
         newest_first = self._is_lifo and not (started and self._start_line == "fifo")
         visit = Visit(
@@ -160,6 +159,11 @@ class Scheduler(BaseScheduler):
             visit.size = size
             self.frontier.add(visit)
         return True
+
+    def _stored_form(self, request: Request) -> dict[str, Any]:
+        """What is to be written in place of the request's own."""
+        stored = self.inflight.stored_form(request)
+        return stored._asdict() if stored else {}
 
     def is_full(self) -> bool:
         """The spider is to wait for ``room`` before it yields another request."""

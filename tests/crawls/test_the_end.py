@@ -67,7 +67,7 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 async def test_end_of_a_crawl_over_the_api(site: Site, served: ServedQueue, crawls: Crawls) -> None:
-    """The last acks, the question whether anything is left, and the counts: four round trips."""
+    """The last acks, the question whether anything is left, and the counts: three round trips."""
     serve(site)
     served.faults(Faults(latency=0.05))
     crawl = await crawls.run(Times, queue=served, site=site.url)

@@ -101,3 +101,24 @@ def test_imports_where_the_queue_is_not_used(tmp_path: Path) -> None:
     ours = {name for name in loaded if name.startswith("scrapy_apify_rq.")}
     assert "scrapy_apify_rq.errors" in ours
     assert ours <= {f"scrapy_apify_rq.{name}" for name in ("commands", "commands.rq", "errors")}
+
+
+def test_imports_of_an_embedded_crawl(tmp_path: Path) -> None:
+    """Without the project of these tests, which imports more."""
+    (tmp_path / "one.py").write_text(
+        "import scrapy, sys\n\n\n"
+        "class One(scrapy.Spider):\n"
+        '    name, start_urls = "one", ["data:,"]\n'
+        '    custom_settings = {"ADDONS": {"scrapy_apify_rq.Addon": 500}}\n\n'
+        "    def parse(self, response):\n"
+        "        yield {}\n\n"
+        "    def closed(self, reason):\n"
+        "        print(reason, *sys.modules)\n"
+    )
+    words = [sys.executable, "-m", "scrapy", "runspider", "one.py", "-o", "items.jl", "--nolog"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    reason, *loaded = done.stdout.split()
+    assert reason == "finished"
+    assert "scrapy_apify_rq.backends.sqlite.queue" in loaded
+    unneeded = ("scrapy_apify_rq.server", "scrapy_apify_rq.backends.apify", "httpx2", "rich")
+    assert not [name for name in loaded if name.startswith(unneeded)]

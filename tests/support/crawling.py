@@ -148,8 +148,8 @@ class Crawl:
         ours = ""
         for record in self.log:
             if record.name.startswith(f"{_PACKAGE}.server"):
-                continue
-            if record.name.startswith(_PACKAGE):
+                pass  # another crawl may still call it
+            elif record.name.startswith(_PACKAGE):
                 ours = record.getMessage()
             elif record.getMessage().startswith("Spider closed"):
                 ours = ""

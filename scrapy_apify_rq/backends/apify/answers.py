@@ -10,7 +10,7 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import Any, Final, Generic, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from scrapy_apify_rq.backends.api_models import Lock, Page
 from scrapy_apify_rq.entries.deep_json import objects_at, texts_at
@@ -26,6 +26,8 @@ _ITEMS: Final = 4
 
 
 class _Answer(BaseModel, Generic[T]):
+    model_config = ConfigDict(defer_build=True)
+
     data: T
 
 

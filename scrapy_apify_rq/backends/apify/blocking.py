@@ -6,6 +6,7 @@ crawl.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Final
 
@@ -31,6 +32,7 @@ def get(url: str, *, what: str, token: str | None = None) -> bytes | None:
 
     Raises BackendError, which names ``what`` is wanted and never the query of the URL or the token.
     """
+    _quiet_loggers()
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     for pause in (*_PAUSES, None):
         try:
@@ -44,6 +46,7 @@ def get(url: str, *, what: str, token: str | None = None) -> bytes | None:
 
 def put(url: str, body: bytes, *, token: str | None) -> None:
     """Send this JSON, once. Raises BackendError."""
+    _quiet_loggers()
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     try:
         with httpx2.Client(trust_env=False, proxy=proxy_for(url), timeout=_TIMEOUT) as client:
@@ -52,6 +55,15 @@ def put(url: str, body: bytes, *, token: str | None) -> None:
         raise BackendError(type(error).__name__) from None
     if answer.status_code >= 300:
         raise BackendError(f"the answer is {answer.status_code}")
+
+
+def _quiet_loggers() -> None:
+    """Let httpx2 not log the URL of each call, as Scrapy does with httpx, unless the project wants
+    it.
+    """
+    for name in ("httpx2", "httpcore2"):
+        if (log := logging.getLogger(name)).level == logging.NOTSET:
+            log.setLevel(logging.WARNING)
 
 
 def _attempt(url: str, headers: dict[str, str], what: str) -> bytes | None:

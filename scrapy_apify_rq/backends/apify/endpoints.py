@@ -144,12 +144,15 @@ class Endpoints:
             "queue_create", "POST", "request-queues", _QUEUE, rate=OTHER_RATE, query=query
         )
         self._use(answer.data)
-        is_new = not (self.queue.total_request_count or self.queue.title)
-        if is_new and self._title is not None:
-            await self._put_title(self._title)
 
-    async def _put_title(self, title: str) -> None:
-        # The clients send it, but the API's description lacks it. A crawl can do without.
+    @property
+    def lacks_title(self) -> bool:
+        """Whether the queue should get our title."""
+        is_new = not (self.queue.total_request_count or self.queue.title)
+        return self._id is None and is_new and self._title is not None
+
+    async def put_title(self) -> None:
+        # The clients send it, but the API's description lacks it.
         await self._call_if_any(
             "queue_put",
             "PUT",
@@ -157,7 +160,7 @@ class Endpoints:
             _SOMETHING,
             none_at=ABOUT_CONTENT,
             rate=OTHER_RATE,
-            body=json.dumps({"title": title}).encode(),
+            body=json.dumps({"title": self._title}).encode(),
         )
 
     async def delete_queue(self) -> None:

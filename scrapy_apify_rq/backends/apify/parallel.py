@@ -22,6 +22,16 @@ async def run_all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         await _end(tasks)
 
 
+async def run_both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, None]) -> None:
+    """Run two calls at the same time. The error of the first one counts if both fail."""
+    tasks = [asyncio.create_task(call) for call in (first, second)]
+    try:
+        for task in tasks:
+            await task
+    finally:
+        await _end(tasks)
+
+
 async def run_ahead(
     calls: Iterable[Callable[[], Coroutine[Any, Any, T]]], width: Callable[[], int]
 ) -> AsyncGenerator[T, None]:

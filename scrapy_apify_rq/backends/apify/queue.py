@@ -7,9 +7,12 @@ and deletes entries, and ``updates`` replaces them.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from typing import Final
 
 from scrapy_apify_rq.backends import api_models
 from scrapy_apify_rq.backends.api_models import Queue
@@ -19,7 +22,7 @@ from scrapy_apify_rq.backends.apify.batches import Adding, delete_all
 from scrapy_apify_rq.backends.apify.endpoints import Endpoints
 from scrapy_apify_rq.backends.apify.http import CONNECTIONS, Client
 from scrapy_apify_rq.backends.apify.items import DatasetItems
-from scrapy_apify_rq.backends.apify.parallel import run_all
+from scrapy_apify_rq.backends.apify.parallel import run_all, run_both
 from scrapy_apify_rq.backends.apify.reader import Reader
 from scrapy_apify_rq.backends.apify.records import Records
 from scrapy_apify_rq.backends.apify.shared import SharedAccess
@@ -40,7 +43,11 @@ from scrapy_apify_rq.backends.base import (
 )
 from scrapy_apify_rq.config import DEFAULTS
 from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.limits import CRUD_RATE, MAX_BATCH
+
+# Seconds that closing may wait for an answer that nothing else waits for.
+_CLOSE_PATIENCE: Final = 5
 
 
 class ApifyBackend:
@@ -83,7 +90,8 @@ class ApifyBackend:
         self._client = Client(base_url, token, patience=patience, inc_stat=inc_stat)
         client_key = client_key or secrets.token_hex(16)
         self._api = Endpoints(self._client, client_key, id=id, name=name, title=about)
-        self._store = store
+        # What is known of it before the queue is.
+        self._store = store or (f"~{name}" if id is None and name is not None else None)
         self._records = Records(Stores(self._client))
         self._items = DatasetItems(
             Datasets(self._client),
@@ -96,6 +104,7 @@ class ApifyBackend:
         self._reader = Reader(self._api, memory=0)
         self._is_fresh = False
         """Whether the queue's counts were answered after our last call that may change them."""
+        self._titling: asyncio.Task[None] | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -134,15 +143,30 @@ class ApifyBackend:
 
     async def open(self) -> None:
         self._client.open()
-        await self._api.open_queue()
-        self._records.use(await self._find_store(), is_alone=self.lock_secs is None)
+        if self._store is not None:
+            self._records.use(self._store, is_alone=self.lock_secs is None)
+            await run_both(self._api.open_queue(), self._records.read_ahead())
+        else:
+            await self._api.open_queue()
+            self._records.use(await self._find_store(), is_alone=self.lock_secs is None)
         self._is_fresh = True
+        self._add_title()
+
+    def _add_title(self) -> None:
+        """Nothing waits for this, and a crawl can do without."""
+
+        async def put() -> None:
+            with suppress(BackendError):  # the next call says the same
+                await self._api.put_title()
+
+        if self._api.lacks_title and (self._titling is None or self._titling.done()):
+            self._titling = asyncio.create_task(put())
 
     async def _find_store(self) -> str:
         """That of the run which the queue belongs to, or one that is named after the queue."""
-        queue = self._api.queue
         if self._store is not None:
             return self._store
+        queue = self._api.queue
         if queue.name is None and queue.act_run_id is not None:
             run = await find_run(self._client, queue.act_run_id)
             if run is not None and run.default_key_value_store_id is not None:
@@ -157,6 +181,10 @@ class ApifyBackend:
 
     async def close(self) -> None:
         self._items.close()
+        if self._titling is not None:
+            await asyncio.wait([self._titling], timeout=_CLOSE_PATIENCE)
+            self._titling.cancel()
+            await asyncio.wait([self._titling])
         await self._client.close()
 
     async def info(self) -> Info:
@@ -244,6 +272,7 @@ class ApifyBackend:
         if self._api.is_opened_by_name:
             await self._api.delete_queue()
             await self._api.create_queue()
+            self._add_title()
             self._is_fresh = True
         else:
             self._is_fresh = False

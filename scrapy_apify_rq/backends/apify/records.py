@@ -43,6 +43,11 @@ class Records:
         self._is_alone = is_alone
         self._kept = None
 
+    async def read_ahead(self) -> None:
+        """Read now what would be kept anyway."""
+        if self._is_alone:
+            await self.load("")
+
     async def load(self, prefix: str) -> dict[str, bytes]:
         """Return the texts of all records whose names begin so."""
         if not self.is_usable:
