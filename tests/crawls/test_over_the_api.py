@@ -249,7 +249,7 @@ async def test_a_dataset_of_the_account_is_never_deleted(
     settings = {"APIFY_RQ_DATASET": "my-items"}
     for runs in (1, 2):
         crawl = await crawls.run(Links, settings, queue=served, site=site.url)
-        assert "and 1 items" in crawl.closing_line
+        assert "and 1 item" in crawl.closing_line
         assert await exported(served) == Counter(["/"])
         assert "1 item saved" in (await rq_ok(served, "status")).out
         done = await rq_ok(served, "purge", "--yes")
