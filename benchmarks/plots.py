@@ -1,4 +1,4 @@
-"""Draw the figures with matplotlib, which is in the extra ``bench``."""
+"""Draw the figures with matplotlib, which is in the group ``bench``."""
 
 from __future__ import annotations
 
