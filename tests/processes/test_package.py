@@ -58,7 +58,7 @@ def install(wheel: Path, folder: Path) -> Path:
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
     python = folder / "bin" / "python"
     pip = (sys.executable, "-m", "pip", "--python", python)
-    run(*pip, "install", "--quiet", "--no-index", "--no-deps", wheel, cwd=folder)
+    run(*pip, "install", "--quiet", "--no-compile", "--no-index", "--no-deps", wheel, cwd=folder)
     (packages,) = folder.glob("lib/python*/site-packages")
     # Of this folder no .pth file is read, and so not the one that leads to the checkout.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
