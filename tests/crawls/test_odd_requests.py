@@ -89,17 +89,22 @@ async def test_one_object_yielded_twice(
 
 
 def with_surrogate_in_the_url(address: str, callback: Any) -> Request:
-    request = Request(address, callback)
-    # As meta["verbatim_url"] does it, since Scrapy 2.17.
-    request._url = f"{address}/\ud800"
-    return request
+    return Request(f"{address}/\ud800", callback, meta={"verbatim_url": True})
 
 
 def with_surrogate_in_the_method(address: str, callback: Any) -> Request:
     return Request(f"{address}/59", callback, method="G\ud800T")
 
 
-@pytest.mark.parametrize("make", [with_surrogate_in_the_url, with_surrogate_in_the_method])
+needs_verbatim = pytest.mark.skipif(
+    not hasattr(Request, "_url_is_verbatim"), reason="Scrapy 2.16 lets no such URL in"
+)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(with_surrogate_in_the_url, marks=needs_verbatim), with_surrogate_in_the_method],
+)
 @pytest.mark.parametrize("outbox", [1, 2000])
 async def test_lone_surrogate(
     site: Site, queue: Queue, crawls: Crawls, make: Callable[[str, Any], Request], outbox: int
