@@ -18,10 +18,9 @@ OPTIONAL = {"brotli"}
 """The server unpacks such bodies if it is installed."""
 
 
-def needed(distribution: str) -> set[str]:
-    """What pip installs with it, and it."""
+def installed_with_us() -> set[str]:
     found: set[str] = set()
-    wanted = [distribution]
+    wanted = [Requirement(one).name for one in PROJECT["project"]["dependencies"]]
     while wanted:
         name = canonicalize_name(wanted.pop())
         if name not in found:
@@ -43,7 +42,7 @@ def test_what_is_imported_is_installed_with_it() -> None:
                 imported |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.partition(".")[0])
-    installed = needed(PROJECT["project"]["name"])
+    installed = installed_with_us()
     owners = packages_distributions()
     missing = {
         name
