@@ -1,4 +1,4 @@
-"""Draw the figures with matplotlib, which is in the extra ``bench``: PNG, which stays small."""
+"""Draw the figures with matplotlib, which is in the group ``bench``: PNG, which stays small."""
 
 from __future__ import annotations
 

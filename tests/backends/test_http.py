@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
-from scrapy_apify_rq.backends.apify import http
+from scrapy_apify_rq.backends.apify import blocking, http
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.limits import CRUD_RATE
 from tests.support.api_calls import Api, Call, error
@@ -24,6 +25,7 @@ from tests.support.backends import Apify, Queues, handled, numbered
 from tests.support.certificates import self_signed
 from tests.support.queues import TOKEN
 from tests.support.waiting import wait_until
+from tests.support.website import Page, Site
 
 
 async def test_calls_are_paced_by_their_class(api: Api, client: Apify) -> None:
@@ -91,6 +93,20 @@ async def test_when_one_fails_no_other_goes_on(
     made = client.stats["calls/request_put"]
     await asyncio.sleep(0.5)  # the first pause of those that wait is over
     assert client.stats["calls/request_put"] == made
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_the_token_follows_no_redirect(api: Api, client: Apify, site: Site) -> None:
+    there = {"Location": f"{site.url}/elsewhere"}
+    answers = [web.Response(status=307, headers=there)]
+    api.before = lambda call: answers.pop() if answers else None
+    made = len(api.calls)
+    await client.put("a")
+    assert len(api.calls) == made + 2
+    site.serve({"/record": Page(status=307, headers=there), "/elsewhere": "text"})
+    with pytest.raises(BackendError, match="307"):
+        blocking.get(f"{site.url}/record", what="The run's input", token=TOKEN)
+    assert site.paths == ["/record"]
 
 
 @pytest.mark.usefixtures("hurried")

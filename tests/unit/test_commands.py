@@ -242,6 +242,9 @@ async def test_hosts_have_ports(queue: Queue) -> None:
     }
 
 
+# Scrapy 2.16 leaves the file open.
+@pytest.mark.filterwarnings("ignore:.*unclosed file:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_log(filled: Queue, tmp_path: Path) -> None:
     file = tmp_path / "log"
     await ok(filled, f"status -L DEBUG --logfile {file}")

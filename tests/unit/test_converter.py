@@ -205,21 +205,23 @@ def test_user_data_of_others_is_kept_by_a_retry() -> None:
 # What cannot be written
 
 
-def changed(url: str = URL, **values: Any) -> Request:
-    request = Request(url, meta=dict(VERBATIM))
+def changed(**values: Any) -> Request:
+    request = Request(URL)
     for name, value in values.items():
         setattr(request, name, value)
     return request
 
 
-REFUSED = [changed(f"{URL}/{ODD}"), Request(URL, method=ODD), changed(f"{URL}/ä b", _meta={})]
-REFUSED += [Request(URL, encoding=ODD, meta=VERBATIM), changed(method="get"), changed(method=None)]
+# Since 2.17 Scrapy lets such URLs and encodings in, if meta has "verbatim_url".
+REFUSED = [changed(_url=f"{URL}/{ODD}"), changed(_url=f"{URL}/ä b"), changed(_encoding=ODD)]
+REFUSED += [Request(URL, method=ODD), changed(method="get"), changed(method=None)]
 REFUSED += [changed(priority=1.5), changed(priority=10**5000), changed(flags=("a",))]
 REFUSED += [changed(flags="a"), changed(cookies="a=b"), changed(cookies={1, 2})]
-REFUSED += [Request(URL, headers={"Éa": "Scrapy itself cannot find this header again"})]
+NAMED = Request(URL, headers={"Éa": "Since 2.18, Scrapy itself cannot find this header again"})
+REFUSED += [NAMED] if next(iter(NAMED.headers)) not in NAMED.headers else []
 
 
-@pytest.mark.parametrize("request_", REFUSED, ids=range(13))
+@pytest.mark.parametrize("request_", REFUSED, ids=range(len(REFUSED)))
 def test_a_request_that_would_not_come_back_is_refused(request_: Request) -> None:
     with pytest.raises(CodecError, match=r"^Request (cannot be|does not restore)"):
         encoded(request_)

@@ -99,6 +99,17 @@ def test_commands_to_try_it_and_to_test_it_are_one_line_each() -> None:
     assert [len(commands(README, title)) for title in titles] == [1, 1]
 
 
+def test_readme_ci_and_contributors_run_the_same_checks() -> None:
+    """CI takes the command from the README; its parts are in one script."""
+    (reading,) = [line for line in text(".ci/run").splitlines() if line.startswith("command=")]
+    script = f'{reading}; echo "$command"'
+    read = subprocess.run(["bash", "-ec", script], cwd=ROOT, text=True, capture_output=True)
+    assert [read.stdout.split()] == commands(README, "Work on it") == [["bash", "check.sh"]]
+    (whole, *parts) = blocks("CONTRIBUTING.md")[0].lines
+    assert whole == "bash check.sh"
+    assert set(parts) <= set(text("check.sh").splitlines())
+
+
 def test_readme_is_short() -> None:
     assert len(text(README).splitlines()) <= 180
 
