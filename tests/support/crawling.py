@@ -162,7 +162,8 @@ class Crawl:
         """
         ours = ""
         for record in self.log:
-            if record.name.startswith(_PACKAGE):
+            # The server writes of each call at DEBUG, also of another crawl's.
+            if record.name.startswith(_PACKAGE) and record.levelno > logging.DEBUG:
                 ours = record.getMessage()
             elif record.getMessage().startswith("Spider closed"):
                 ours = ""
