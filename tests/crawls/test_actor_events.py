@@ -13,7 +13,6 @@ from scrapy.crawler import Crawler
 from scrapy.settings import Settings
 
 from scrapy_apify_rq.actor import events as actor
-from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.config import Config
 from tests.support.apify_sdk import environ
 from tests.support.crawling import Crawl, Crawls
@@ -35,7 +34,6 @@ LOST = "The connection for the events"
 def _haste(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actor, "_TIME_TO_STOP", 1.0)
     monkeypatch.setattr(actor, "_FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
 
 
 async def logged(crawl: Crawl, text: str, times: int = 1) -> None:
@@ -129,7 +127,7 @@ async def test_end_of_the_time_of_a_run(
     """It is stopped before that, in a run that has no events."""
     site.serve({"/": Page(links("/0"))})
     site.serve({f"/{n}": Page(links(f"/{n + 1}", f"/{n + 2}"), delay=0.05) for n in range(500)})
-    timeout_at = datetime.now(UTC) + timedelta(seconds=3)
+    timeout_at = datetime.now(UTC) + timedelta(seconds=1.8)
     monkeypatch.setenv("ACTOR_TIMEOUT_AT", timeout_at.isoformat().replace("+00:00", "Z"))
     monkeypatch.setenv("ACTOR_EVENTS_WEBSOCKET_URL", f"no address {SECRET}")
     crawl = await crawls.run(Links, SETTINGS, queue=any_queue, site=site.url)

@@ -19,7 +19,6 @@ from scrapy.settings import Settings
 from scrapy_apify_rq import scrapy_private
 from scrapy_apify_rq.actor import run_status
 from scrapy_apify_rq.actor.spider_input import give
-from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.config import Config
 from scrapy_apify_rq.errors import BackendError
 from tests.support.api_calls import Call, error
@@ -40,7 +39,6 @@ PRICES = {"apify-default-dataset-item": {"eventPriceUsd": 0.1}, "start": {"event
 @pytest.fixture(autouse=True)
 def _haste(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_status, "_INTERVAL", 0.05)
-    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
 
 
 @pytest.fixture
@@ -191,7 +189,7 @@ async def test_end_of_the_time(
 ) -> None:
     """A run that has not finished its work must not look like a success."""
     in_run.api.before = answering(RUN, lambda call: run())
-    soon = datetime.now(UTC) + timedelta(seconds=5)  # it stops halfway
+    soon = datetime.now(UTC) + timedelta(seconds=3)  # it stops halfway
     monkeypatch.setenv("ACTOR_TIMEOUT_AT", soon.isoformat())
     pages = Page("page", delay=0.4)
     site.serve({"/": links(*PAGES) if has_work_left else "page", **dict.fromkeys(PAGES, pages)})

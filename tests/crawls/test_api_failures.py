@@ -11,8 +11,6 @@ from scrapy import Request
 from scrapy.downloadermiddlewares.retry import get_retry_request
 from scrapy.http import Response
 
-from scrapy_apify_rq.backends.apify import http
-from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from tests.support.api_calls import Call, error
 from tests.support.crawling import Crawl, Crawls
 from tests.support.queues import TOKEN, ServedQueue
@@ -25,10 +23,8 @@ Run = Callable[..., Awaitable[Crawl]]
 
 
 @pytest.fixture
-def run(site: Site, served: ServedQueue, crawls: Crawls, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(site: Site, served: ServedQueue, crawls: Crawls) -> Run:
     """Crawls the site's thirty pages, or what another spider crawls."""
-    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
-    monkeypatch.setattr(http, "_FIRST_BACKOFF", 0.1)
     site.serve({"/": links(*PATHS), **dict.fromkeys(PATHS, Page(links("/1"), delay=0.02))})
 
     async def run(spider: type[SiteSpider] = Links, **settings: Any) -> Crawl:
@@ -123,9 +119,9 @@ async def test_short_outage_is_waited_out(site: Site, served: ServedQueue, run: 
     tries: Counter[str] = Counter()
 
     def answer(call: Call) -> Any:
-        # Until some ack is tried for the fourth time; aiohttp itself tries once more each time.
+        # Until some ack is tried for the fourth time.
         tries[call.path] += call.method == "PUT"
-        return "drop" if max(tries.values()) < 7 else None
+        return "drop" if max(tries.values()) < 4 else None
 
     served.api.before = after(10, answer)
     crawl = await run()

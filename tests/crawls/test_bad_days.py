@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -23,10 +22,10 @@ from tests.support.raw_calls import Caller, called
 from tests.support.spiders import Links
 from tests.support.website import Answer, Hit, Page, Site, links
 
-# The lag of the platform is scaled down to a third.
-HEAD_LAG = 1.0
-COUNTER_LAG = 3.3
-LAG = 10.0
+# The lag of the platform is scaled down to an eighth.
+HEAD_LAG = 0.4
+COUNTER_LAG = 1.3
+LAG = 4.0
 
 
 class Resumes(Links):
@@ -73,7 +72,7 @@ def shapes(api: Caller, site: Site) -> dict[str, Small]:
     many = [str(n) for n in range(80)]
     chain = {str(n): links(str(n + 1)) for n in range(5)}
     few = {"CLOSESPIDER_PAGECOUNT": 20, "CONCURRENT_REQUESTS": 2}
-    idle = {"APIFY_RQ_IDLE_BEFORE_CLOSE": 4 * HEAD_LAG}
+    idle = {"APIFY_RQ_IDLE_BEFORE_CLOSE": 6 * HEAD_LAG}
     moved = Page(status=302, headers={"Location": "new"})
     flaky = {"": [503, links("leaf")], "leaf": [503, 503, "text"]}
     return {
@@ -133,7 +132,7 @@ async def test_page_costs_1_1_calls(site: Site, served: ServedQueue, crawls: Cra
     crawl = await crawls.run(Links, queue=served, site=site.url)
     assert Counter(site.paths) == Counter(["/", *(f"/{n}" for n in range(count))])
     assert crawl.stats["apify_rq/handled"] == count + 1
-    assert len(served.api.calls) / count <= 1.10
+    assert sum(call.is_about_queue for call in served.api.calls) / count <= 1.10
 
 
 async def test_rates_are_kept(
@@ -142,25 +141,25 @@ async def test_rates_are_kept(
     """That of updates is scaled down, so that a busy machine would exceed it, too."""
     for module in (endpoints, faults):
         monkeypatch.setattr(module, "CRUD_RATE", 20)
-    paths = [f"/{n}" for n in range(80)]
+    paths = [f"/{n}" for n in range(50)]
     site.serve({"/": links(*paths), **dict.fromkeys(paths, "page")})
     with serving(tmp_path / "server") as served:
         served.faults(Faults(latency=0.05, rates=True))
         crawl = await crawls.run(Links, queue=served, site=site.url)
     assert Counter(site.paths) == Counter(["/", *paths])
     assert crawl.stats["apify_rq/handled"] == len(paths) + 1
-    assert crawl.stats.get("apify_rq/api/rate_limited", 0) / len(served.api.calls) <= 0.01
+    assert crawl.stats.get("apify_rq/api/rate_limited", 0) <= 1
 
 
 async def test_resuming_what_others_added_costs_a_call_a_page_and_starts_after_3_round_trips(
     served: ServedQueue, crawls: Crawls
 ) -> None:
-    count, latency, slack = 300, 1.5, 1.4
-    first: list[tuple[float, list[Call]]] = []
+    count, latency = 160, 0.8
+    first: list[list[Call]] = []
 
     def page(_: Hit) -> Page:
         if not first:
-            first.append((time.time(), served.api.calls.copy()))
+            first.append(served.api.calls.copy())
             served.faults(Faults(latency=0.02))
         return Page()
 
@@ -168,14 +167,18 @@ async def test_resuming_what_others_added_costs_a_call_a_page_and_starts_after_3
         add(api, NAME, *(f"{site.url}/{n}" for n in range(count)))
         served.api.calls.clear()
         served.faults(Faults(latency=latency))
-        crawl = await crawls.run(Resumes, {"APIFY_RQ_WINDOW": 150}, queue=served)
+        await crawls.run(Resumes, {"APIFY_RQ_WINDOW": 80}, queue=served)
 
     assert Counter(site.paths) == Counter(f"/{n}" for n in range(count))
     # 16 entries are fetched one by one at first, and again up to 49, which are too few for a list;
     # the others come in lists. The window is filled a few times.
     assert sum(call.is_about_queue for call in served.api.calls) <= count + 16 + 49 + 15
-    ((hit_at, calls),) = first
-    # The first round trip opened the queue, before the start as Scrapy counts it.
+    (calls,) = first
     assert [call.path for call in calls].count("/v2/request-queues") == 1
     assert not [call for call in calls if call.is_("GET", "")]
-    assert hit_at - crawl.stats["start_time"].timestamp() <= 2 * latency + slack
+    # After the opening, the head and the entries were asked for; and then, for more.
+    rounds: list[float] = []
+    for call in calls:
+        if call.is_about_queue and (not rounds or call.at - rounds[-1] >= latency):
+            rounds.append(call.at)
+    assert 2 <= len(rounds) <= 3

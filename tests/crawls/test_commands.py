@@ -64,7 +64,6 @@ async def test_running_crawl_picks_up_retried_and_added_entries(
     site: Site, any_queue: Queue, crawls: Crawls, monkeypatch: pytest.MonkeyPatch, access: str
 ) -> None:
     monkeypatch.setattr(ApifyBackend, "lag", 2)
-    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
     slow = Held("slow")
     site.serve({"/": links("/gone", "/slow"), "/gone": [404, "here"], "/slow": slow, "/new": "new"})
     settings = {**SETTINGS, "APIFY_RQ_CLIENT_KEY": "ours", "APIFY_RQ_ACCESS": access}

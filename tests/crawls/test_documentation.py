@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from scrapy_apify_rq.backends.apify import http
 from tests.support.api_calls import error
 from tests.support.command_line import rq
 from tests.support.crawling import Crawls
@@ -74,12 +73,10 @@ def patterns(title: str) -> list[str]:
     return [re.sub(r"\d+", r"[\\d.]+", one) for one in escaped]
 
 
-@pytest.mark.usefixtures("short_delay")
 async def test_stopped_while_the_api_is_down(
-    site: Site, served: ServedQueue, crawls: Crawls, monkeypatch: pytest.MonkeyPatch
+    site: Site, served: ServedQueue, crawls: Crawls
 ) -> None:
     """What Ctrl-C does then."""
-    monkeypatch.setattr(http, "_FIRST_BACKOFF", 0.02)
     paths = [f"/{number}" for number in range(40)]
     held = Held(links(*paths, "/new"))
     site.serve({"/": links("/held"), "/held": held, **dict.fromkeys([*paths, "/new"], "page")})

@@ -11,7 +11,6 @@ from scrapy import Request, signals
 from scrapy.dupefilters import BaseDupeFilter, RFPDupeFilter
 from scrapy.http import Response
 
-from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from tests.support.crawling import Crawls
 from tests.support.queues import Queue
 from tests.support.spiders import Pages
@@ -70,9 +69,8 @@ class Starts(Pages):
 
 
 async def test_crawl_stopped_resumed_and_run_from_another_page(
-    site: Site, crawls: Crawls, any_queue: Queue, monkeypatch: pytest.MonkeyPatch
+    site: Site, crawls: Crawls, any_queue: Queue
 ) -> None:
-    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
     site.serve({"/": links("/a", "/b", "/b"), "/other": links("/a", "/b", "/c")})
     site.serve(dict.fromkeys(("/a", "/b", "/c"), "page"))
     # No page is fetched before the callback of the one before it has ended.

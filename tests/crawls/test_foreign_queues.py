@@ -14,7 +14,6 @@ import pytest
 from scrapy import Request
 from scrapy.http import Response
 
-from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from tests.support.codec_classes import Exploit
 from tests.support.crawling import Crawls
 from tests.support.documents import commands
@@ -34,7 +33,6 @@ LABELS = {"APIFY_RQ_CALLBACKS": {"DETAIL": "parse_detail"}}
 @pytest.fixture(autouse=True)
 def configuration(served: ServedQueue, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The SDK's, for our server, whose answers do not lag."""
-    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
     url, queues = served.api.url, apify_client.ApifyClient(TOKEN, api_url=served.api.url)
     options = {"token": TOKEN, "api_base_url": url, "api_public_base_url": url, "is_at_home": True}
     id = queues.request_queues().get_or_create(name=NAME).id

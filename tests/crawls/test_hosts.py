@@ -122,8 +122,8 @@ async def test_a_window_smaller_than_the_pages_of_a_host(
     if access == "shared" and any_queue.settings["APIFY_RQ_BACKEND"] == "apify":
         pytest.skip("the API gives a worker the head of the queue")
     monkeypatch.setattr(ApifyBackend, "lag", 0.2)
-    slow = pages("slow", 100)
-    fast = [path for host in "abc" for path in pages(host, 20)]
+    slow = pages("slow", 50)
+    fast = [path for host in "abc" for path in pages(host, 10)]
     fast_are_done = threading.Event()
 
     def fast_page(hit: Hit) -> Page:
@@ -137,7 +137,7 @@ async def test_a_window_smaller_than_the_pages_of_a_host(
     site.serve({"/": links(*slow, *fast), **dict.fromkeys(fast, fast_page)})
     site.serve(dict.fromkeys(slow, slow_page))
     settings = {"CONCURRENT_REQUESTS": 8, "CONCURRENT_REQUESTS_PER_DOMAIN": 4}
-    settings |= {"APIFY_RQ_WINDOW": 40, "APIFY_RQ_ACCESS": access}
+    settings |= {"APIFY_RQ_WINDOW": 20, "APIFY_RQ_ACCESS": access}
     crawl = await crawls.run(Hosts, settings, queue=any_queue, site=site.url)
     assert sorted(crawl.paths) == sorted(["/", *slow, *fast])
     assert "downloader/response_status_count/404" not in crawl.stats

@@ -24,12 +24,9 @@ from tests.support.waiting import wait_until
 from tests.support.website import Answer, Hit, Page, Site, links
 
 # Older versions of Scrapy do not close the empty disk queues that they open.
-pytestmark = [
-    pytest.mark.filterwarnings(
-        "ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning"
-    ),
-    pytest.mark.usefixtures("short_delay"),
-]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning"
+)
 
 PATHS = ["/" + "x" * (number % 7) + str(number) for number in range(60)]
 STARTS = ["/", "/second", "/third"]

@@ -331,11 +331,11 @@ IN_SCRAPYS_HANDS = 300
 class YieldsMany(SiteSpider):
     async def start(self) -> AsyncIterator[Any]:
         yield Request(f"{self.site}/", priority=1)
-        for n in range(1000):
+        for n in range(300):
             yield Request(f"{self.site}/start{n}", self.note)
 
     def parse(self, response: Response) -> Any:
-        for n in range(1000):
+        for n in range(300):
             yield response.follow(f"/link{n}", self.note)
 
 
@@ -351,7 +351,7 @@ async def test_9_the_window_and_the_outbox_have_limits(
         return next_request(scheduler)
 
     monkeypatch.setattr(Scheduler, "next_request", watched)
-    settings = {"APIFY_RQ_WINDOW": 50, "APIFY_RQ_OUTBOX": 60, "CLOSESPIDER_PAGECOUNT": 100}
+    settings = {"APIFY_RQ_WINDOW": 50, "APIFY_RQ_OUTBOX": 60, "CLOSESPIDER_PAGECOUNT": 40}
     with Site({}, default="page") as site:
         crawl = await crawls.run(YieldsMany, settings, site=site.url)
     assert 40 <= most <= 50

@@ -101,6 +101,18 @@ async def killed(queue: Queue, crawl: Crawl, folder: Path, *held: Held) -> Queue
     return left
 
 
+async def killed_at_b(
+    site: Site, queue: Queue, crawls: Crawls, settings: dict[str, Any], folder: Path
+) -> Queue:
+    """What a crawl of "/", "/a" and "/b" leaves that is killed while it waits for "/b"."""
+    held = Held()
+    site.serve({"/": links("/a", "/b"), "/a": "page", "/b": held})
+    crawl = await crawls.start(Links, settings, queue=queue, site=site.url)
+    await begun(held)
+    await wait_until(lambda: queue.handled == 2)
+    return await killed(queue, crawl, folder, held)
+
+
 def files_in(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.glob("*") if path.is_file()}
 
@@ -443,8 +455,6 @@ def gzipped(text: str) -> bytes:
 async def test_a_file_with_an_old_line(
     site: Site, queue: Queue, crawls: Crawls, tmp_path: Path, name: str
 ) -> None:
-    held = Held()
-    site.serve({"/": links("/a", "/b"), "/a": "page", "/b": held})
     folder = tmp_path / "feeds"
     folder.mkdir()
     (folder / name).write_bytes(
@@ -455,10 +465,7 @@ async def test_a_file_with_an_old_line(
     if name.endswith("gz"):
         options["postprocessing"] = [GzipPlugin]
     settings = {**UNNAMED, "FEEDS": {str(folder / name): options}}
-    crawl = await crawls.start(Links, settings, queue=queue, site=site.url)
-    await begun(held)
-    await wait_until(lambda: crawl.stats.get("item_scraped_count") == 2)
-    queue = await killed(queue, crawl, folder, held)
+    queue = await killed_at_b(site, queue, crawls, settings, folder)
     await crawls.run(Links, settings, queue=queue, site=site.url)
     assert contents(folder)[name] == Counter(["old", "/", "/a", "/b"])
 
@@ -467,17 +474,12 @@ async def test_a_file_with_an_old_line(
 async def test_a_file_that_somebody_has_replaced(
     site: Site, queue: Queue, crawls: Crawls, tmp_path: Path, old: str
 ) -> None:
-    held = Held()
-    site.serve({"/": links("/a", "/b"), "/a": "page", "/b": held})
     folder = tmp_path / "feeds"
     folder.mkdir()
     file = folder / "items.jl"
     file.write_text(old)
     settings = {**UNNAMED, "FEEDS": {str(file): {"format": "jsonlines"}}}
-    crawl = await crawls.start(Links, settings, queue=queue, site=site.url)
-    await begun(held)
-    await wait_until(lambda: queue.handled == 2)
-    queue = await killed(queue, crawl, folder, held)
+    queue = await killed_at_b(site, queue, crawls, settings, folder)
     other = folder / "other"
     other.write_text('{"path": "of somebody else"}\n' * 9)
     other.replace(file)
@@ -509,8 +511,6 @@ async def test_a_file_that_cannot_be(
     what: str,
 ) -> None:
     """Once it can be, it gets all items, and no page is fetched again."""
-    held = Held()
-    site.serve({"/": links("/a", "/b"), "/a": "page", "/b": held})
     folder = tmp_path / "feeds"
     settings = {
         **UNNAMED,
@@ -518,18 +518,15 @@ async def test_a_file_that_cannot_be(
         "FEED_EXPORTERS": {"full": FullDisk},
     }
     monkeypatch.setattr(FullDisk, "is_full", what == "written")
-    crawl = await crawls.start(Links, settings, queue=queue, site=site.url)
-    await begun(held)
-    await wait_until(lambda: queue.handled == 2)
     if what == "cut":
-        queue = await killed(queue, crawl, folder, held)
+        queue = await killed_at_b(site, queue, crawls, settings, folder)
         with monkeypatch.context() as patched:
             patched.setattr(LocalFile, "restore", no_space)
             failed = await crawls.run(Links, settings, queue=queue, site=site.url)
         assert (failed.reason, failed.paths) == ("apify_rq_items", [])
     else:
-        let_go(held)
-        await crawl.end()
+        site.serve({"/": links("/a", "/b"), "/a": "page", "/b": "page"})
+        await crawls.run(Links, settings, queue=queue, site=site.url)
         monkeypatch.setattr(FullDisk, "is_full", False)
     crawl = await crawls.run(Links, settings, queue=queue, site=site.url)
     assert crawl.paths == (["/b"] if what == "cut" else [])
@@ -540,8 +537,6 @@ async def test_two_feeds_that_append_to_one_file(
     site: Site, queue: Queue, crawls: Crawls, tmp_path: Path
 ) -> None:
     """As without the kill, it has two lines of each item; also if a feed is written differently."""
-    held = Held()
-    site.serve({"/": links("/a", "/b"), "/a": "page", "/b": held})
     folder = tmp_path / "feeds"
     feed = {"format": "jsonlines"}
 
@@ -549,10 +544,7 @@ async def test_two_feeds_that_append_to_one_file(
         return {**UNNAMED, "FEEDS": dict.fromkeys(files, feed)}
 
     plain, with_scheme = f"{folder}/items.jl", f"file://{folder}/items.jl"
-    crawl = await crawls.start(Links, settings(plain, with_scheme), queue=queue, site=site.url)
-    await begun(held)
-    await wait_until(lambda: queue.handled == 2)
-    queue = await killed(queue, crawl, folder, held)
+    queue = await killed_at_b(site, queue, crawls, settings(plain, with_scheme), folder)
     other = f"{folder}/../feeds/items.jl"
     await crawls.run(Links, settings(other, with_scheme), queue=queue, site=site.url)
     assert contents(folder)["items.jl"] == Counter(["/", "/a", "/b"] * 2)
@@ -670,18 +662,13 @@ class SecondExporter(FeedExporter):
 
 
 async def test_two_exporters(site: Site, queue: Queue, crawls: Crawls, tmp_path: Path) -> None:
-    held = Held()
-    site.serve({"/": links("/a", "/b"), "/a": "page", "/b": held})
     folder = tmp_path / "feeds"
     settings = {
         **UNNAMED,
         "EXTENSIONS": {SecondExporter: 0},
         "FEEDS": {str(folder / "items.jl"): {"format": "jsonlines"}},
     }
-    crawl = await crawls.start(Links, settings, queue=queue, site=site.url)
-    await begun(held)
-    await wait_until(lambda: queue.handled == 2)
-    queue = await killed(queue, crawl, folder, held)
+    queue = await killed_at_b(site, queue, crawls, settings, folder)
     await crawls.run(Links, settings, queue=queue, site=site.url)
     expected = Counter(["/", "/a", "/b"])
     assert contents(folder) == {"items.jl": expected, "items.jl2": expected}
@@ -701,27 +688,17 @@ async def test_two_exporters(site: Site, queue: Queue, crawls: Crawls, tmp_path:
     ],
 )
 async def test_when_items_are_saved(
-    site: Site,
-    queue: Queue,
-    crawls: Crawls,
-    tmp_path: Path,
-    settings: dict[str, Any],
-    is_saved: bool,
+    site: Site, queue: Queue, crawls: Crawls, tmp_path: Path, settings: Any, is_saved: bool
 ) -> None:
-    held = Held()
-    site.serve({"/": links("/a"), "/a": held})
     folder = tmp_path / "feeds"
     feed = {"FEEDS": {str(folder / "items.jl"): {"format": "jsonlines", "overwrite": True}}}
     settings = {**UNNAMED, **feed, **settings}
-    crawl = await crawls.start(Links, settings, queue=queue, site=site.url)
-    await begun(held)
-    await wait_until(lambda: queue.handled == 1)
-    queue = await killed(queue, crawl, folder, held)
-    assert saved(queue) == (["/"] if is_saved else [])
+    queue = await killed_at_b(site, queue, crawls, settings, folder)
+    assert saved(queue) == (["/", "/a"] if is_saved else [])
     crawl = await crawls.run(Links, settings, queue=queue, site=site.url)
-    assert crawl.paths == ["/a"]
+    assert crawl.paths == ["/b"]
     if "Stored jsonlines feed" in crawl.log_text:
-        assert contents(folder)["items.jl"] == Counter(["/", "/a"] if is_saved else ["/a"])
+        assert contents(folder)["items.jl"] == Counter(["/", "/a", "/b"] if is_saved else ["/b"])
 
 
 class RemoteFile(BlockingFeedStorage):
@@ -792,18 +769,13 @@ async def test_a_storage_that_appends_gets_only_what_it_has_not(
 async def test_a_worker_gets_back_what_it_has_saved_itself(
     site: Site, queue: Queue, crawls: Crawls, tmp_path: Path
 ) -> None:
-    held = Held()
-    site.serve({"/": links("/a", "/b"), "/a": "page", "/b": held})
     feed = {"format": "jsonlines", "overwrite": True}
 
     def settings(key: str) -> dict[str, Any]:
         feeds = {str(tmp_path / key): feed}
         return {"APIFY_RQ_ACCESS": "shared", "APIFY_RQ_CLIENT_KEY": key, "FEEDS": feeds}
 
-    crawl = await crawls.start(Links, settings("x"), queue=queue, site=site.url)
-    await begun(held)
-    await wait_until(lambda: queue.handled == 2)
-    queue = await killed(queue, crawl, tmp_path / "none", held)
+    queue = await killed_at_b(site, queue, crawls, settings("x"), tmp_path / "none")
     held = Held()
     site.serve({"/b": held})
     crawl = await crawls.start(Links, settings("x"), queue=queue, site=site.url)

@@ -12,7 +12,6 @@ import pytest
 from scrapy.downloadermiddlewares.retry import get_retry_request
 from scrapy.http import Response
 
-from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.support.crawling import Crawls
@@ -172,10 +171,7 @@ class Life(Pages):
         raise KeyError
 
 
-async def test_pages_of_one_crawl(
-    site: Site, crawls: Crawls, any_queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
+async def test_pages_of_one_crawl(site: Site, crawls: Crawls, any_queue: Queue) -> None:
     by_apify = json.dumps({"url": f"{site.url}/apify", "errback": "failed_raises"})
     by_others = {**BY_OTHERS, "/apify": {"user_data": {"scrapy_request": by_apify}}}
     linked = [path for path in LIFE if path.count("/") != 2 and path not in by_others]
@@ -254,10 +250,7 @@ class Raises(Pages):
             raise ValueError("bad page")
 
 
-async def test_retries_of_callbacks(
-    site: Site, crawls: Crawls, any_queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
+async def test_retries_of_callbacks(site: Site, crawls: Crawls, any_queue: Queue) -> None:
     again = Held("good")
     site.serve({"/": links("/once", "/always", "/down", "/crash"), "/once": ["bad", "good"]})
     # Failed downloads do not use up the retries of callbacks.

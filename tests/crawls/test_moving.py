@@ -18,8 +18,6 @@ from tests.support.spiders import SiteSpider
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Hit, Page, Site, begun, let_go, links
 
-pytestmark = pytest.mark.usefixtures("short_delay")
-
 PATHS = [f"/{number}" for number in range(60)]
 HELD = PATHS[30:34]
 SETTINGS: dict[str, Any] = {"SPIDER_MODULES": [__name__], "CONCURRENT_REQUESTS": len(HELD)}

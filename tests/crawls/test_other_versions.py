@@ -19,7 +19,6 @@ from tests.support.spiders import Pages, SiteSpider
 from tests.support.website import Site
 
 PATHS = [f"/{number}" for number in range(20)]
-pytestmark = pytest.mark.usefixtures("short_delay")
 ACCESS = [{}, {"APIFY_RQ_ACCESS": "shared", "APIFY_RQ_LOCK_SECS": 60}]
 
 

@@ -20,7 +20,6 @@ from urllib.request import urlopen
 import pytest
 from scrapy.http import Response
 
-from scrapy_apify_rq.backends.apify import http
 from scrapy_apify_rq.crawl import state
 from tests.crawls.test_items import Kinds, Loose, Many, contents, feeds, files_in, restore
 from tests.crawls.test_state import KEYS, WORKER, LogsIn, login, records, sent_cookies
@@ -54,12 +53,6 @@ async def exported(queue: Queue) -> Counter[str]:
 
 
 @pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls are made again at once."""
-    monkeypatch.setattr(http, "_FIRST_BACKOFF", 0.005)
-
-
-@pytest.fixture
 def killed() -> Iterator[Any]:
     """Gives what a kill leaves at that moment: the queue, and what is written in a folder."""
     with ExitStack() as stack:
@@ -75,7 +68,6 @@ def killed() -> Iterator[Any]:
         yield kill
 
 
-@pytest.mark.usefixtures("hurried", "short_delay")
 async def test_kills_and_faults(
     site: Site, served: Queue, crawls: Crawls, tmp_path: Path, killed: Any
 ) -> None:
@@ -303,7 +295,6 @@ class LogsInAndCounts(LogsIn):
 
 
 @pytest.mark.parametrize("access", [{}, WORKER], ids=["single", "worker"])
-@pytest.mark.usefixtures("short_delay")
 async def test_state_and_cookies_survive_a_kill(
     site: Site,
     served: ServedQueue,

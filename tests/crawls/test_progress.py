@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME
 from scrapy_apify_rq.entries.arguments import arguments_of
 from scrapy_apify_rq.identity import default_name
@@ -94,10 +93,7 @@ def serve_slowly(site: Site) -> None:
     site.serve(dict.fromkeys(PATHS[5:7], Page(status=404, delay=0.05)))
 
 
-async def test_lines_of_progress(
-    site: Site, crawls: Crawls, any_queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
+async def test_lines_of_progress(site: Site, crawls: Crawls, any_queue: Queue) -> None:
     serve_slowly(site)
     settings = {"CONCURRENT_REQUESTS": 1, "LOGSTATS_INTERVAL": 0.15}
     # From the first line on, the queue knows all pages.

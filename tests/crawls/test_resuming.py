@@ -8,7 +8,6 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import pytest
 from scrapy import FormRequest, Request
 from scrapy.http import Response
 
@@ -17,8 +16,6 @@ from tests.support.queues import Queue, ServedQueue, copied
 from tests.support.spiders import Links, SiteSpider
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Hit, Page, Site, begun, let_go, links
-
-pytestmark = pytest.mark.usefixtures("short_delay")
 
 
 async def test_killed_during_the_first_page(site: Site, any_queue: Queue, crawls: Crawls) -> None:

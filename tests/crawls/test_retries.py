@@ -19,8 +19,6 @@ from tests.support.spiders import Links, SiteSpider
 from tests.support.waiting import wait_until
 from tests.support.website import Hit, Page, Site, links
 
-pytestmark = pytest.mark.usefixtures("short_delay")
-
 DELAY = 0.25
 
 

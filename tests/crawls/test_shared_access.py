@@ -22,8 +22,6 @@ from tests.support.website import Held, Page, Site, begun, let_go, links
 
 SHARED: dict[str, Any] = {"APIFY_RQ_ACCESS": "shared"}
 
-pytestmark = pytest.mark.usefixtures("short_delay")
-
 
 async def finish(*workers: Crawl) -> None:
     for worker in workers:
@@ -42,9 +40,13 @@ class ManyStarts(SiteSpider):
 
 async def test_leases_outlast_slow_pages(site: Site, any_queue: Queue, crawls: Crawls) -> None:
     """Leases of two seconds, pages of more, and more of them than fit in at once."""
-    site.serve({f"/{number}": Page(delay=2.6) for number in range(24)})
+    held = {f"/{number}": Held() for number in range(24)}
+    site.serve(held)
     settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 2, "CONCURRENT_REQUESTS": 4}
     workers = [crawls.begin(ManyStarts, settings, queue=any_queue, site=site.url) for _ in "abc"]
+    await wait_until(lambda: len(site.hits) == 3 * 4, "a page for each")
+    await asyncio.sleep(2.2)
+    let_go(*held.values())
     await finish(*workers)
     assert Counter(site.paths) == Counter([f"/{number}" for number in range(24)])
     assert not any("apify_rq/leases_lost" in worker.stats for worker in workers)
@@ -52,10 +54,10 @@ async def test_leases_outlast_slow_pages(site: Site, any_queue: Queue, crawls: C
 
 async def test_client_key_takes_over_at_once(site: Site, any_queue: Queue, crawls: Crawls) -> None:
     """From a worker that was killed, whose leases last for three minutes."""
-    site.serve(tree(60, delay=0.1))
+    site.serve(tree(40, delay=0.05))
     settings = {**SHARED, "APIFY_RQ_CLIENT_KEY": "worker-1"}
     crawl = await crawls.start(Tree, settings, queue=any_queue, site=site.url)
-    await wait_until(lambda: len(site.hits) > 20)
+    await wait_until(lambda: len(site.hits) > 12)
     with copied(any_queue) as after_the_kill:
         assert after_the_kill.locked > 0
         pending = [entry for entry in await after_the_kill.entries() if not entry.is_handled]
@@ -65,11 +67,11 @@ async def test_client_key_takes_over_at_once(site: Site, any_queue: Queue, crawl
         assert second.reason == "finished"
         assert {entry.url.removeprefix(site.url) for entry in pending} <= set(site.paths)
         info = await after_the_kill.info()
-        assert (info.handled, info.pending) == (fetched(60).total(), 0)
+        assert (info.handled, info.pending) == (fetched(40).total(), 0)
 
 
 async def test_stop_gives_leases_back(site: Site, any_queue: Queue, crawls: Crawls) -> None:
-    site.serve(tree(100, delay=0.1))
+    site.serve(tree(40, delay=0.05))
     first = await crawls.start(Tree, SHARED, queue=any_queue, site=site.url)
     await wait_until(lambda: len(site.hits) > 10)
     await first.crawler.stop_async()
@@ -77,7 +79,7 @@ async def test_stop_gives_leases_back(site: Site, any_queue: Queue, crawls: Craw
     assert any_queue.locked == 0
     assert any_queue.handled == len(site.hits)
     await finish(*(crawls.begin(Tree, SHARED, queue=any_queue, site=site.url) for _ in "ab"))
-    assert Counter(site.paths) == fetched(100)
+    assert Counter(site.paths) == fetched(40)
 
 
 class Retries(SiteSpider):
@@ -123,7 +125,7 @@ async def test_waiting_for_the_work_of_others(site: Site, any_queue: Queue, craw
     """It asks seldom, without a write, and takes part in what comes of their last page."""
     paths = [f"/{number}" for number in range(40)]
     first = Held(links(*paths))
-    site.serve({"/": first, **dict.fromkeys(paths, Page(delay=0.3))})
+    site.serve({"/": first, **dict.fromkeys(paths, Page(delay=0.15))})
     settings = {**SHARED, "CONCURRENT_REQUESTS": 4}
     workers = [crawls.begin(Links, settings, queue=any_queue, site=site.url) for _ in "ab"]
     await begun(first)
@@ -132,7 +134,7 @@ async def test_waiting_for_the_work_of_others(site: Site, any_queue: Queue, craw
         calls = any_queue.api.calls
         await wait_until(lambda: len(any_queue.api.of("POST", "/requests/batch")) == 2)
         calls.clear()
-    await asyncio.sleep(2)
+    await asyncio.sleep(0.3)
     between = Counter((call.method, call.path) for call in calls if call.is_about_queue)
     let_go(first)
     await finish(*workers)
@@ -140,7 +142,7 @@ async def test_waiting_for_the_work_of_others(site: Site, any_queue: Queue, craw
     assert all(worker.stats["apify_rq/handled"] > 5 for worker in workers)
     if isinstance(any_queue, ServedQueue):
         assert set(between) == {("POST", "/head/lock")}
-        assert between.total() <= 2 * 4  # at first, and after 0.5, 1, 2 seconds
+        assert between.total() <= 2 * 4  # at first, and after 0.05, 0.15, 0.35 seconds
 
 
 async def test_single_access_is_warned_once(
@@ -148,8 +150,8 @@ async def test_single_access_is_warned_once(
 ) -> None:
     """The one that came first learns of the other from the API's answers, and each of them when the
     other has handled its page. If one is always ahead, only the other is warned."""
-    site.serve(tree(100, delay=0.1))
-    few = {"CLOSESPIDER_PAGECOUNT": 30}
+    site.serve(tree(60, delay=0.05))
+    few = {"CLOSESPIDER_PAGECOUNT": 20}
     both = [await crawls.start(Tree, few, queue=served, site=site.url) for _ in "ab"]
     for crawl in both:
         await crawl.end()
@@ -175,12 +177,12 @@ async def test_late_worker_on_finished_queue(site: Site, any_queue: Queue, crawl
 
 async def test_lost_answers_keep_no_leases(site: Site, served: ServedQueue, crawls: Crawls) -> None:
     """Leases of an hour: were one forgotten, the crawl would wait for its end."""
-    site.serve(tree(80))
+    site.serve(tree(50))
     share = 0.03
     served.faults(Faults(limited=share, failed=share, dropped=share, lost=share, unprocessed=share))
     settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 3600}
     await finish(*(crawls.begin(Tree, settings, queue=served, site=site.url) for _ in "ab"))
-    assert set(site.paths) == set(fetched(80))
+    assert set(site.paths) == set(fetched(50))
     assert (await served.info()).pending == 0
 
 
@@ -188,8 +190,8 @@ async def test_no_end_before_the_writes_show(
     site: Site, served: ServedQueue, crawls: Crawls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The head is late: nobody may take that for the end of the crawl."""
-    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.6)
-    served.faults(Faults(head_lag=0.6, counter_lag=1.2))
+    monkeypatch.setattr(ApifyBackend, "consistency_delay", 0.2)
+    served.faults(Faults(head_lag=0.2, counter_lag=0.4))
     # Each page links to the next only, so that the head seems empty after each.
     site.serve({"/": links("/1"), "/1": links("/2"), "/2": "last"})
     await finish(*(crawls.begin(Links, SHARED, queue=served, site=site.url) for _ in "ab"))

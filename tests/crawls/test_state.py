@@ -80,7 +80,7 @@ class Counts(SiteSpider):
 
 @pytest.mark.parametrize("has_jobdir", [False, True])
 @pytest.mark.parametrize("access", [{}, WORKER], ids=["single", "worker"])
-@pytest.mark.usefixtures("haste", "short_delay")
+@pytest.mark.usefixtures("haste")
 async def test_state_survives_a_kill(
     site: Site,
     queue: Queue,
@@ -355,7 +355,7 @@ async def test_totals_of_all_runs(site: Site, queue: Queue, crawls: Crawls) -> N
 
 
 @pytest.mark.parametrize("has_key", [True, False])
-@pytest.mark.usefixtures("haste", "short_delay")
+@pytest.mark.usefixtures("haste")
 async def test_each_worker_has_its_own_state(
     site: Site, queue: Queue, crawls: Crawls, has_key: bool
 ) -> None:

@@ -19,7 +19,7 @@ from tests.support.faults import Faults
 from tests.support.queues import ServedQueue
 from tests.support.spiders import Links
 from tests.support.waiting import wait_until
-from tests.support.website import Page, Site, links
+from tests.support.website import Held, Page, Site, let_go, links
 
 PATHS = [f"/{number}" for number in range(30)]
 SHARED = {"APIFY_RQ_ACCESS": "shared", "APIFY_RQ_CLIENT_KEY": "worker"}
@@ -48,17 +48,16 @@ def seconds_after_the_last_page(crawl: Crawl) -> float:
 
 @pytest.fixture
 def shrink(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Makes all times of the platform and of ours so many times shorter."""
+    """Makes all times of the platform and of ours so many times shorter. Between questions there
+    is some time all the same, since each of them is a call.
+    """
 
     def shrink(times: float) -> None:
-        for owner, name in (
-            (ApifyBackend, "consistency_delay"),
-            (ApifyBackend, "lag"),
-            (idle, "_FIRST_PAUSE"),
-            (idle, "_LONGEST_PAUSE"),
-            (http, "_FIRST_BACKOFF"),
-        ):
-            monkeypatch.setattr(owner, name, getattr(owner, name) / times)
+        monkeypatch.setattr(ApifyBackend, "consistency_delay", 3 / times)
+        monkeypatch.setattr(ApifyBackend, "lag", ApifyBackend.lag / times)
+        monkeypatch.setattr(idle, "_FIRST_PAUSE", max(0.25 / times, 0.05))
+        monkeypatch.setattr(idle, "_LONGEST_PAUSE", 10 / times)
+        monkeypatch.setattr(http, "_FIRST_BACKOFF", 0.5 / times)
 
     return shrink
 
@@ -66,15 +65,18 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 # Soon.
 
 
-async def test_end_of_a_crawl_over_the_api(site: Site, served: ServedQueue, crawls: Crawls) -> None:
+async def test_end_of_a_crawl_over_the_api(
+    site: Site, served: ServedQueue, crawls: Crawls, shrink: Callable[[float], None]
+) -> None:
     """The last acks, the question whether anything is left, and the counts: three round trips."""
+    shrink(1)
     serve(site)
     served.faults(Faults(latency=0.05))
     crawl = await crawls.run(Times, queue=served, site=site.url)
     assert crawl.reason == "finished"
     assert Counter(crawl.paths) == Counter(["/", *PATHS])
-    # The target is 0.3 s on an idle machine.
-    assert seconds_after_the_last_page(crawl) < 0.8
+    # The target is 0.3 s on an idle machine; what others write may show after 3 s.
+    assert seconds_after_the_last_page(crawl) < 1.5
 
 
 @pytest.mark.parametrize("is_alone", [True, False])
@@ -84,22 +86,30 @@ async def test_end_of_a_resumed_crawl_over_the_api(
     """Under the client key of the run before it is alone on its queue, and has nothing to wait for
     once it has been open for longer than the queue may lag.
     """
-    monkeypatch.setattr(ApifyBackend, "consistency_delay", 1.5)
+    delay = 1.2
+    monkeypatch.setattr(ApifyBackend, "consistency_delay", delay)
     keys = ("ours", "ours" if is_alone else "another")
-    serve(site)
-    few = {"CLOSESPIDER_PAGECOUNT": 5, "CONCURRENT_REQUESTS": 2, "APIFY_RQ_CLIENT_KEY": keys[0]}
+    held = Held("page")
+    site.serve({"/": links(*PATHS[:9], "/held"), **dict.fromkeys(PATHS[:9], "page")})
+    site.serve({"/held": held})
+    few = {"CLOSESPIDER_PAGECOUNT": 1, "CONCURRENT_REQUESTS": 1, "APIFY_RQ_CLIENT_KEY": keys[0]}
     stopped = await crawls.run(Times, few, queue=served, site=site.url)
     assert stopped.reason == "closespider_pagecount"
     served.faults(Faults(latency=0.05))
-    slow = {"DOWNLOAD_DELAY": 0.1, "DOWNLOAD_DELAY_JITTER": 0, "APIFY_RQ_CLIENT_KEY": keys[1]}
-    crawl = await crawls.run(Times, slow, queue=served, site=site.url)
+    key = {"APIFY_RQ_CLIENT_KEY": keys[1]}
+    crawl = await crawls.start(Times, key, queue=served, site=site.url)
+    await asyncio.sleep(delay)
+    let_go(held)
+    await crawl.end()
     assert crawl.reason == "finished"
     assert (await served.info()).pending == 0
-    seconds = seconds_after_the_last_page(crawl)
-    assert seconds < 0.8 if is_alone else seconds > 1.4
+    assert (seconds_after_the_last_page(crawl) < delay) == is_alone
 
 
-async def test_end_of_an_embedded_crawl(site: Site, crawls: Crawls) -> None:
+async def test_end_of_an_embedded_crawl(
+    site: Site, crawls: Crawls, shrink: Callable[[float], None]
+) -> None:
+    shrink(1)
     serve(site)
     crawl = await crawls.run(Times, site=site.url)
     assert seconds_after_the_last_page(crawl) < 0.2
@@ -138,10 +148,6 @@ async def test_workers_stay_while_another_has_work(
 # In any case.
 
 
-def is_anything(call: Call) -> bool:
-    return True
-
-
 def is_put(call: Call) -> bool:
     return call.method == "PUT"
 
@@ -154,6 +160,14 @@ def is_batch(call: Call) -> bool:
     return call.is_("POST", "/requests/batch")
 
 
+def is_of_workers(call: Call) -> bool:
+    """What crawls in single access do not ask: claims, unlocks, entries by their ids, counts."""
+    return call.is_about_queue and call.method != "PUT" and not is_batch(call)
+
+
+EACH: dict[str, Callable[[Call], bool]] = {"single": lambda call: True, "shared": is_of_workers}
+
+
 def assert_ended_well(crawl: Crawl) -> None:
     """Either nothing was lost by the refused call, or the crawl says that it has failed."""
     reason = crawl.reason
@@ -163,14 +177,12 @@ def assert_ended_well(crawl: Crawl) -> None:
     assert crawl.closing_line
 
 
-@pytest.mark.parametrize(
-    ("nth", "status"), [(1, 403), (2, 404), (15, 409), (30, 403), (80, 404), (121, 409)]
-)
+@pytest.mark.parametrize(("nth", "status"), [(1, 403), (2, 404), (15, 409), (30, 403), (61, 404)])
 async def test_one_put_of_many_is_refused(
     site: Site, served: ServedQueue, crawls: Crawls, status: int, nth: int
 ) -> None:
     """While the crawl has enough to do, so that adds wait for company when the call fails."""
-    many = [f"/{number}" for number in range(60)]
+    many = [f"/{number}" for number in range(30)]
     site.serve({"/": links(*many), **{path: links(f"{path}/child") for path in many}})
     site.serve({f"{path}/child": "page" for path in many})
     served.refuse(error(status), nth=nth, when=is_put)
@@ -183,7 +195,7 @@ async def test_one_put_of_many_is_refused(
 
 
 @pytest.mark.parametrize("when", [is_batch, is_head])
-@pytest.mark.parametrize(("nth", "status"), [(1, 403), (2, 404), (3, 409)])
+@pytest.mark.parametrize(("nth", "status"), [(2, 404), (3, 409)])
 @pytest.mark.parametrize("access", ["single", "shared"])
 async def test_one_question_or_batch_is_refused(
     site: Site,
@@ -213,13 +225,13 @@ async def test_each_call_is_refused_once(
 ) -> None:
     """Each in turn, from the opening of the queue to the last call of the crawl."""
     shrink(50)
-    serve(site, 3)
+    serve(site, 1)
     settings = {**(SHARED if access == "shared" else {}), "APIFY_RQ_PURGE_ON_START": False}
     nth, refused = 0, True
     while refused:
         nth += 1
         served.refuse(
-            answer if isinstance(answer, str) else error(answer), nth=nth, when=is_anything
+            answer if isinstance(answer, str) else error(answer), nth=nth, when=EACH[access]
         )
         named = {**settings, "APIFY_RQ_NAME": f"queue-{nth}"}
         crawl = await crawls.start(Times, named, queue=served, site=site.url)
@@ -232,7 +244,7 @@ async def test_each_call_is_refused_once(
         assert crawl.tasks_left == [], f"call {nth} refused"
         refused = served.refused
     assert crawl.reason == "finished"
-    assert nth > 8
+    assert nth > 6
 
 
 @pytest.mark.parametrize("access", ["single", "shared"])
@@ -241,7 +253,7 @@ async def test_stop_at_each_call(
 ) -> None:
     """What one Ctrl-C does, at each moment from the opening of the queue to the end."""
     shrink(50)
-    serve(site, 3)
+    serve(site, 1)
     loop = asyncio.get_running_loop()
     settings = SHARED if access == "shared" else {}
     nth, stopped = 0, True
@@ -256,8 +268,8 @@ async def test_stop_at_each_call(
 
         def before(call: Call, nth: int = nth, stop: Callable[[], None] = stop) -> None:
             nonlocal calls, stopped
-            calls += 1
-            if calls == nth:
+            calls += EACH[access](call)
+            if calls == nth and not stopped:
                 stopped = True
                 loop.call_soon_threadsafe(stop)
 
@@ -276,4 +288,4 @@ async def test_stop_at_each_call(
         assert current[0].tasks_left == [], f"stopped at call {nth}"
         await wait_until(lambda current=current: current[0].reason)
         assert current[0].reason in ("finished", "shutdown"), f"stopped at call {nth}"
-    assert nth > 8
+    assert nth > 6

@@ -24,8 +24,6 @@ from tests.support.spiders import Links, SiteSpider
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Site, links
 
-pytestmark = pytest.mark.usefixtures("short_delay")
-
 UNNAMED = {"APIFY_RQ_NAME": None, "BOT_NAME": "bot", "SPIDER_MODULES": [__name__]}
 
 

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
+from aiohttp import web, web_app
 
 from scrapy_apify_rq.backends.base import Info
 from scrapy_apify_rq.backends.sqlite.queue import FILE_NAME, SqliteBackend
@@ -198,6 +198,8 @@ def serving(
             yield ServedQueue(folder, api, misbehaviour)
         finally:
             loop.run(stop())
+            # It keeps the last hundred servers, with all calls and bodies that they have had.
+            web_app._cached_build_middleware.cache_clear()
     assert not api.complaints, api.complaints
 
 

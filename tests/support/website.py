@@ -116,7 +116,7 @@ class Site:
             return [hit.path for hit in self.hits if hit.path != "/robots.txt"]
 
     def __enter__(self) -> Site:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
