@@ -19,9 +19,10 @@ from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from tests.support.crawling import Crawls
 from tests.support.example_project import shop_hits, shop_settings
 from tests.support.faults import Faults
-from tests.support.process_spiders import Tree, fetched, tree
+from tests.support.process_spiders import Tree
 from tests.support.queues import Queue, ServedQueue
 from tests.support.scrapy_project import Process, Project
+from tests.support.trees import fetched, tree
 from tests.support.waiting import wait_until
 from tests.support.website import Site
 

@@ -13,9 +13,10 @@ from scrapy import Request
 from tests.support.command_line import rq_ok
 from tests.support.crawling import Crawls
 from tests.support.jobdirs import write
-from tests.support.process_spiders import InMemory, Stages, Tree, Waits, fetched, tree
+from tests.support.process_spiders import InMemory, Stages, Tree, Waits
 from tests.support.queues import Queue, ServedQueue
 from tests.support.scrapy_project import Project
+from tests.support.trees import fetched, tree
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Page, Site, let_go, links
 

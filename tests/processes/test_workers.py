@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.crawling import Crawls
-from tests.support.process_spiders import Tree, fetched, tree
+from tests.support.process_spiders import Tree
 from tests.support.queues import Queue
 from tests.support.scrapy_project import Finished, Project
+from tests.support.trees import fetched, tree
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Site
 

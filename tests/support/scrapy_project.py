@@ -20,7 +20,7 @@ from typing import Any
 from scrapy import Spider
 
 from tests.support.example_project import EXAMPLE
-from tests.support.queues import TOKEN, Queue
+from tests.support.queues import TOKEN, Queue, ServedQueue
 from tests.support.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -121,7 +121,8 @@ class Project:
         folder.mkdir(parents=True, exist_ok=True)
         values = {"SPIDER_MODULES": [spider.__module__], **queue.settings, **(settings or {})}
         lines = [f"{name} = {value!r}\n" for name, value in values.items()]
-        text = "from tests.support.project_settings import *\n" + "".join(lines)
+        base = "served_settings" if isinstance(queue, ServedQueue) else "project_settings"
+        text = f"from tests.support.{base} import *\n" + "".join(lines)
         (folder / "settings.py").write_text(text)
         (folder / "scrapy.cfg").write_text("[settings]\ndefault = settings\n")
 

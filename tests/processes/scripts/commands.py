@@ -9,15 +9,16 @@ import os
 import sys
 
 from scrapy.cmdline import execute
-from scrapy.settings import default_settings
 from scrapy.utils.misc import load_object
+from scrapy.utils.project import get_project_settings
 
-import tests.support.project_settings  # noqa: F401 (as all of them do)
-
-# This, too, all of them import. The memory that a fork's garbage collector touches is copied.
+# All of them import this. The memory that a fork's garbage collector touches is copied.
+settings = get_project_settings()
 for name in ("DOWNLOAD_HANDLERS", "DOWNLOADER_MIDDLEWARES", "EXTENSIONS", "SPIDER_MIDDLEWARES"):
-    for key, value in getattr(default_settings, f"{name}_BASE").items():
+    for key, value in settings[f"{name}_BASE"].items():
         load_object(value if isinstance(value, str) else key)
+for name in ("Addon", "Scheduler"):
+    load_object(f"scrapy_apify_rq.{name}")
 gc.freeze()
 
 for number, words in enumerate(json.loads(sys.argv[1])):
