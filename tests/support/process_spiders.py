@@ -95,10 +95,6 @@ def reached(stage: str) -> None:
 class Stages(Links):
     name = "stages"
 
-    def parse(self, response: Response) -> Iterator[Any]:
-        reached("callback")
-        yield from super().parse(response)
-
 
 class StagesStats(MemoryStatsCollector):
     calls = 0
