@@ -99,7 +99,7 @@ async def test_an_outage_is_reported_once(
 ) -> None:
     caplog.set_level(logging.INFO)
     calls = count()
-    api.before = lambda call: "drop" if next(calls) < 10 * 50 else None
+    api.before = lambda call: "drop" if next(calls) < 6 * 50 else None
     await client.put(*numbered(50))
     messages = [record.message for record in caplog.records]
     assert len([m for m in messages if "APIFY_RQ_UNAVAILABLE_TIMEOUT" in m]) <= 2
