@@ -40,9 +40,9 @@ async def test_calls_are_paced_by_their_class(api: Api, client: Apify) -> None:
     begun = time.monotonic()
     watching = asyncio.create_task(watch())
     await asyncio.gather(
-        client.put(*numbered(600)),
-        *(client.fill(f"new{n}") for n in range(60)),
-        *(client.info() for n in range(80)),
+        client.put(*numbered(500)),
+        *(client.fill(f"new{n}") for n in range(50)),
+        *(client.info() for n in range(75)),
     )
     took = time.monotonic() - begun - late
     watching.cancel()
@@ -52,7 +52,7 @@ async def test_calls_are_paced_by_their_class(api: Api, client: Apify) -> None:
         40: [call.at for call in calls if call.path == "/requests/batch"],
         60: [call.at for call in calls if call.is_("GET", "")],
     }
-    assert [len(times) for times in classes.values()] == [600, 60, 80]
+    assert [len(times) for times in classes.values()] == [500, 50, 75]
     for rate, times in classes.items():
         most = max(sum(at <= t < at + 1 for t in times) for at in times)
         # On their way calls may close up.
