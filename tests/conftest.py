@@ -10,6 +10,7 @@ import gc
 import inspect
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -31,6 +32,9 @@ from tests.support.website import Site
 # Some machines forbid it, and then each of our many processes would compile the package again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# A shell without job control lets what it runs in the background ignore Ctrl-C, and so would our processes.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # SQLite waits for the disk: a queue that is made, filled and closed takes 90 ms on one, and 3 ms in
 # memory. The folders of tests that pass are removed at once, so a few hundred MB are enough.

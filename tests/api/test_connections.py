@@ -41,7 +41,7 @@ async def running(folder: Path, patience: float = 60) -> AsyncIterator[str]:
     watch = asyncio.create_task(connections.watch(runner.server))
     url = f"http://127.0.0.1:{runner.addresses[0][1]}/v2/request-queues"
     try:
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(verify=False) as http:
             await http.post(url, params={"name": NAME})
         yield url
     finally:
@@ -103,7 +103,8 @@ async def test_each_client_is_logged_once_and_no_token_ever(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "scrapy_apify_rq")
-    async with running(tmp_path) as url, httpx.AsyncClient(headers={"User-Agent": "x"}) as http:
+    agent = {"User-Agent": "x"}
+    async with running(tmp_path) as url, httpx.AsyncClient(headers=agent, verify=False) as http:
         for key in ("one", "one", "two%0A"):
             await http.get(f"{url}/~{NAME}/head?token=secret&clientKey={key}")
     server = "scrapy_apify_rq.server"

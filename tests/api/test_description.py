@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.support import api_description
 from tests.support.queues import ServedQueue
-from tests.support.raw_calls import BEARER, Caller
+from tests.support.raw_calls import BEARER, Caller, called
 
 schemathesis = pytest.importorskip("schemathesis")
 pytestmark = pytest.mark.skipif(
@@ -139,9 +138,9 @@ WRONG_CALLS = [
 def test_wrong_call_of_ours_would_be_seen(served: ServedQueue, agent: str, expected: int) -> None:
     """The check itself, which every test with ``served`` relies on."""
     headers = {"User-Agent": agent, "Content-Type": "application/json", **BEARER}
-    for verb, path, body in WRONG_CALLS:
-        url = f"{served.api.url}/v2/request-queues{path}"
-        httpx.request(verb, url, content=body, headers=headers)
+    with called(served, headers=headers) as api:
+        for verb, path, body in WRONG_CALLS:
+            api.http.request(verb, f"{api.path}{path}", content=body)
     complaints = served.api.complaints.copy()
     served.api.complaints.clear()
     assert [": the call: " in complaint for complaint in complaints] == [True] * expected

@@ -73,19 +73,17 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("body", "error"),
-    [
+def test_wrong_batch_stores_nothing(remote: Caller) -> None:
+    bodies: list[tuple[Any, str]] = [
         ([], "invalid-value"),
         ([request(str(n)) for n in range(26)], "invalid-value"),
         ([request("a"), request("a")], "request-queue-duplicate-requests"),
         *(([request("a"), wrong], "invalid-value") for wrong in WRONG),
         (request("a"), "invalid-request"),
-    ],
-)
-def test_wrong_batch_stores_nothing(remote: Caller, body: Any, error: str) -> None:
-    assert remote("POST", "/requests/batch", body).error == (400, error)
-    assert remote.counts() == (0, 0, 0)
+    ]
+    for body, error in bodies:
+        assert remote("POST", "/requests/batch", body).error == (400, error), body
+        assert remote.counts() == (0, 0, 0)
 
 
 def test_limits_are_cut_to_their_maximum(remote: Caller) -> None:

@@ -113,10 +113,10 @@ WRONG = (
 )
 
 
-@pytest.mark.parametrize("body", [*WRONG.split(b"|"), b'[{"a": "\xff"}]'])
-def test_items_are_objects(dataset: Caller, body: bytes) -> None:
-    assert dataset("POST", "/items", content=body).status == 400
-    assert dataset("GET").data["itemCount"] == 0
+def test_items_are_objects(dataset: Caller) -> None:
+    for body in (*WRONG.split(b"|"), b'[{"a": "\xff"}]'):
+        assert dataset("POST", "/items", content=body).status == 400, body
+        assert dataset("GET").data["itemCount"] == 0
 
 
 def test_limits(dataset: Caller, store: Caller) -> None:

@@ -292,22 +292,18 @@ async def test_a_write_is_seen_by_others_at_once(queues: Queues) -> None:
         assert await two.look() == ("", 2, 2, 0)
 
 
-async def test_nothing_stored_is_lost_by_kill_9(queues: Queues) -> None:
-    async with queues.process() as process:
-        await ask(process, "store")
-    async with queues.open() as backend:
-        assert await backend.look() == ("ac", 3, 1, 2)
-
-
 async def test_two_processes_add_and_claim_each_entry_once(queues: Queues) -> None:
+    """And what they have stored is there when both are killed."""
     ids = sorted(entry.id for entry in numbered(CONTESTED))
     async with queues.process(lock_secs=600) as one, queues.process(lock_secs=600) as two:
         for work in ("add", "claim"):
             answers = await asyncio.gather(ask(one, work), ask(two, work))
             assert sorted(answers[0] + answers[1]) == ids, work
+        await ask(one, "store")
     async with queues.open() as backend:
         await backend.settle()
-        assert (await backend.info())[2:5] == (CONTESTED, 0, CONTESTED)
+        assert (await backend.info())[2:5] == (CONTESTED + 3, 1, CONTESTED + 2)
+        assert await backend.listed("handled") == {"b"}
 
 
 async def test_large_entries_take_little_memory(queues: Queues) -> None:

@@ -86,7 +86,7 @@ async def test_items_of_no_entry_are_saved_once(backend: Handy, store: ItemStore
 
 async def test_many_items_in_order(backend: Handy, store: ItemStore) -> None:
     await backend.fill("a")
-    values = [str(number) * 100 for number in range(20_000)]
+    values = [str(number) * 250 for number in range(8_000)]
     items = {ids("a")[0]: EntryItems(texts(*values))}
     await backend.update([handled("a")], forefront=False, items=items)
     assert [value for _, value in await read(store)] == values

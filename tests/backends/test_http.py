@@ -42,9 +42,9 @@ async def test_calls_are_paced_by_their_class(api: Api, client: Apify) -> None:
     begun = time.monotonic()
     watching = asyncio.create_task(watch())
     await asyncio.gather(
-        client.put(*numbered(600)),
-        *(client.fill(f"new{n}") for n in range(60)),
-        *(client.info() for n in range(80)),
+        client.put(*numbered(500)),
+        *(client.fill(f"new{n}") for n in range(50)),
+        *(client.info() for n in range(75)),
     )
     took = time.monotonic() - begun - late
     watching.cancel()
@@ -54,7 +54,7 @@ async def test_calls_are_paced_by_their_class(api: Api, client: Apify) -> None:
         40: [call.at for call in calls if call.path == "/requests/batch"],
         60: [call.at for call in calls if call.is_("GET", "")],
     }
-    assert [len(times) for times in classes.values()] == [600, 60, 80]
+    assert [len(times) for times in classes.values()] == [500, 50, 75]
     for rate, times in classes.items():
         most = max(sum(at <= t < at + 1 for t in times) for at in times)
         # On their way calls may close up.
@@ -115,7 +115,7 @@ async def test_an_outage_is_reported_once(
 ) -> None:
     caplog.set_level(logging.INFO)
     calls = count()
-    api.before = lambda call: "drop" if next(calls) < 10 * 50 else None
+    api.before = lambda call: "drop" if next(calls) < 6 * 50 else None
     await client.put(*numbered(50))
     messages = [record.message for record in caplog.records]
     assert len([m for m in messages if "APIFY_RQ_UNAVAILABLE_TIMEOUT" in m]) <= 2

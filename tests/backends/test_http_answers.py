@@ -202,7 +202,7 @@ async def test_a_packed_answer_is_unpacked_no_further_than_it_may() -> None:
     text = json.dumps({"data": {"id": "x" * 100_000}}).encode()
     answer = await Api(packed(gzip.compress(text))).call()
     assert answer.data.id == "x" * 100_000
-    bomb = gzip.compress(bytes(300_000_000), 9)
+    bomb = gzip.compress(bytes(200_000_000), 1)
     tracemalloc.start()
     try:
         with pytest.raises(AnswerTooLong):

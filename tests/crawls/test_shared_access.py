@@ -14,9 +14,10 @@ from scrapy.http import Response
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from tests.support.crawling import Crawl, Crawls
 from tests.support.faults import Faults
-from tests.support.process_spiders import Tree, fetched, tree
+from tests.support.process_spiders import Tree
 from tests.support.queues import Queue, ServedQueue, copied
 from tests.support.spiders import Links, SiteSpider
+from tests.support.trees import fetched, tree
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Page, Site, begun, let_go, links
 

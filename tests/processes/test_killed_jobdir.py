@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scrapy import squeues
 
+from tests.support.command_line import rq_ok
 from tests.support.crawling import Crawls
 from tests.support.process_spiders import Shelves
 from tests.support.queues import Queue
@@ -24,7 +26,7 @@ async def test_crawl_goes_on_with_what_was_not_in_flight(
     # Odd numbers are of priority 1 and come first, the last of them first of all.
     site.serve({"/": links(*pages), **dict.fromkeys([*pages, "/late", "/later"], "page")})
     site.serve({"/15": held})
-    settings = {
+    settings: dict[str, Any] = {
         "CONCURRENT_REQUESTS": 1,
         "SCHEDULER_DISK_QUEUE": "scrapy.squeues.PickleLifoSQLiteQueue",
         "SCHEDULER_START_DISK_QUEUE": "scrapy.squeues.PickleFifoSQLiteQueue",
@@ -38,12 +40,13 @@ async def test_crawl_goes_on_with_what_was_not_in_flight(
     before = list(site.paths)
     assert 2 < len(before) < 40
 
-    words = ("import-jobdir", "job", "--spider", Shelves.name, "--yes", "-a", f"site={site.url}")
-    done = await project.run("rq", *words)
-    assert done.status == 0, done.log
+    job = str(project.folder / "job")
+    words = ("import-jobdir", job, "--spider", Shelves.name, "--yes", "-a", f"site={site.url}")
+    settings["SPIDER_MODULES"] = [Shelves.__module__]
+    done = await rq_ok(queue, *words, settings=settings)
     left = {"/late", "/later", *pages} - {*before}
-    assert f"Added: {len(left)} pending requests" in done.output
-    assert "The crawl was killed. What Scrapy was fetching" in done.log
+    assert f"Added: {len(left)} pending requests" in done.out
+    assert "The crawl was killed. What Scrapy was fetching" in done.err
     await crawls.run(Shelves, site=site.url)
     assert set(site.paths[len(before) :]) == left
     assert len(site.paths) == len(before) + len(left)

@@ -1,4 +1,7 @@
-"""``kill -9`` at random moments: only a process dies in mid-write, with all it has not sent."""
+"""``kill -9`` in mid-crawl: only a process dies in mid-write, with all it has not sent.
+
+Each kill takes a second of CPU. ``benchmarks/killed.py`` kills a crawl a hundred times.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,17 @@ from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from tests.support.crawling import Crawls
 from tests.support.example_project import shop_hits, shop_settings
 from tests.support.faults import Faults
-from tests.support.process_spiders import Tree, fetched, tree
+from tests.support.process_spiders import Tree
 from tests.support.queues import Queue, ServedQueue
 from tests.support.scrapy_project import Process, Project
+from tests.support.trees import fetched, tree
 from tests.support.waiting import wait_until
 from tests.support.website import Site
 
 pytestmark = pytest.mark.usefixtures("short_delay")
 
-KILLS = 3
+KILLS = (0.2, 0.7)
+"""After these parts of all pages."""
 STARTING = 60.0
 """Seconds that a process may take to start on a busy machine."""
 CONCURRENCY = 8
@@ -43,7 +48,7 @@ HELD_BACK = 0.1 if hasattr(scrapy.core.scraper, "_defer_sleep_async") else 0
 
 def most_repeated(queue: Queue) -> int:
     linger = ApifyBackend.linger if isinstance(queue, ServedQueue) else 0
-    return KILLS * CONCURRENCY * (2 + math.ceil((HELD_BACK + linger) / DELAY))
+    return len(KILLS) * CONCURRENCY * (2 + math.ceil((HELD_BACK + linger) / DELAY))
 
 
 def items_in(folder: Path, shop: ShopServer) -> list[tuple[str, dict[str, dict[str, object]]]]:
@@ -85,13 +90,13 @@ def feeds_in(folder: Path, queue: Queue) -> dict[str, object]:
 
 
 async def shop_with_kills(
-    tmp_path: Path, queue: Queue, crawls: Crawls, kills: int, products: int
+    tmp_path: Path, queue: Queue, crawls: Crawls, products: int
 ) -> Counter[Hit]:
     """Kill a crawl of the example's shop again and again, and let it come to its end here.
 
     It must be equal to one with Scrapy's own scheduler. Returns what was fetched again.
     """
-    chance = random.Random(kills)
+    chance = random.Random(1)
     with ShopServer(products=products) as shop:
         folder = tmp_path / "stock"
         stock = {"ADDONS": {}, "CONCURRENT_REQUESTS": CONCURRENCY, **feeds_in(folder, queue)}
@@ -103,7 +108,7 @@ async def shop_with_kills(
         settings = {**shop_settings(shop), **feeds_in(folder, queue)}
         settings["CONCURRENT_REQUESTS"] = CONCURRENCY
         project = Project(tmp_path / "project", queue, ShopSpider, settings)
-        for moment in sorted(chance.sample(range(2, len(expected)), kills)):
+        for moment in (int(part * len(expected)) for part in KILLS):
             async with project.begin() as process:
                 await wait_until(lambda n=moment: len(shop.hits) >= n, "a hit", STARTING)
                 # Not always at a hit: also while a page is read, or its ack on its way.
@@ -126,7 +131,7 @@ async def shop_with_kills(
 
 
 async def test_kills(tmp_path: Path, any_queue: Queue, crawls: Crawls) -> None:
-    repeated = await shop_with_kills(tmp_path, any_queue, crawls, KILLS, products=120)
+    repeated = await shop_with_kills(tmp_path, any_queue, crawls, products=80)
     assert repeated.total() <= most_repeated(any_queue), dict(repeated)
 
 
@@ -137,16 +142,13 @@ async def test_kills_while_calls_fail(tmp_path: Path, served: ServedQueue, crawl
     share = 0.05
     kinds = dict.fromkeys(("limited", "failed", "dropped", "lost", "unprocessed"), share)
     served.faults(Faults(**kinds))  # type: ignore[arg-type]
-    await shop_with_kills(tmp_path, served, crawls, 2, products=100)
+    await shop_with_kills(tmp_path, served, crawls, products=60)
     assert {"429", "500", "dropped", "lost"} <= served.misbehaviour.outcomes.keys()
 
 
-@pytest.mark.parametrize(
-    ("any_queue", "kills"), [("sqlite", 2), ("apify", 3)], indirect=["any_queue"]
-)
-async def test_kills_of_workers(tmp_path: Path, site: Site, any_queue: Queue, kills: int) -> None:
+async def test_kills_of_workers(tmp_path: Path, site: Site, any_queue: Queue) -> None:
     """Two at a time, of which any is killed and replaced."""
-    pages, chance = 120, random.Random(kills)
+    pages = 100
     site.serve(tree(pages, delay=0.05))
     settings = {"APIFY_RQ_ACCESS": "shared", "APIFY_RQ_LOCK_SECS": 2, "CONCURRENT_REQUESTS": 4}
     project = Project(tmp_path / "project", any_queue, Tree, settings)
@@ -157,10 +159,10 @@ async def test_kills_of_workers(tmp_path: Path, site: Site, any_queue: Queue, ki
             return await running.enter_async_context(project.begin(site=site.url))
 
         workers = [await worker()]
-        for moment in sorted(chance.sample(range(2, pages - 50), kills)):
+        for moment, victim in ((15, 0), (50, 1)):
             workers.append(await worker())
             await wait_until(lambda n=moment: len(site.hits) >= n, "a hit", STARTING)
-            await workers.pop(chance.randrange(2)).kill()
+            await workers.pop(victim).kill()
             # What was in flight, or done and not acked; also at the other worker.
             unsettled += len(site.hits) - any_queue.handled
         finished = await workers[0].end()

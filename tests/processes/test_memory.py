@@ -30,10 +30,10 @@ async def test_memory_does_not_grow_with_what_is_pending(tmp_path: Path) -> None
     async def peak(count: int) -> int:
         with serving(tmp_path / f"{count}-server") as served, Site({}, default=Page()) as site:
             await served.add(*(entry(f"{site.url}/{n}") for n in range(count)))
-            settings = {"CLOSESPIDER_PAGECOUNT": 150, "LOG_LEVEL": "INFO"}
+            settings = {"CLOSESPIDER_PAGECOUNT": 100, "LOG_LEVEL": "INFO"}
             project = Project(tmp_path / str(count), served, Peak, settings)
             crawl = await project.crawl(site=site.url)
-        assert crawl.stats["apify_rq/handled"] >= 150
+        assert crawl.stats["apify_rq/handled"] >= 100
         return int(crawl.stats["peak"])
 
     few, many = await asyncio.gather(peak(200), peak(6_000))

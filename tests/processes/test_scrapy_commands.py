@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +14,8 @@ from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.processes.scripts.two_spiders import First
 from tests.support.queues import NAME, Queue, ServedQueue
 from tests.support.scrapy_project import Project
-from tests.support.waiting import PATIENCE
 from tests.support.website import Site, links
 
-SCRIPT = Path(__file__).parent / "scripts" / "commands.py"
 PURGE = {"APIFY_RQ_PURGE_ON_START": True}
 BY_HAND = {
     "ADDONS": {},
@@ -70,17 +67,14 @@ async def test_commands(
         await queue.add(Entry(id=request_id("key"), unique_key="key", url=f"{site.url}/pending"))
     before = contents(queue.folder)
     project = Project(tmp_path / "project", queue, First, settings)
-    words = json.dumps([words for words, _, _ in commands]).replace("{}", site.url)
+    words = [[word.replace("{}", site.url) for word in words] for words, _, _ in commands]
     env = {"BROWSER": "echo %s", "SITE": site.url}
-    patience = PATIENCE * len(commands)  # as many programs
-    done = await project.run(words, env=env, script=SCRIPT, patience=patience)
-    for number, (name, expected, _) in enumerate(commands):
-        log = (project.folder / f"command-{number}.err").read_text()
-        output = (project.folder / f"command-{number}.out").read_text()
-        assert expected.replace("{}", site.url) in output, (name, log)
-        assert "Traceback" not in log
-        assert "Request queue " not in log
-    assert done.output.split() == ["0"] * len(commands)
+    all_done = await project.run_all(words, env)
+    for done, (name, expected, _) in zip(all_done, commands, strict=True):
+        assert expected.replace("{}", site.url) in done.output, (name, done.log)
+        assert "Traceback" not in done.log
+        assert "Request queue " not in done.log
+        assert done.status == 0, name
     assert site.paths == [path for _, _, paths in commands for path in paths]
     assert contents(queue.folder) == before
     assert queue.folder.exists() == is_there

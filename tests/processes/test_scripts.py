@@ -30,13 +30,15 @@ PAGES = {"/": links("/1/"), "/1/": links("/2"), "/2": "page"}
         ("CrawlerProcess", "served"),
         ("AsyncCrawlerProcess", "queue"),
         ("CrawlerRunner", "queue"),
-        ("AsyncCrawlerRunner", "served"),
     ],
 )
 async def test_two_spiders_in_one_process(
     site: Site, request: pytest.FixtureRequest, tmp_path: Path, way: str, backend: str
 ) -> None:
-    """Each has a queue, and what is spared the garbage collector is given back to it."""
+    """Each has a queue, and what is spared the garbage collector is given back to it.
+
+    All crawls in tests/crawls/ are those of an AsyncCrawlerRunner.
+    """
     queue: Queue = request.getfixturevalue(backend)
     site.serve(PAGES)
     settings = {"APIFY_RQ_NAME": None, "APIFY_RQ_GC_FREEZE": True}
@@ -55,16 +57,6 @@ async def test_two_spiders_in_one_process(
     assert counts == {"scrapybot-first": (3, 0), "scrapybot-second": (2, 0)}
 
 
-async def test_spider_in_a_single_file(site: Site, queue: Queue, tmp_path: Path) -> None:
-    site.serve(PAGES)
-    project = Project(tmp_path / "project", queue, First)
-    words = ["runspider", str(SCRIPTS / "lone_spider.py"), "-a", f"site={site.url}"]
-    done = await project.run(*words)
-    assert done.status == 0, done.log
-    assert sorted(site.paths) == ["/", "/1/", "/2"]
-    assert (await queue.info()).handled == 3
-
-
 async def test_no_reactor_is_needed(
     site: Site, any_queue: Queue, crawls: Crawls, tmp_path: Path
 ) -> None:
@@ -78,28 +70,27 @@ async def test_no_reactor_is_needed(
     assert (await any_queue.info()).handled == len(stock.paths) == 6
 
 
-@pytest.mark.parametrize("way", ["crawl", "runspider"])
-async def test_exit_status_when_the_queue_fails(
-    site: Site, served: ServedQueue, tmp_path: Path, way: str
+async def test_exit_status_of_what_is_not_finished(
+    site: Site, queue: Queue, served: ServedQueue, tmp_path: Path
 ) -> None:
-    """Of the command, as cron and CI see it; a script looks at the finish reason."""
-    site.serve(PAGES)
-    project = Project(tmp_path / "project", served, First, {"APIFY_TOKEN": "apify_api_another"})
-    name = First.name if way == "crawl" else str(SCRIPTS / "lone_spider.py")
-    done = await project.run(way, name, "-a", f"site={site.url}")
-    assert done.stats["finish_reason"] == "apify_rq_unauthorized"
-    assert done.status == 1
-
-
-async def test_exit_status_when_entries_are_left_pending(
-    site: Site, queue: Queue, tmp_path: Path
-) -> None:
+    """As cron and CI see it; a script looks at the finish reason. A spider in a single file crawls
+    all but an entry whose callback is missing, and one of a project is refused by the API.
+    """
     site.serve(PAGES)
     user_data = {"scrapy": {"v": 1, "callback": "of_last_week"}}
     await queue.add(Entry(id=request_id("a"), unique_key="a", url=site.url, user_data=user_data))
-    project = Project(tmp_path / "project", queue, First)
-    done = await project.run("crawl", First.name, "-a", f"site={site.url}")
-    assert (done.stats["finish_reason"], done.status) == ("apify_rq_missing", 1)
+    api = {**served.settings, "APIFY_TOKEN": "apify_api_another"}
+    options = [word for name, value in api.items() for word in ("-s", f"{name}={value}")]
+    single = ("runspider", str(SCRIPTS / "lone_spider.py"), "-a", f"site={site.url}")
+    refused = ("crawl", First.name, "-a", f"site={site.url}", *options)
+    all_done = await Project(tmp_path / "project", queue, First).run_all([single, refused])
+    assert [(done.stats["finish_reason"], done.status) for done in all_done] == [
+        ("apify_rq_missing", 1),
+        ("apify_rq_unauthorized", 1),
+    ]
+    assert sorted(site.paths) == ["/", "/1/", "/2"]
+    info = await queue.info()
+    assert (info.handled, info.pending) == (3, 1)
 
 
 async def test_exit_status_when_the_storage_is_deleted(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from signal import SIGINT
+from urllib.parse import urlsplit
 
 import pytest
 from scrapy import Request
@@ -13,9 +15,10 @@ from scrapy import Request
 from tests.support.command_line import rq_ok
 from tests.support.crawling import Crawls
 from tests.support.jobdirs import write
-from tests.support.process_spiders import InMemory, Stages, Tree, Waits, fetched, tree
+from tests.support.process_spiders import InMemory, Stages, Tree, Waits
 from tests.support.queues import Queue, ServedQueue
 from tests.support.scrapy_project import Project
+from tests.support.trees import fetched, tree
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Page, Site, let_go, links
 
@@ -23,17 +26,19 @@ pytestmark = pytest.mark.usefixtures("short_delay")
 
 MODULE = Stages.__module__
 # What a stop does in a crawl that is open, at each call and stage: tests/crawls/test_the_end.py.
-STAGES = ["pipeline made", "filter", "spider_opened", "engine_started", "callback"]
-CASES = [*(("sqlite", stage) for stage in STAGES), ("apify", "call 1")]
+STAGES = ["pipeline made", "filter", "spider_opened", "engine_started"]
 
 
-@pytest.mark.parametrize(("any_queue", "stage"), CASES, indirect=["any_queue"])
+@pytest.mark.parametrize(
+    ("any_queue", "stages"), [("sqlite", STAGES), ("apify", ["call 1"])], indirect=["any_queue"]
+)
 async def test_ctrl_c_at_each_stage(
-    tmp_path: Path, site: Site, any_queue: Queue, crawls: Crawls, stage: str
+    tmp_path: Path, site: Site, any_queue: Queue, crawls: Crawls, stages: list[str]
 ) -> None:
     """It ends soon and loses nothing."""
+    is_served = isinstance(any_queue, ServedQueue)
     settings = {
-        "APIFY_RQ_ACCESS": "shared" if isinstance(any_queue, ServedQueue) else "single",
+        "APIFY_RQ_ACCESS": "shared" if is_served else "single",
         "APIFY_RQ_LOCK_SECS": 2,
         "DUPEFILTER_CLASS": f"{MODULE}.StagesFilter",
         "ITEM_PIPELINES": {f"{MODULE}.StagesPipeline": 1},
@@ -41,13 +46,24 @@ async def test_ctrl_c_at_each_stage(
     }
     pages = {"/": links("/1", "/2", "/3"), **dict.fromkeys(("/1", "/2", "/3"), links("/"))}
     site.serve(pages)
-    project = Project(tmp_path, any_queue, Stages, settings)
-    stopped = await project.crawl(site=site.url, env={"STAGE": stage})
-    assert "SIGINT" in stopped.log, "the stage was not reached"
-    resumed = await crawls.run(Stages, settings, queue=any_queue, site=site.url)
-    assert resumed.reason == "finished"
-    assert set(site.paths) == set(pages)
-    assert (await any_queue.info()).pending == 0
+    project = Project(tmp_path / "project", any_queue, Stages, settings)
+    queues = [any_queue if is_served else Queue(tmp_path / stage) for stage in stages]
+    crawl = ("crawl", Stages.name, "-a", f"site={site.url}", "-s")
+    all_stopped = await project.run_all(
+        [
+            (f"STAGE={stage}", *crawl, f"APIFY_RQ_STORAGE_DIR={queue.folder}")
+            for stage, queue in zip(stages, queues, strict=True)
+        ]
+    )
+    for stage, queue, stopped in zip(stages, queues, all_stopped, strict=True):
+        assert stopped.status == 0, stopped.log
+        assert "SIGINT" in stopped.log, f"{stage} was not reached"
+        assert not re.search("Bug in scrapy-apify-rq|Warning: ", stopped.log), stopped.log
+        resumed = await crawls.run(Stages, settings, queue=queue, site=site.url)
+        assert resumed.reason == "finished"
+        entries = await queue.entries()
+        assert {urlsplit(entry.url).path for entry in entries} == set(pages)
+        assert all(entry.is_handled for entry in entries)
 
 
 async def test_ctrl_c_once_fetches_nothing_twice(
@@ -101,19 +117,19 @@ async def test_ctrl_c_twice_loses_nothing(
     assert (info.pending, info.handled) == (0, len(done) + 3 + len(held))
 
 
-@pytest.mark.parametrize(("orphans", "status"), [("", 0), ("1", 1)])
 async def test_exit_status_with_requests_in_memory_only(
-    tmp_path: Path, site: Site, queue: Queue, orphans: str, status: int
+    tmp_path: Path, site: Site, queue: Queue
 ) -> None:
     """It is no failure if the next run comes across them again."""
     site.serve({"/": "page", **{f"/{number}": Page(delay=0.2) for number in range(3)}})
     project = Project(tmp_path, queue, InMemory, {"CONCURRENT_REQUESTS": 1})
-    async with project.begin(site=site.url, orphans=orphans) as process:
-        stopped = await process.end()
-    assert (stopped.status, stopped.stats["finish_reason"]) == (status, "shutdown")
-    assert stopped.stats["apify_rq/given_up"] > 0
-    assert ("ERROR" in stopped.log) == ("apify_rq/lost" in stopped.stats) == bool(orphans)
-    assert "given up, since in memory only" in stopped.log.splitlines()[-1]
+    crawl = ("crawl", InMemory.name, "-a", f"site={site.url}", "-a")
+    two = [(*crawl, "orphans="), (*crawl, "orphans=1", "-s", "APIFY_RQ_NAME=another")]
+    for stopped, lost in zip(await project.run_all(two), (False, True), strict=True):
+        assert (stopped.status, stopped.stats["finish_reason"]) == (int(lost), "shutdown")
+        assert stopped.stats["apify_rq/given_up"] > 0
+        assert ("ERROR" in stopped.log) == ("apify_rq/lost" in stopped.stats) == lost
+        assert "given up, since in memory only" in stopped.log.splitlines()[-1]
 
 
 async def test_ctrl_c_during_an_import(tmp_path: Path, any_queue: Queue) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.crawling import Crawls
-from tests.support.process_spiders import Tree, fetched, tree
+from tests.support.process_spiders import Tree
 from tests.support.queues import Queue
 from tests.support.scrapy_project import Finished, Project
+from tests.support.trees import fetched, tree
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Site
 
@@ -32,7 +33,7 @@ async def test_four_workers_fetch_each_page_once(
     tmp_path: Path, site: Site, any_queue: Queue, crawls: Crawls
 ) -> None:
     """Two of them share a process, which saves the time that others take to start."""
-    pages = 300
+    pages = 200
     first = Held(tree(pages)["/0"])
     site.serve({**tree(pages, delay=0.2), "/0": first})
     project = Project(tmp_path / "project", any_queue, Tree, SHARED)
@@ -62,7 +63,7 @@ async def test_what_waits_in_a_stopped_worker_is_left_to_others(
     tmp_path: Path, site: Site, any_queue: Queue, crawls: Crawls
 ) -> None:
     site.serve(tree(40, delay=0.3))
-    settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 3}
+    settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 2}
     project = Project(tmp_path / "project", any_queue, Tree, {**settings, "CONCURRENT_REQUESTS": 1})
     async with project.begin(site=site.url) as process:
         await wait_until(lambda: len(site.hits) > 4 and any_queue.locked > 3, "leases")

@@ -1,4 +1,7 @@
-"""Spiders whose crawls are processes. Each has a name of its own, as spiders of one project do."""
+"""Spiders whose crawls are processes. Each has a name of its own, as spiders of one project do.
+
+Their processes import this module, so it imports none that is for tests, and pytest with it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import os
 import signal
 import time
 import warnings
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, ClassVar
 
@@ -20,7 +22,6 @@ from scrapy.http import Response
 from scrapy.statscollectors import MemoryStatsCollector
 
 from tests.support.spiders import Links
-from tests.support.website import Page, links
 
 
 class Tree(Links):
@@ -32,21 +33,6 @@ class Tree(Links):
     async def start(self) -> AsyncIterator[Any]:
         for path in self.starts:
             yield scrapy.Request(f"{self.site}{path}", dont_filter=True)
-
-
-def tree(pages: int, delay: float = 0) -> dict[str, Page]:
-    """Ten new links on each page, and one to a page that others link to."""
-
-    def page(number: int) -> Page:
-        new = range(10 * number + 1, min(10 * number + 11, pages))
-        return Page(links(*(f"/{n}" for n in new), f"/{7 * number % 10}"), delay=delay)
-
-    return {f"/{number}": page(number) for number in range(pages)}
-
-
-def fetched(pages: int) -> Counter[str]:
-    """What Scrapy fetches of the tree: what it starts with, and all that is linked to."""
-    return Counter([*tree(pages), *Tree.starts])
 
 
 class InMemory(Links):
@@ -108,10 +94,6 @@ def reached(stage: str) -> None:
 
 class Stages(Links):
     name = "stages"
-
-    def parse(self, response: Response) -> Iterator[Any]:
-        reached("callback")
-        yield from super().parse(response)
 
 
 class StagesStats(MemoryStatsCollector):

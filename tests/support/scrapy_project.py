@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from typing import Any
 from scrapy import Spider
 
 from tests.support.example_project import EXAMPLE
-from tests.support.queues import TOKEN, Queue
+from tests.support.queues import TOKEN, Queue, ServedQueue
 from tests.support.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[2]
+_COMMANDS = ROOT / "tests" / "processes" / "scripts" / "commands.py"
 
 
 @dataclass
@@ -94,11 +95,15 @@ class Process:
             await self.kill()
             raise AssertionError(f"no end after {patience} s:\n{self.log[-3000:]}") from None
         assert TOKEN not in self.output + self.log
-        stats: dict[str, Any] = {}
-        file = self._folder / f"stats-{self.pid}.json"
-        if file.exists():
-            stats = json.loads(file.read_text())
+        stats = _stats(self._folder, self.pid)
         return Finished(self._process.returncode, self.output, self.log, stats)
+
+
+def _stats(folder: Path, pid: int | str) -> dict[str, Any]:
+    """What ``StatsFile`` has written, if the process has made a crawl."""
+    file = folder / f"stats-{pid}.json"
+    stats: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return stats
 
 
 class Project:
@@ -121,7 +126,8 @@ class Project:
         folder.mkdir(parents=True, exist_ok=True)
         values = {"SPIDER_MODULES": [spider.__module__], **queue.settings, **(settings or {})}
         lines = [f"{name} = {value!r}\n" for name, value in values.items()]
-        text = "from tests.support.project_settings import *\n" + "".join(lines)
+        base = "served_settings" if isinstance(queue, ServedQueue) else "project_settings"
+        text = f"from tests.support.{base} import *\n" + "".join(lines)
         (folder / "settings.py").write_text(text)
         (folder / "scrapy.cfg").write_text("[settings]\ndefault = settings\n")
 
@@ -162,6 +168,26 @@ class Project:
         """The same, to its end."""
         async with self.start(*words, env=env, script=script) as process:
             return await process.end(patience)
+
+    async def run_all(
+        self, commands: Sequence[Sequence[str]], env: Mapping[str, str] | None = None
+    ) -> list[Finished]:
+        """Run ``scrapy`` with each of these words in turn, for little more than the time of one.
+
+        Words like NAME=value in front are the command's environment.
+        """
+        patience = PATIENCE * len(commands)
+        done = await self.run(json.dumps(commands), env=env, script=_COMMANDS, patience=patience)
+        assert done.status == 0, done.log
+        ended = [line.split() for line in done.output.splitlines()]
+        assert len(ended) == len(commands), done.output
+        finished = []
+        for number, (pid, status) in enumerate(ended):
+            file = self.folder / f"command-{number}.out"
+            output, log = file.read_text(), file.with_suffix(".err").read_text()
+            assert TOKEN not in output + log
+            finished.append(Finished(int(status), output, log, _stats(self.folder, pid)))
+        return finished
 
     def begin(
         self, *options: str, env: Mapping[str, str] | None = None, **arguments: Any

@@ -9,7 +9,6 @@ from typing import Any
 
 import scrapy.crawler
 from scrapy.http import Response
-from scrapy.utils.defer import deferred_f_from_coro_f
 from scrapy.utils.project import get_project_settings
 from scrapy.utils.reactor import install_reactor
 
@@ -33,17 +32,9 @@ class Second(First):
 
 
 def main(way: str, site: str) -> None:
-    if "Runner" in way:
+    if way == "CrawlerRunner":
         install_reactor("twisted.internet.asyncioreactor.AsyncioSelectorReactor")
     crawling = getattr(scrapy.crawler, way)(get_project_settings())
-    if way == "AsyncCrawlerRunner":
-        from twisted.internet.task import react
-
-        async def crawl(_: object) -> None:
-            await crawling.crawl("first", site=site)
-            await crawling.crawl("second", site=f"{site}/1")
-
-        react(deferred_f_from_coro_f(crawl))
     crawling.crawl("first", site=site)
     crawling.crawl("second", site=f"{site}/1")
     if way == "CrawlerRunner":
