@@ -33,7 +33,7 @@ from tests.support.website import Site
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# A shell without job control lets what it runs in the background ignore Ctrl-C, and so would our processes.
+# What a script's shell starts in the background ignores Ctrl-C, and so would our processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # SQLite waits for the disk: a queue that is made, filled and closed takes 90 ms on one, and 3 ms in
