@@ -26,9 +26,10 @@ async def test_a_backlog_of_large_entries_is_not_listed(api: Api, server: Queues
             assert not api.of("GET", "/requests")
             fetched.append(len([call for call in api.calls if call.path != "/head"]))
         assert seen == entries[:20]
-        # At first the size is unknown, so calls are made that are then of no use.
-        assert fetched[0] <= 16 + 5
-        assert fetched[1:] == [5, 5, 5]
+        # At first the size is unknown, so calls are made that are then of no use, and given up. The
+        # server may see some of them later.
+        assert fetched[0] + fetched[1] <= 16 + 2 * 5
+        assert fetched[2:] == [5, 5]
 
 
 async def test_few_large_entries_are_fetched_at_a_time(api: Api, server: Queues) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from scrapy.http import Response
 
+from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from scrapy_apify_rq.crawl import state
+from scrapy_apify_rq.frontier import idle
 from tests.support.api_calls import Call
 from tests.support.crawling import Crawls
 from tests.support.faults import Faults
@@ -53,6 +55,9 @@ async def test_round_trips(
     saved. The third one notes that the feed is stored; without a feed, this short crawl has to make
     the store for its totals before.
     """
+    # As in a real crawl: longer than this crawl, and than a round trip.
+    monkeypatch.setattr(ApifyBackend, "consistency_delay", 3)
+    monkeypatch.setattr(idle, "_FIRST_PAUSE", 0.25)
     monkeypatch.setattr(state, "_SHORT_PAUSE", 60)  # the regular saving may come at any time
     site.serve({"/": links("/1", "/2"), "/1": "page", "/2": "page"})
     served.faults(Faults(latency=LATENCY))
