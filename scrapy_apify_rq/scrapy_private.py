@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -177,15 +177,9 @@ def slot_is_full(engine: ExecutionEngine, key: str) -> bool:
     return slot is not None and len(slot.active) >= slot.concurrency > 0
 
 
-def command() -> ScrapyCommand | None:
-    """The ``scrapy`` command that this crawl is part of; None in a script."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        found = frame.f_locals.get("self")
-        if isinstance(found, ScrapyCommand):
-            return found
-        frame = frame.f_back
-    return None
+def is_command() -> bool:
+    """Whether this crawl is part of a ``scrapy`` command, and not of a script."""
+    return any(_commands())
 
 
 def fail_command() -> None:
@@ -193,8 +187,18 @@ def fail_command() -> None:
 
     A spider that was closed for a reason of its own counts as success there.
     """
-    if (found := command()) is not None:
-        found.exitcode = 1
+    for command in _commands():
+        command.exitcode = 1
+
+
+def _commands() -> Iterator[ScrapyCommand]:
+    """One, or several if a command of the project runs another one."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        command = frame.f_locals.get("self")
+        if isinstance(command, ScrapyCommand):
+            yield command
+        frame = frame.f_back
 
 
 def arguments(crawler: Crawler) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

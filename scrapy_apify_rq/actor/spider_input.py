@@ -212,7 +212,7 @@ def give(spidercls: type[Spider], config: Config) -> None:
         raise UsageError(problem) from error
     except BackendError as error:
         tell_before_start(config, str(error))
-        if scrapy_private.command() is None:
+        if not scrapy_private.is_command():
             raise
         # Scrapy would show a traceback, since it has not made a crawler yet.
         logger.error("%s", error)

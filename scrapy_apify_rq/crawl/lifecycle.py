@@ -233,7 +233,9 @@ class Lifecycle:
         try:
             if isinstance(info, BackendError):
                 raise info
-            self.feeds.is_complete = not info.pending and self.start_has_ended
+            # The counts of the API lag, so what the frontier knows goes before them.
+            is_over = self.frontier.is_over or not info.pending
+            self.feeds.is_complete = is_over and self.start_has_ended
             if self._exporter is None:
                 await self.feeds.end()
         except BackendError as error:

@@ -16,7 +16,7 @@ from scrapy_apify_rq.errors import ConfigError
 
 def tell_in_one_line() -> None:
     """Call this in a crawl before anything of ours can raise ConfigError. Twice does no harm."""
-    if scrapy_private.command() is not None:
+    if scrapy_private.is_command():
         for name in ("asyncio", "twisted"):
             logging.getLogger(name).addFilter(_shorten)
 
@@ -26,7 +26,7 @@ def tell_nothing_else() -> None:
 
     Call this when the command is about to end by a ConfigError.
     """
-    if scrapy_private.command() is not None:
+    if scrapy_private.is_command():
         logging.getLogger("twisted").addFilter(_is_no_heading)
         globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
 

@@ -228,8 +228,14 @@ class Frontier:
         self._idle.disturb()
         self._stats.max_value("apify_rq/outbox_max", len(self._outbox.visits))
 
+    @property
+    def is_over(self) -> bool:
+        """The crawl is over, see ``idle``, and has left nothing."""
+        is_over = self._local.is_at_rest() and self._idle.is_over
+        return is_over and not self.left and not self.refused
+
     def has_pending(self) -> bool:
-        """False once the crawl is over, see ``idle``."""
+        """False once the crawl is over, or has nothing but what it has left."""
         if self.error is not None or self._on_hold:
             return True  # the spider is being closed or moved; it must not be taken for finished
         if not self._local.is_at_rest():

@@ -93,6 +93,24 @@ async def test_kills_and_faults(
     assert {item["path"] for item in stored(queue, query="clean=true")} == set(every)
 
 
+async def test_a_crawl_is_over_though_the_counts_lag(
+    site: Site, served: ServedQueue, crawls: Crawls, tmp_path: Path
+) -> None:
+    """The feeds of the next crawl begin with nothing of this one."""
+    site.serve({"/": links("/a"), "/a": (held := Held("page"))})
+    settings = {"FEEDS": {str(tmp_path / "items.jl"): {"format": "jsonlines"}}}
+    first = await crawls.start(Links, settings, queue=served, site=site.url)
+    await wait_until(lambda: first.stats.get("apify_rq/handled") == 1)
+    served.faults(Faults(counter_lag=600))
+    let_go(held)
+    await first.end()
+    assert "1 handled, 1 pending" in first.closing_line
+    served.faults(Faults())
+    second = await crawls.run(Links, settings, queue=served, site=site.url)
+    assert "The feeds have got" not in second.log_text
+    assert site.paths == ["/", "/a"]
+
+
 # Items that are in the dataset and do not count.
 
 
