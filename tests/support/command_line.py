@@ -10,13 +10,17 @@ import signal
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
-from scrapy.cmdline import execute
-from scrapy.settings import Settings
+from scrapy import cmdline
 
 from tests.support.queues import TOKEN, Queue
+from tests.support.quick_settings import QuickSettings
+
+# To look for plugins of the command line takes longer than many a command.
+cmdline.entry_points = cache(cmdline.entry_points)
 
 
 @dataclass
@@ -77,7 +81,7 @@ def _execute(words: tuple[str, ...], stdin: bytes, settings: dict[str, Any]) -> 
     level, handlers = root.level, list(root.handlers)
     with redirect_stdout(out), redirect_stderr(err), patch("sys.stdin", given):
         try:
-            execute(["scrapy", "rq", *words], Settings(settings))
+            cmdline.execute(["scrapy", "rq", *words], QuickSettings(settings))
         except SystemExit as end:
             code = end.code or 0
         finally:
