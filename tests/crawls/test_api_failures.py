@@ -17,14 +17,14 @@ from tests.support.queues import TOKEN, ServedQueue
 from tests.support.spiders import Links, SiteSpider
 from tests.support.website import Page, Site, links
 
-PATHS = [f"/{number}" for number in range(1, 30)]
+PATHS = [f"/{number}" for number in range(1, 20)]
 PAGES = 1 + len(PATHS)
 Run = Callable[..., Awaitable[Crawl]]
 
 
 @pytest.fixture
 def run(site: Site, served: ServedQueue, crawls: Crawls) -> Run:
-    """Crawls the site's thirty pages, or what another spider crawls."""
+    """Crawls the site's twenty pages, or what another spider crawls."""
     site.serve({"/": links(*PATHS), **dict.fromkeys(PATHS, Page(links("/1"), delay=0.02))})
 
     async def run(spider: type[SiteSpider] = Links, **settings: Any) -> Crawl:

@@ -233,7 +233,7 @@ async def test_each_page_is_crawled_by_only_one_of_them(
     site: Site, served: ServedQueue, crawls: Crawls, configuration: Any
 ) -> None:
     """Theirs is stopped cleanly; every page of the site links to all others."""
-    cross_linked = [f"/Page/{n}?b=2&a={n}" for n in range(40)]
+    cross_linked = [f"/Page/{n}?b=2&a={n}" for n in range(30)]
     pages = ["/", "/second", *cross_linked]
     site.serve(dict.fromkeys(pages, links(*cross_linked, "/")))
     site.serve({"/post": links("/"), "/once": [503, links("/")]})
@@ -264,11 +264,11 @@ async def test_a_queue_that_crawlee_has_half_finished(
     site: Site, served: ServedQueue, crawls: Crawls, configuration: Any
 ) -> None:
     """Each page links to all others, and Crawlee has found them all."""
-    pages = ["/", *(f"/page/{n}/?b={n}&a=2" for n in range(40))]
+    pages = ["/", *(f"/page/{n}/?b={n}&a=2" for n in range(24))]
     site.serve(dict.fromkeys(pages, links(*pages)))
     queue = await opened(configuration)
     await queue.add_requests([crawlee.Request.from_url(site.url + path) for path in pages])
-    done = [await queue.fetch_next_request() for _ in range(20)]
+    done = [await queue.fetch_next_request() for _ in range(12)]
     for request in done:
         await queue.mark_request_as_handled(request)
     settings = {"APIFY_RQ_UNIQUE_KEY": "url"}

@@ -18,7 +18,7 @@ from scrapy.http import Response
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
 from tests.support.comparing import stock_and_ours
 from tests.support.crawling import Crawl, Crawls
-from tests.support.queues import Queue
+from tests.support.queues import Queue, ServedQueue
 from tests.support.spiders import SiteSpider
 from tests.support.waiting import wait_until
 from tests.support.website import Hit, Page, Site, links
@@ -78,19 +78,19 @@ def places(crawl: Crawl, host: str) -> list[int]:
 
 
 async def test_hosts_found_one_by_one_are_all_busy(
-    site: Site, any_queue: Queue, crawls: Crawls
+    site: Site, served: ServedQueue, crawls: Crawls
 ) -> None:
     found = [path for host in range(HOSTS) for path in pages(f"host{host}")]
     site.serve({"/": links(*found), **dict.fromkeys(found, Page(delay=A_WHILE))})
     settings = {"CONCURRENT_REQUESTS": HOSTS, "CONCURRENT_REQUESTS_PER_DOMAIN": PAGES}
-    stock, ours = await stock_and_ours(crawls, Hosts, site, any_queue, settings)
+    stock, ours = await stock_and_ours(crawls, Hosts, site, served, settings)
     assert stock.outcome == ours.outcome
     busy = [sum(run.crawl.spider.busy) / len(found) for run in (stock, ours)]
     assert min(busy) > HOSTS / 2, busy  # one line keeps less than two busy
 
 
 async def test_a_slow_host_at_the_head_starves_no_other(
-    site: Site, any_queue: Queue, crawls: Crawls
+    site: Site, queue: Queue, crawls: Crawls
 ) -> None:
     slow, fast = pages("slow", 20), pages("fast", 20)
     fast_are_done = threading.Event()
@@ -110,7 +110,7 @@ async def test_a_slow_host_at_the_head_starves_no_other(
 
     site.serve({"/": home, **dict.fromkeys(fast, fast_page), **dict.fromkeys(slow, slow_page)})
     settings = {"CONCURRENT_REQUESTS": 8, "CONCURRENT_REQUESTS_PER_DOMAIN": 4}
-    for run in await stock_and_ours(crawls, Hosts, site, any_queue, settings):
+    for run in await stock_and_ours(crawls, Hosts, site, queue, settings):
         assert places(run.crawl, "fast")[-1] < places(run.crawl, "slow")[11]
 
 
@@ -144,7 +144,7 @@ async def test_a_window_smaller_than_the_pages_of_a_host(
 
 
 async def test_hosts_with_a_delay_wait_at_the_same_time(
-    site: Site, any_queue: Queue, crawls: Crawls
+    site: Site, queue: Queue, crawls: Crawls
 ) -> None:
     hosts = [f"host{n}" for n in range(4)]
     found = [path for host in hosts for path in pages(host, 5)]
@@ -153,21 +153,21 @@ async def test_hosts_with_a_delay_wait_at_the_same_time(
         "CONCURRENT_REQUESTS": 4,
         "DOWNLOAD_SLOTS": {host: {"delay": 0.1, "jitter": 0} for host in hosts},
     }
-    for run in await stock_and_ours(crawls, Hosts, site, any_queue, settings):
+    for run in await stock_and_ours(crawls, Hosts, site, queue, settings):
         # One host after the other would get its last page when all others have theirs.
         ends = [places(run.crawl, host)[-1] for host in hosts]
         assert min(ends) > len(found) - 2 * len(hosts), run.crawl.paths
 
 
 async def test_urgent_pages_of_a_full_slot_do_not_stop_others(
-    site: Site, any_queue: Queue, crawls: Crawls
+    site: Site, served: ServedQueue, crawls: Crawls
 ) -> None:
     details = [f"/shop/detail{n}" for n in range(12)]
     found = pages("list", 4)
     site.serve({"/": links(*details, *found), **dict.fromkeys(found, "page")})
     site.serve(dict.fromkeys(details, Page(delay=2 * A_WHILE)))
     settings = {"CONCURRENT_REQUESTS": 4, "CONCURRENT_REQUESTS_PER_DOMAIN": 2}
-    for run in await stock_and_ours(crawls, Hosts, site, any_queue, settings):
+    for run in await stock_and_ours(crawls, Hosts, site, served, settings):
         assert places(run.crawl, "list")[-1] < places(run.crawl, "shop")[-2]
 
 

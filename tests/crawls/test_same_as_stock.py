@@ -21,11 +21,11 @@ from shop_example.spiders.shop import ShopSpider
 from tests.support.comparing import STOCK, stock_and_ours
 from tests.support.crawling import Crawl, Crawls
 from tests.support.example_project import shop_hits, shop_settings
-from tests.support.queues import Queue
+from tests.support.queues import Queue, ServedQueue
 from tests.support.spiders import Links
 from tests.support.website import Page, Site, links
 
-PATHS = [f"/{number}" for number in range(20)]
+PATHS = [f"/{number}" for number in range(16)]
 SESSIONS = ["/3?session=1", "/3?session=2"]
 PAGES = {"/": links(*PATHS), "/1": links("/", "/2", *SESSIONS, "/secret")}
 ALL = Counter(["/", *PATHS, *SESSIONS, "/secret"])
@@ -41,17 +41,17 @@ async def test_pages_and_items(site: Site, any_queue: Queue, crawls: Crawls) -> 
     site.serve({"/3": links("/", "/5", "/20"), "/4": 404})
     stock, ours = await stock_and_ours(crawls, Links, site, any_queue)
     assert ours.outcome == stock.outcome
-    assert ours.crawl.stats["apify_rq/handled"] == 25
+    assert ours.crawl.stats["apify_rq/handled"] == 21
     assert ours.crawl.reason == "finished"
 
 
-async def test_the_shop(any_queue: Queue, crawls: Crawls, tmp_path: Path) -> None:
+async def test_the_shop(queue: Queue, served: ServedQueue, crawls: Crawls, tmp_path: Path) -> None:
     """It has everything in it that makes crawls go wrong."""
 
-    async def crawl(**settings: Any) -> tuple[Any, Any, Crawl]:
+    async def crawl(queue: Queue, **settings: Any) -> tuple[Any, Any, Crawl]:
         with ShopServer(products=20) as shop:
             settings = {**shop_settings(shop, tmp_path / "items.jsonl"), **settings}
-            crawl = await crawls.run(ShopSpider, settings, queue=any_queue)
+            crawl = await crawls.run(ShopSpider, settings, queue=queue)
             # Which link to a product comes first differs from run to run; so does the port.
             items = Counter(
                 (item.sku, item.name, item.price, item.category, item.url.removeprefix(shop.url))
@@ -59,12 +59,13 @@ async def test_the_shop(any_queue: Queue, crawls: Crawls, tmp_path: Path) -> Non
             )
         return shop_hits(shop), items, crawl
 
-    *expected, stock = await crawl(**STOCK)
+    *expected, stock = await crawl(queue, **STOCK)
     assert "apify_rq/handled" not in stock.stats
     assert expected[1].total() == 27
-    cases = {"live": {}, "claimed": {"APIFY_RQ_WINDOW": 5}, "deep": {"APIFY_RQ_ORDER": "lifo"}}
-    for name, settings in cases.items():
-        *found, ours = await crawl(APIFY_RQ_NAME=name, **settings)
+    claimed, deep = {"APIFY_RQ_WINDOW": 5}, {"APIFY_RQ_ORDER": "lifo"}
+    cases = ("live", queue, {}), ("deep", queue, deep), ("live", served, {})
+    for name, where, settings in (*cases, ("claimed", served, claimed)):
+        *found, ours = await crawl(where, APIFY_RQ_NAME=name, **settings)
         assert found == expected, name
         assert ours.stats["apify_rq/handled"] == ours.stats["apify_rq/enqueued"]
         assert "apify_rq/undecodable" not in ours.stats
@@ -105,7 +106,7 @@ def sitemap(inner: str, *urls: str) -> Page:
 
 @pytest.mark.parametrize(("spider", "items"), [(Sitemap, 2), (Rules, 6)])
 async def test_generic_spider(
-    site: Site, any_queue: Queue, crawls: Crawls, spider: Any, items: int
+    site: Site, queue: Queue, crawls: Crawls, spider: Any, items: int
 ) -> None:
     """The lists name the same items in many spellings."""
     spellings = [f"{form}{n}" for n in range(4) for form in ("/item/", "../item/", "/item/./")]
@@ -123,7 +124,7 @@ async def test_generic_spider(
     )
     start = {"sitemap_urls": [f"{site.url}/robots.txt"], "start_urls": [f"{site.url}/"]}
     settings = {"APIFY_RQ_WINDOW": 1}
-    stock, ours = await stock_and_ours(crawls, spider, site, any_queue, settings, **start)
+    stock, ours = await stock_and_ours(crawls, spider, site, queue, settings, **start)
     assert ours.outcome == stock.outcome
     assert len(ours.crawl.items) == items
     assert ours.crawl.stats["apify_rq/handled"] == len(ours.hits)
@@ -158,10 +159,10 @@ TWICE = {"/": links("/1", "/1", "/2"), "/1": links("/2", "/3")}
     ids=["fingerprinter", "filter", "no filter"],
 )
 async def test_own_duplicates(
-    site: Site, any_queue: Queue, crawls: Crawls, component: Any, pages: Any, expected: Any
+    site: Site, served: ServedQueue, crawls: Crawls, component: Any, pages: Any, expected: Any
 ) -> None:
     site.serve(pages)
-    stock, ours = await stock_and_ours(crawls, Links, site, any_queue, component)
+    stock, ours = await stock_and_ours(crawls, Links, site, served, component)
     assert ours.outcome == stock.outcome
     assert ours.paths == expected
 
@@ -185,7 +186,7 @@ async def test_closed_early_it_goes_on_where_it_stopped(
         ("closespider_pagecount", {"CLOSESPIDER_PAGECOUNT": 3}, ""),
         ("closespider_itemcount", {"CLOSESPIDER_ITEMCOUNT": 3}, ""),
         ("closespider_timeout", {"CLOSESPIDER_TIMEOUT": 0.3, "DOWNLOAD_DELAY": 0.2}, ""),
-        ("enough", {}, "/17"),
+        ("enough", {}, "/14"),
         ("finished", {}, ""),
     ):
         settings = {"CONCURRENT_REQUESTS": 2, **settings}
@@ -196,9 +197,7 @@ async def test_closed_early_it_goes_on_where_it_stopped(
     assert Counter(site.paths) == ALL + Counter(["/"])
 
 
-async def test_http_cache_and_throttle(
-    site: Site, any_queue: Queue, crawls: Crawls, tmp_path: Path
-) -> None:
+async def test_http_cache_and_throttle(site: Site, crawls: Crawls, tmp_path: Path) -> None:
     settings = {
         "HTTPCACHE_ENABLED": True,
         "HTTPCACHE_DIR": str(tmp_path / "cache"),
@@ -207,8 +206,8 @@ async def test_http_cache_and_throttle(
         "DOWNLOAD_DELAY": 0.01,
         "APIFY_RQ_PURGE_ON_START": True,
     }
-    first = await crawls.run(Links, settings, queue=any_queue, site=site.url)
+    first = await crawls.run(Links, settings, site=site.url)
     assert Counter(site.paths) == ALL
-    second = await crawls.run(Links, settings, queue=any_queue, site=site.url)
+    second = await crawls.run(Links, settings, site=site.url)
     assert len(site.paths) == ALL.total()
     assert sorted(map(str, second.items)) == sorted(map(str, first.items))

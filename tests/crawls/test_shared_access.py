@@ -32,7 +32,7 @@ async def finish(*workers: Crawl) -> None:
 
 class ManyStarts(SiteSpider):
     async def start(self) -> AsyncIterator[Any]:
-        for number in range(24):
+        for number in range(16):
             yield Request(f"{self.site}/{number}")
 
     def parse(self, response: Response) -> None:
@@ -41,7 +41,7 @@ class ManyStarts(SiteSpider):
 
 async def test_leases_outlast_slow_pages(site: Site, any_queue: Queue, crawls: Crawls) -> None:
     """Leases of two seconds, pages of more, and more of them than fit in at once."""
-    held = {f"/{number}": Held() for number in range(24)}
+    held = {f"/{number}": Held() for number in range(16)}
     site.serve(held)
     settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 2, "CONCURRENT_REQUESTS": 4}
     workers = [crawls.begin(ManyStarts, settings, queue=any_queue, site=site.url) for _ in "abc"]
@@ -49,16 +49,16 @@ async def test_leases_outlast_slow_pages(site: Site, any_queue: Queue, crawls: C
     await asyncio.sleep(2.2)
     let_go(*held.values())
     await finish(*workers)
-    assert Counter(site.paths) == Counter([f"/{number}" for number in range(24)])
+    assert Counter(site.paths) == Counter([f"/{number}" for number in range(16)])
     assert not any("apify_rq/leases_lost" in worker.stats for worker in workers)
 
 
 async def test_client_key_takes_over_at_once(site: Site, any_queue: Queue, crawls: Crawls) -> None:
     """From a worker that was killed, whose leases last for three minutes."""
-    site.serve(tree(40, delay=0.05))
+    site.serve(tree(24, delay=0.05))
     settings = {**SHARED, "APIFY_RQ_CLIENT_KEY": "worker-1"}
     crawl = await crawls.start(Tree, settings, queue=any_queue, site=site.url)
-    await wait_until(lambda: len(site.hits) > 12)
+    await wait_until(lambda: len(site.hits) > 9)
     with copied(any_queue) as after_the_kill:
         assert after_the_kill.locked > 0
         pending = [entry for entry in await after_the_kill.entries() if not entry.is_handled]
@@ -68,11 +68,11 @@ async def test_client_key_takes_over_at_once(site: Site, any_queue: Queue, crawl
         assert second.reason == "finished"
         assert {entry.url.removeprefix(site.url) for entry in pending} <= set(site.paths)
         info = await after_the_kill.info()
-        assert (info.handled, info.pending) == (fetched(40).total(), 0)
+        assert (info.handled, info.pending) == (fetched(24).total(), 0)
 
 
 async def test_stop_gives_leases_back(site: Site, any_queue: Queue, crawls: Crawls) -> None:
-    site.serve(tree(40, delay=0.05))
+    site.serve(tree(24, delay=0.05))
     first = await crawls.start(Tree, SHARED, queue=any_queue, site=site.url)
     await wait_until(lambda: len(site.hits) > 10)
     await first.crawler.stop_async()
@@ -80,7 +80,7 @@ async def test_stop_gives_leases_back(site: Site, any_queue: Queue, crawls: Craw
     assert any_queue.locked == 0
     assert any_queue.handled == len(site.hits)
     await finish(*(crawls.begin(Tree, SHARED, queue=any_queue, site=site.url) for _ in "ab"))
-    assert Counter(site.paths) == fetched(40)
+    assert Counter(site.paths) == fetched(24)
 
 
 class Retries(SiteSpider):
@@ -124,7 +124,7 @@ async def test_another_worker_takes_a_retry(site: Site, any_queue: Queue, crawls
 
 async def test_waiting_for_the_work_of_others(site: Site, any_queue: Queue, crawls: Crawls) -> None:
     """It asks seldom, without a write, and takes part in what comes of their last page."""
-    paths = [f"/{number}" for number in range(40)]
+    paths = [f"/{number}" for number in range(24)]
     first = Held(links(*paths))
     site.serve({"/": first, **dict.fromkeys(paths, Page(delay=0.15))})
     settings = {**SHARED, "CONCURRENT_REQUESTS": 4}
@@ -151,8 +151,8 @@ async def test_single_access_is_warned_once(
 ) -> None:
     """The one that came first learns of the other from the API's answers, and each of them when the
     other has handled its page. If one is always ahead, only the other is warned."""
-    site.serve(tree(60, delay=0.05))
-    few = {"CLOSESPIDER_PAGECOUNT": 20}
+    site.serve(tree(40, delay=0.05))
+    few = {"CLOSESPIDER_PAGECOUNT": 14}
     both = [await crawls.start(Tree, few, queue=served, site=site.url) for _ in "ab"]
     for crawl in both:
         await crawl.end()

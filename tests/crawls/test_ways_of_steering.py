@@ -22,7 +22,7 @@ from scrapy.pipelines.files import FilesPipeline
 from scrapy_apify_rq.entries.models import Entry
 from tests.support.comparing import stock_and_ours
 from tests.support.crawling import Crawls
-from tests.support.queues import Queue
+from tests.support.queues import ServedQueue
 from tests.support.spiders import SiteSpider
 from tests.support.website import Page, Site
 
@@ -229,7 +229,7 @@ EXPECTED = {
 }
 
 
-async def test_all_ways(any_queue: Queue, crawls: Crawls, tmp_path: Path) -> None:
+async def test_all_ways(served: ServedQueue, crawls: Crawls, tmp_path: Path) -> None:
     settings = {
         "DOWNLOADER_MIDDLEWARES": {Middleware: 560},
         "SPIDER_MIDDLEWARES": {Middleware: 500},
@@ -238,14 +238,14 @@ async def test_all_ways(any_queue: Queue, crawls: Crawls, tmp_path: Path) -> Non
         "FILES_STORE": str(tmp_path),
         "FILES_EXPIRES": 0,  # the second crawl downloads it, too
         "ROBOTSTXT_OBEY": True,
-        "QUEUE": any_queue,
+        "QUEUE": served,
     }
     with Site(PAGES, default="page") as site:
-        stock, ours = await stock_and_ours(crawls, Ways, site, any_queue, settings)
+        stock, ours = await stock_and_ours(crawls, Ways, site, served, settings)
     assert ours.outcome == stock.outcome
 
     entries: dict[str, list[Entry]] = {}
-    for entry in await any_queue.entries():
+    for entry in await served.entries():
         assert entry.is_handled
         entries.setdefault(path_of(entry), []).append(entry)
     scraped = Counter(item["of"] for item in ours.crawl.items)

@@ -85,15 +85,25 @@ def page(path: str, *errors: str, retries: int = 0) -> Entry:
     return RequestConverter(spider).encode(request, path).model_copy(update={**HANDLED, **fields})
 
 
-@pytest.fixture
-def filled(any_queue: Queue) -> Queue:
+def fill(queue: Queue) -> Queue:
     """Eight entries: five handled, three of which failed, two pending and one locked."""
     twice = page("/b", "502 Bad Gateway", "500 Internal Server Error", retries=1)
     failed = [twice, page("/boom", "ValueError: no price"), page("/gone", "404 Not Found")]
     pending = [plain(path) for path in ("/locked", "/late", "/later")]
-    run_async(any_queue.add(plain("/", **HANDLED), page("/a"), *failed, *pending))
-    run_async(claim(any_queue, 1, lock_secs=3600, client_key="somebody"))
-    return any_queue
+    run_async(queue.add(plain("/", **HANDLED), page("/a"), *failed, *pending))
+    run_async(claim(queue, 1, lock_secs=3600, client_key="somebody"))
+    return queue
+
+
+@pytest.fixture
+def filled(any_queue: Queue) -> Queue:
+    return fill(any_queue)
+
+
+@pytest.fixture
+def embedded(queue: Queue) -> Queue:
+    """The same, for what does not depend on where the queue is."""
+    return fill(queue)
 
 
 # Inspecting
@@ -171,25 +181,25 @@ async def test_show(filled: Queue, by: str) -> None:
     assert "  state: locked by somebody until " in text
 
 
-async def test_show_without_the_callback(filled: Queue) -> None:
-    id = (await filled.entry("/b")).id
-    shown = await ok(filled, f"show {id} --json", SPIDER_MODULES=[])
+async def test_show_without_the_callback(embedded: Queue) -> None:
+    id = (await embedded.entry("/b")).id
+    shown = await ok(embedded, f"show {id} --json", SPIDER_MODULES=[])
     assert shown.json["undecodable"].startswith("spider 'none' has no method 'parse_page'")
-    shown = await ok(filled, f"show {id} --json --spider two", SPIDER_LOADER_CLASS=Loader)
+    shown = await ok(embedded, f"show {id} --json --spider two", SPIDER_LOADER_CLASS=Loader)
     assert shown.json["undecodable"].startswith("spider 'two' has no method 'parse_page'")
 
 
-async def test_errors(filled: Queue) -> None:
+async def test_errors(embedded: Queue) -> None:
     # By Apify's rule an entry also failed if a client wrote a negative retryCount.
-    await filled.add(page("/odd", retries=-1))
-    groups = (await ok(filled, "errors --json")).lines
+    await embedded.add(page("/odd", retries=-1))
+    groups = (await ok(embedded, "errors --json")).lines
     assert {group["message"]: (group["count"], group["url"]) for group in groups} == {
         "500 Internal Server Error": (1, f"{SITE}/b"),
         "404 Not Found": (1, f"{SITE}/gone"),
         "ValueError: no price": (1, f"{SITE}/boom"),
         "(no message)": (1, f"{SITE}/odd"),
     }
-    head, *rows = (await ok(filled, "errors")).out.splitlines()
+    head, *rows = (await ok(embedded, "errors")).out.splitlines()
     assert head.split("  ")[0] == "COUNT"
     assert sorted(row.split()[-1] for row in rows) == sorted(group["url"] for group in groups)
 
@@ -201,13 +211,13 @@ async def test_errors_of_a_healthy_queue(queue: Queue) -> None:
 
 
 async def test_what_failed_stands_out_on_a_terminal(
-    filled: Queue, monkeypatch: pytest.MonkeyPatch
+    embedded: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for line in ("status", "list"):
-        assert "\x1b" not in (await ok(filled, line)).out
+        assert "\x1b" not in (await ok(embedded, line)).out
         monkeypatch.setenv("FORCE_COLOR", "1")
         # If the standard error is a terminal, too, and has a bar, the results stay where they were.
-        red = [one for one in (await ok(filled, line)).out.splitlines() if "\x1b[31m" in one]
+        red = [one for one in (await ok(embedded, line)).out.splitlines() if "\x1b[31m" in one]
         assert len(red) == {"status": 1, "list": 3}[line]
         monkeypatch.delenv("FORCE_COLOR")
 
@@ -245,20 +255,20 @@ async def test_hosts_have_ports(queue: Queue) -> None:
 # Scrapy 2.16 leaves the file open.
 @pytest.mark.filterwarnings("ignore:.*unclosed file:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_log(filled: Queue, tmp_path: Path) -> None:
+async def test_log(embedded: Queue, tmp_path: Path) -> None:
     file = tmp_path / "log"
-    await ok(filled, f"status -L DEBUG --logfile {file}")
+    await ok(embedded, f"status -L DEBUG --logfile {file}")
     assert "[scrapy.addons] INFO" in file.read_text()
-    assert "[scrapy.addons] INFO" in (await ok(filled, "status -L INFO")).err
+    assert "[scrapy.addons] INFO" in (await ok(embedded, "status -L INFO")).err
     for options in ("-L LOUD", f"--logfile {tmp_path}"):
-        assert (await run(filled, f"status {options}")).code == 2
+        assert (await run(embedded, f"status {options}")).code == 2
 
 
-async def test_control_characters_do_not_reach_the_terminal(any_queue: Queue) -> None:
+async def test_control_characters_do_not_reach_the_terminal(queue: Queue) -> None:
     evil = plain("/\x1b[2J", user_data={"label": "\x1b[2J"})
-    await any_queue.add(evil)
+    await queue.add(evil)
     for line in ("list", f"show {evil.id}", "status --by label"):
-        done = await ok(any_queue, line)
+        done = await ok(queue, line)
         assert "\\x1b[2J" in done.out
         assert "\x1b" not in done.out
 
@@ -278,8 +288,8 @@ async def test_control_characters_do_not_reach_the_terminal(any_queue: Queue) ->
         ("input-schema -o /dev/null/x/y", "cannot write /dev/null/x/y: Not a directory"),
     ],
 )
-async def test_failure_is_exit_status_1(filled: Queue, line: str, message: str) -> None:
-    done = await run(filled, line)
+async def test_failure_is_exit_status_1(embedded: Queue, line: str, message: str) -> None:
+    done = await run(embedded, line)
     assert (done.code, done.out) == (1, "")
     assert done.err == f"scrapy rq {line.split()[0]}: {message}\n"
 
@@ -365,7 +375,7 @@ async def test_id_and_name_of_a_queue(filled: Queue) -> None:
     assert again.json["alreadyPresent"] == 1
 
 
-async def test_spider_selects_its_queue(filled: Queue) -> None:
+async def test_spider_selects_its_queue(embedded: Queue) -> None:
     two: dict[str, Any] = {"SPIDER_LOADER_CLASS": Loader, "APIFY_RQ_NAME": None}
     none = {"SPIDER_MODULES": [], "APIFY_RQ_NAME": None}
     for line, settings, message in (
@@ -376,13 +386,13 @@ async def test_spider_selects_its_queue(filled: Queue) -> None:
         ("import-jobdir x --yes", two, "which spider? Add --spider with its name. Spiders: one,"),
         ("import-jobdir x --yes", none, "which spider? Add --spider with its name. Spiders: none;"),
     ):
-        done = await run(filled, line, **settings)
+        done = await run(embedded, line, **settings)
         assert done.code == 2
         assert message in done.err
-    await ok(filled, "add http://a/ --spider two", **two)
-    assert (await ok(filled, "status --spider two --json", **two)).json["total"] == 1
-    assert (await run(filled, "status --spider one", **two)).code == 1
-    assert (await ok(filled, f"status -q {NAME} --json", **two)).json["total"] == 8
+    await ok(embedded, "add http://a/ --spider two", **two)
+    assert (await ok(embedded, "status --spider two --json", **two)).json["total"] == 1
+    assert (await run(embedded, "status --spider one", **two)).code == 1
+    assert (await ok(embedded, f"status -q {NAME} --json", **two)).json["total"] == 8
 
 
 # Retrying
@@ -420,17 +430,17 @@ RETRIED = {
 }
 
 
-async def test_retry_selects_by_age_label_and_pattern(filled: Queue) -> None:
-    await filled.add(plain("/new", handled_at=datetime.now(UTC)))
+async def test_retry_selects_by_age_label_and_pattern(embedded: Queue) -> None:
+    await embedded.add(plain("/new", handled_at=datetime.now(UTC)))
     found = {}
     for options in RETRIED:
-        done = await run(filled, f"retry {options} --dry-run")
+        done = await run(embedded, f"retry {options} --dry-run")
         urls = [line.split()[1].removeprefix(SITE) for line in done.out.splitlines()]
         found[options] = " ".join(sorted(urls))
         assert done.code == (0 if urls else 1)
     assert found == RETRIED
-    assert (await ok(filled, "retry --handled-before 7d --json")).json == {"retried": 5}
-    left = [entry.url for entry in await filled.entries() if entry.is_handled]
+    assert (await ok(embedded, "retry --handled-before 7d --json")).json == {"retried": 5}
+    left = [entry.url for entry in await embedded.entries() if entry.is_handled]
     assert left == [f"{SITE}/new"]
 
 
@@ -518,11 +528,11 @@ async def test_bar_is_not_in_the_way_of_results(
         assert ("0/" in (await ok(queue, line)).err) is not is_on_screen
 
 
-async def test_import_names_the_invalid_lines(any_queue: Queue) -> None:
+async def test_import_names_the_invalid_lines(queue: Queue) -> None:
     good = {"uniqueKey": "k\ud800", "url": "http://a/", "headers": {"n": 5}, "retryCount": "?"}
     lines = [good, {"url": "http://a/"}, [], {**good, "id": "wrong"}, {**good, "headers": 5}]
     text = "".join(json.dumps(line) + "\n" for line in lines).encode() + b"\xff\n"
-    done = await run(any_queue, "import -", text)
+    done = await run(queue, "import -", text)
     assert (done.code, done.out) == (1, "1 added, 0 already in the queue\n")
     wrong = [line.partition(":")[0] for line in done.err.splitlines()]
     assert wrong == [*(f"line {number}" for number in range(2, 7)), "scrapy rq import"]
@@ -610,7 +620,7 @@ async def test_help_has_no_false_headings(queue: Queue, monkeypatch: pytest.Monk
 
 
 async def test_examples_of_the_help_and_the_documents_work(
-    tmp_path: Path, any_queue: Queue, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = [one for one in commands(COMMANDS, "The command line") if one[0] == "scrapy"]
     examples = {one.NAME: shlex.split(one.EXAMPLE) for one in subcommands()}
@@ -620,15 +630,13 @@ async def test_examples_of_the_help_and_the_documents_work(
     monkeypatch.chdir(tmp_path)
     lines = f"https://example.com/product/3\n{snippet(COMMANDS, 'Add to it', 'json')}"
     tmp_path.joinpath("urls.txt").write_text(lines)
-    await ok(any_queue, "add http://a/ -q my-other-queue")
+    await ok(queue, "add http://a/ -q my-other-queue")
     urls = [f"https://example.com/product/{number}" for number in (1, 2)]
     failed = [page(url, "404 Not Found").model_copy(update={"url": url}) for url in urls]
-    await any_queue.add(*failed)
+    await queue.add(*failed)
     for line in dict.fromkeys(shlex.join(words) for words in (*shown, *examples.values())):
         assert line.startswith("scrapy rq ")
-        if " items" in line and isinstance(any_queue, ServedQueue):
-            continue  # there are none over the API
         if " retry " in line:  # other examples may have changed the entries
-            await ok(any_queue, "purge --yes")
-            await any_queue.add(*failed)
-        await ok(any_queue, line.removeprefix("scrapy rq "))
+            await ok(queue, "purge --yes")
+            await queue.add(*failed)
+        await ok(queue, line.removeprefix("scrapy rq "))

@@ -53,7 +53,7 @@ def arguments(text: st.SearchStrategy[str], **more: st.SearchStrategy[Any]) -> A
     return st.fixed_dictionaries({"url": url}, optional={**options, **more})
 
 
-@seeded(90)
+@seeded(60)
 @given(arguments(TEXT))
 def test_any_request_is_the_same_after_restarts(arguments: dict[str, Any]) -> None:
     try:
@@ -85,7 +85,7 @@ HEADERS = st.dictionaries(ANY_NAME, st.lists(st.binary(max_size=5)), max_size=3)
 IN_PLACE = {"headers": HEADERS, "meta": META, "cookies": TEXTS | st.just([])}
 
 
-@seeded(120)
+@seeded(80)
 @given(
     st.sampled_from(CLASSES),
     arguments(ANY_TEXT, encoding=st.sampled_from(["latin-1", "utf-16", ODD, "none"])),

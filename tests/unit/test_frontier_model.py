@@ -47,7 +47,7 @@ def check(folder: Path, *, is_shared: bool, **options: Any) -> None:
 
 @pytest.mark.parametrize("is_shared", [False, True], ids=["single", "shared"])
 def test_the_frontier_agrees_with_the_model(tmp_path: Path, is_shared: bool) -> None:
-    check(tmp_path, is_shared=is_shared, max_examples=16)
+    check(tmp_path, is_shared=is_shared, max_examples=12)
 
 
 # Faults put in on purpose.
