@@ -22,17 +22,17 @@ from tests.support.spiders import Links, SiteSpider
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Site, links
 
-apify = pytest.importorskip("apify")
-crawlee = pytest.importorskip("crawlee")
-apify_client = pytest.importorskip("apify_client")
-
 THEIRS = {"SCHEDULER": "apify.scrapy.ApifyScheduler", "ADDONS": {}}
 LABELS = {"APIFY_RQ_CALLBACKS": {"DETAIL": "parse_detail"}}
 
 
 @pytest.fixture(autouse=True)
 def configuration(served: ServedQueue, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The SDK's, for our server, whose answers do not lag."""
+    """The SDK's, for our server, whose answers do not lag.
+
+    The SDK takes a second to be imported, so only tests that run import it.
+    """
+    apify, apify_client = (pytest.importorskip(name) for name in ("apify", "apify_client"))
     url, queues = served.api.url, apify_client.ApifyClient(TOKEN, api_url=served.api.url)
     options = {"token": TOKEN, "api_base_url": url, "api_public_base_url": url, "is_at_home": True}
     id = queues.request_queues().get_or_create(name=NAME).id
@@ -43,6 +43,9 @@ def configuration(served: ServedQueue, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 async def opened(configuration: Any) -> Any:
     """The SDK's queue, as a new process opens it."""
+    import apify
+    import crawlee
+
     crawlee.service_locator.storage_instance_manager.clear_cache()
     client = apify.storage_clients.ApifyStorageClient()
     open_queue = apify.storages.RequestQueue.open
@@ -73,6 +76,8 @@ class Labelled(Begins):
 async def test_entries_of_the_official_client(
     site: Site, served: ServedQueue, crawls: Crawls, configuration: Any
 ) -> None:
+    import apify_client
+
     pages = ["/labelled", "/from-detail?of=labelled", "/unknown", "/plain", "/from-parse"]
     site.serve(dict.fromkeys(pages, "page"))
     pickled = pickle.dumps({"url": "https://example.com/", "meta": Exploit()})
@@ -110,6 +115,8 @@ async def test_requests_of_crawlee(
     site: Site, served: ServedQueue, crawls: Crawls, configuration: Any
 ) -> None:
     """They are sent as they were written, their own data is not changed, and it reads ours."""
+    import crawlee
+
     site.serve(dict.fromkeys(["/form", "/plain", "/from-parse", "/from-detail?of=form"], "page"))
     headers = {"X-Own": "value", "Content-Type": "application/x-www-form-urlencoded"}
     sent: Any = {"method": "POST", "payload": "name=Škoda", "headers": headers, "label": "DETAIL"}
@@ -264,6 +271,8 @@ async def test_a_queue_that_crawlee_has_half_finished(
     site: Site, served: ServedQueue, crawls: Crawls, configuration: Any
 ) -> None:
     """Each page links to all others, and Crawlee has found them all."""
+    import crawlee
+
     pages = ["/", *(f"/page/{n}/?b={n}&a=2" for n in range(24))]
     site.serve(dict.fromkeys(pages, links(*pages)))
     queue = await opened(configuration)

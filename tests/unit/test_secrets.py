@@ -14,11 +14,11 @@ from scrapy_apify_rq.actor.secrets import decrypted
 from scrapy_apify_rq.config import Config
 from scrapy_apify_rq.errors import ConfigError
 
-crypto = pytest.importorskip("apify._crypto")
 PASSPHRASE = "passphrase"
 
 
 def test_secrets() -> None:
+    crypto = pytest.importorskip("apify._crypto")
     private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = private.private_bytes(
         serialization.Encoding.PEM,
