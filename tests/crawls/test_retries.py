@@ -14,7 +14,7 @@ from scrapy.downloadermiddlewares.retry import get_retry_request
 from scrapy.http import Response
 
 from tests.support.crawling import Crawls
-from tests.support.queues import Queue
+from tests.support.queues import Queue, ServedQueue
 from tests.support.spiders import Links, SiteSpider
 from tests.support.waiting import wait_until
 from tests.support.website import Hit, Page, Site, links
@@ -22,7 +22,7 @@ from tests.support.website import Hit, Page, Site, links
 DELAY = 0.25
 
 
-async def test_an_outage_costs_no_page(site: Site, any_queue: Queue, crawls: Crawls) -> None:
+async def test_an_outage_costs_no_page(site: Site, served: ServedQueue, crawls: Crawls) -> None:
     pages = [f"/{number}" for number in range(40)]
     ends_at: list[float] = []
 
@@ -34,7 +34,7 @@ async def test_an_outage_costs_no_page(site: Site, any_queue: Queue, crawls: Cra
 
     site.serve({"/": links(*pages), **dict.fromkeys(pages, page)})
     settings = {"APIFY_RQ_RETRY_DELAY": DELAY}
-    crawl = await crawls.run(Links, settings, queue=any_queue, site=site.url)
+    crawl = await crawls.run(Links, settings, queue=served, site=site.url)
     assert crawl.stats["retry/count"] > 10
     assert "apify_rq/failed" not in crawl.stats
     assert sorted(crawl.spider.handled) == sorted(["/", *pages])

@@ -157,7 +157,7 @@ def test_a_crawl_that_was_killed_after_it_was_resumed_is_refused(tmp_path: Path)
 
 
 def test_a_long_seen_set_is_not_loaded_into_memory(tmp_path: Path) -> None:
-    lines = 20_000
+    lines = 10_000
     with (tmp_path / "requests.seen").open("wb") as file:
         file.writelines(b"\x00\x14" + n.to_bytes(20, "big") for n in range(lines))
     reader = jobdir_of(tmp_path)[0]

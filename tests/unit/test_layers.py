@@ -6,8 +6,6 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 PACKAGE = "scrapy_apify_rq"
 ROOT = Path(__file__).parents[2] / PACKAGE
 
@@ -51,13 +49,12 @@ def imported(file: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, rest.partition(".")[0]
 
 
-@pytest.mark.parametrize("file", FILES, ids=str)
-def test_imports_point_down(file: Path) -> None:
-    room = room_of(file)
+def test_imports_point_down() -> None:
     wrong = [
         f"{file}:{line} imports {other}"
+        for file in FILES
         for line, other in imported(file)
-        if other != room and LEVEL.get(other, -1) <= LEVEL[room]
+        if other != (room := room_of(file)) and LEVEL.get(other, -1) <= LEVEL[room]
     ]
     assert wrong == []
 

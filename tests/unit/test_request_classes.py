@@ -76,7 +76,7 @@ def test_which_classes_are_known_to_restore() -> None:
     assert {cls: known_base(cls) for cls in known} == known
 
 
-@seeded(100)
+@seeded(50)
 @given(st.from_regex(_PLAIN_URL, fullmatch=True))
 def test_a_plain_address_is_left_alone_by_scrapy(url: str) -> None:
     assert Request(url).url == url == safe_url_string(url)

@@ -125,9 +125,9 @@ def test_deep_data(depth: int) -> None:
 
 
 def test_large_values_in_reasonable_time() -> None:
-    size = 5_000_000
+    size = 2_000_000
     started = time.perf_counter()
-    value = {"a": "x" * size, "b": "é" * size, "c": b"x" * size, "d": ODD * 1_000_000}
+    value = {"a": "x" * size, "b": "é" * size, "c": b"x" * size, "d": ODD * 400_000}
     assert decode(encode(value)) == value
     for tag in ("$decimal", "$int", "$date", "$datetime", "$uuid", "$bytes", "$float", "$time"):
         with pytest.raises(CodecError, match=r"^.{1,500}$"):
@@ -136,7 +136,7 @@ def test_large_values_in_reasonable_time() -> None:
     assert is_refused(decode, {"$datetime": [MIDNIGHT, 0, "x" * size]})
     assert is_refused(decode, {"$" + "x" * size: 1})
     assert is_refused(decode, {"$item": ["x" * size + ":" + "y" * size, []]})
-    assert time.perf_counter() - started < 10
+    assert time.perf_counter() - started < 4
 
 
 @seeded(100)

@@ -82,7 +82,7 @@ def mutable_parts(value: Any) -> Iterator[int]:
             yield from mutable_parts(part)
 
 
-@seeded(200)
+@seeded(120)
 @given(VALUES)
 def test_any_value(value: Any) -> None:
     """It is written as plain JSON, comes back exactly, and is neither changed nor shared."""
