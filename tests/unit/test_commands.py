@@ -189,17 +189,17 @@ async def test_show_without_the_callback(embedded: Queue) -> None:
     assert shown.json["undecodable"].startswith("spider 'two' has no method 'parse_page'")
 
 
-async def test_errors(embedded: Queue) -> None:
+async def test_errors(filled: Queue) -> None:
     # By Apify's rule an entry also failed if a client wrote a negative retryCount.
-    await embedded.add(page("/odd", retries=-1))
-    groups = (await ok(embedded, "errors --json")).lines
+    await filled.add(page("/odd", retries=-1))
+    groups = (await ok(filled, "errors --json")).lines
     assert {group["message"]: (group["count"], group["url"]) for group in groups} == {
         "500 Internal Server Error": (1, f"{SITE}/b"),
         "404 Not Found": (1, f"{SITE}/gone"),
         "ValueError: no price": (1, f"{SITE}/boom"),
         "(no message)": (1, f"{SITE}/odd"),
     }
-    head, *rows = (await ok(embedded, "errors")).out.splitlines()
+    head, *rows = (await ok(filled, "errors")).out.splitlines()
     assert head.split("  ")[0] == "COUNT"
     assert sorted(row.split()[-1] for row in rows) == sorted(group["url"] for group in groups)
 
