@@ -76,7 +76,7 @@ class Crawl:
         self.crawler.signals.connect(self._opened, signals.spider_opened)
         self.crawler.signals.connect(self._scraped, signals.item_scraped)
         self.crawler.signals.connect(self._reached, signals.request_reached_downloader)
-        # A runner adds a spider loader only, which takes as long as all the rest of a small crawl.
+        # A runner would make a spider loader as well, which nobody asks here.
         self.task = asyncio.ensure_future(self.crawler.crawl_async(**arguments))
         self.task.add_done_callback(self._ended)
 
