@@ -26,7 +26,7 @@ SIZES = {"png": 60_000, "svg": 20_000}
 async def test_each_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--quick", "--json", str(tmp_path)]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    async with Process(command, tmp_path, environ, None) as process:
+    async with Process(command, tmp_path, environ) as process:
         ended = await process.end(240)
     assert ended.status == 0, ended.log
     rows = re.findall(r"^\| ([^|]+?) +\|", ended.output, re.MULTILINE)

@@ -67,10 +67,9 @@ async def test_commands(
         await queue.add(Entry(id=request_id("key"), unique_key="key", url=f"{site.url}/pending"))
     before = contents(queue.folder)
     project = Project(tmp_path / "project", queue, First, settings)
-    words = [[word.replace("{}", site.url) for word in words] for words, _, _ in commands]
     env = {"BROWSER": "echo %s", "SITE": site.url}
-    all_done = await project.run_all(words, env)
-    for done, (name, expected, _) in zip(all_done, commands, strict=True):
+    for name, expected, _ in commands:
+        done = await project.run(*(word.replace("{}", site.url) for word in name), env=env)
         assert expected.replace("{}", site.url) in done.output, (name, done.log)
         assert "Traceback" not in done.log
         assert "Request queue " not in done.log

@@ -83,7 +83,8 @@ async def test_exit_status_of_what_is_not_finished(
     options = [word for name, value in api.items() for word in ("-s", f"{name}={value}")]
     single = ("runspider", str(SCRIPTS / "lone_spider.py"), "-a", f"site={site.url}")
     refused = ("crawl", First.name, "-a", f"site={site.url}", *options)
-    all_done = await Project(tmp_path / "project", queue, First).run_all([single, refused])
+    project = Project(tmp_path / "project", queue, First)
+    all_done = [await project.run(*words) for words in (single, refused)]
     assert [(done.stats["finish_reason"], done.status) for done in all_done] == [
         ("apify_rq_missing", 1),
         ("apify_rq_unauthorized", 1),

@@ -28,7 +28,7 @@ def serve(folder: Path, *options: str) -> Process:
 
 def start(folder: Path, *words: str, **environ: str) -> Process:
     command = [sys.executable, "-W", "error", "-m", "scrapy", "rq", *words]
-    return Process(command, folder, {**os.environ, "PYTHONPATH": str(ROOT), **environ}, None)
+    return Process(command, folder, {**os.environ, "PYTHONPATH": str(ROOT), **environ})
 
 
 async def address(process: Process, storage: Path) -> str:

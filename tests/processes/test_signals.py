@@ -48,14 +48,10 @@ async def test_ctrl_c_at_each_stage(
     site.serve(pages)
     project = Project(tmp_path / "project", any_queue, Stages, settings)
     queues = [any_queue if is_served else Queue(tmp_path / stage) for stage in stages]
-    crawl = ("crawl", Stages.name, "-a", f"site={site.url}", "-s")
-    all_stopped = await project.run_all(
-        [
-            (f"STAGE={stage}", *crawl, f"APIFY_RQ_STORAGE_DIR={queue.folder}")
-            for stage, queue in zip(stages, queues, strict=True)
-        ]
-    )
-    for stage, queue, stopped in zip(stages, queues, all_stopped, strict=True):
+    for stage, queue in zip(stages, queues, strict=True):
+        option = ("-s", f"APIFY_RQ_STORAGE_DIR={queue.folder}")
+        async with project.begin(*option, env={"STAGE": stage}, site=site.url) as process:
+            stopped = await process.end()
         assert stopped.status == 0, stopped.log
         assert "SIGINT" in stopped.log, f"{stage} was not reached"
         assert not re.search("Bug in scrapy-apify-rq|Warning: ", stopped.log), stopped.log
@@ -71,7 +67,7 @@ async def test_ctrl_c_once_fetches_nothing_twice(
 ) -> None:
     site.serve(tree(100, delay=0.02))
     project = Project(tmp_path, any_queue, Tree, {"CONCURRENT_REQUESTS": 4})
-    async with project.begin("-o", "-:jsonlines", site=site.url) as process:
+    async with project.begin("-o", "-:jsonlines", site=site.url, as_a_user=True) as process:
         await wait_until(lambda: len(site.hits) >= 40, "hits")
         process.send(SIGINT)
         stopped = await process.end()
@@ -123,9 +119,10 @@ async def test_exit_status_with_requests_in_memory_only(
     """It is no failure if the next run comes across them again."""
     site.serve({"/": "page", **{f"/{number}": Page(delay=0.2) for number in range(3)}})
     project = Project(tmp_path, queue, InMemory, {"CONCURRENT_REQUESTS": 1})
-    crawl = ("crawl", InMemory.name, "-a", f"site={site.url}", "-a")
-    two = [(*crawl, "orphans="), (*crawl, "orphans=1", "-s", "APIFY_RQ_NAME=another")]
-    for stopped, lost in zip(await project.run_all(two), (False, True), strict=True):
+    for orphans, name, lost in (("", "one", False), ("1", "another", True)):
+        option = ("-s", f"APIFY_RQ_NAME={name}")
+        async with project.begin(*option, site=site.url, orphans=orphans) as process:
+            stopped = await process.end()
         assert (stopped.status, stopped.stats["finish_reason"]) == (int(lost), "shutdown")
         assert stopped.stats["apify_rq/given_up"] > 0
         assert ("ERROR" in stopped.log) == ("apify_rq/lost" in stopped.stats) == lost

@@ -106,7 +106,7 @@ class Reader:
     async def _process(self, words: list[str], *, is_killed: bool = False) -> Finished:
         environ = {**os.environ, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", *words]
-        async with Process(command, self._folder, environ, None) as process:
+        async with Process(command, self._folder, environ) as process:
             if is_killed:
                 await wait_until(lambda: len(self._site.hits) > 12, "the middle of the crawl")
                 await process.kill()

@@ -1,19 +1,23 @@
 """``scrapy`` as a process of its own, in a project whose spiders are classes of these tests.
 
-A process takes more than a second of CPU, a crawl inside the test's process (``crawling``) a tenth
-of one. So a process is for what only a process can show: kills, signals, terminals, workers,
-scripts, memory. The test says why in one line.
+It is a fork of a process that has imported Scrapy, which saves a second of CPU, unless the test
+says otherwise: ``as_a_user``. A crawl inside the test's process (``crawling``) takes a tenth of a
+second. So a process is for what only a process can show: kills, signals, workers, scripts, memory.
+The test says why in one line.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,7 @@ from tests.support.queues import TOKEN, Queue, ServedQueue
 from tests.support.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[2]
-_COMMANDS = ROOT / "tests" / "processes" / "scripts" / "commands.py"
+_FORKS = ROOT / "tests" / "processes" / "scripts" / "forks.py"
 
 
 @dataclass
@@ -40,23 +44,26 @@ class Finished:
 class Process:
     """A program that runs in ``folder`` until the ``async with`` block ends."""
 
-    def __init__(
-        self, program: list[str], folder: Path, environ: Mapping[str, str], terminal: int | None
-    ) -> None:
+    def __init__(self, program: list[str], folder: Path, environ: Mapping[str, str]) -> None:
         self._folder = folder
         number = len(list(folder.glob("*.out")))
         self._output = folder / f"{number}.out"
         self._log = folder / f"{number}.log"
-        with self._output.open("w") as output, self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                program,
-                cwd=folder,
-                env=environ,
-                stdin=subprocess.DEVNULL if terminal is None else terminal,
-                stdout=output,
-                stderr=log if terminal is None else terminal,
-            )
+        self._process = self._launched(program, environ)
         self.pid = self._process.pid
+
+    def _launched(
+        self, program: list[str], environ: Mapping[str, str]
+    ) -> subprocess.Popen[bytes] | _Fork:
+        with self._output.open("w") as output, self._log.open("w") as log:
+            return subprocess.Popen(
+                program,
+                cwd=self._folder,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=log,
+            )
 
     async def __aenter__(self) -> Process:
         return self
@@ -72,7 +79,7 @@ class Process:
 
     @property
     def log(self) -> str:
-        """So far; empty if it goes to a terminal."""
+        """So far."""
         return self._log.read_text()
 
     @property
@@ -95,15 +102,69 @@ class Process:
             await self.kill()
             raise AssertionError(f"no end after {patience} s:\n{self.log[-3000:]}") from None
         assert TOKEN not in self.output + self.log
-        stats = _stats(self._folder, self.pid)
-        return Finished(self._process.returncode, self.output, self.log, stats)
+        file = self._folder / f"stats-{self.pid}.json"
+        # What ``StatsFile`` has written, if the process has made a crawl.
+        stats: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        status = self._process.poll()
+        assert status is not None
+        return Finished(status, self.output, self.log, stats)
 
 
-def _stats(folder: Path, pid: int | str) -> dict[str, Any]:
-    """What ``StatsFile`` has written, if the process has made a crawl."""
-    file = folder / f"stats-{pid}.json"
-    stats: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    return stats
+@cache
+def _forks() -> socket.socket:
+    """Where ``forks.py`` is asked for processes until these tests end."""
+    ours, theirs = socket.socketpair()
+    path = os.pathsep.join((str(ROOT), str(EXAMPLE)))
+    forks = subprocess.Popen(
+        [sys.executable, "-W", "error", str(_FORKS), str(theirs.fileno())],
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+        pass_fds=[theirs.fileno()],
+        start_new_session=True,  # Ctrl-C ends these tests, which end it
+    )
+    theirs.close()
+
+    def end() -> None:
+        ours.close()
+        forks.wait()
+
+    atexit.register(end)
+    return ours
+
+
+class _Fork:
+    """What ``Popen`` has, for a fork of a process that has imported Scrapy: no second of CPU."""
+
+    def __init__(self, status: Path, **order: Any) -> None:
+        self._status = status
+        forks = _forks()
+        forks.sendall(f"{json.dumps({'status': str(status), **order})}\n".encode())
+        self.pid = int(forks.recv(100))
+
+    def poll(self) -> int | None:
+        return int(self._status.read_text()) if self._status.exists() else None
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class ForkedProcess(Process):
+    """The same for ``scrapy`` with these words."""
+
+    def _launched(self, program: list[str], environ: Mapping[str, str]) -> _Fork:
+        streams = (self._output, self._log)
+        for stream in streams:
+            stream.touch()
+        return _Fork(
+            self._output.with_suffix(".status"),
+            words=program,
+            folder=str(self._folder),
+            environ=dict(environ),
+            streams=list(map(str, streams)),
+        )
 
 
 class Project:
@@ -136,13 +197,13 @@ class Project:
         *words: str,
         env: Mapping[str, str] | None = None,
         script: Path | None = None,
-        terminal: int | None = None,
         program: list[str] | None = None,
+        as_a_user: bool = False,
     ) -> Process:
         """Run ``scrapy`` with these words, or a Python ``script``; warnings are errors.
 
-        ``terminal`` is a file descriptor to use for the standard input and error. ``program``
-        takes the place of Python; the Python that it finds is this one.
+        ``scrapy`` is a fork, unless it is to be started ``as_a_user`` starts it. ``program`` takes
+        the place of Python; the Python that it finds is this one.
         """
         python = [sys.executable, "-W", "error"]
         python += ["-m", "scrapy"] if script is None else [str(script)]
@@ -155,8 +216,9 @@ class Project:
         environ = {**clean, "PYTHONPATH": path, **(env or {})}
         if program is not None:
             environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        command = [*(program or python), *words]
-        return Process(command, self.folder, environ, terminal)
+        elif script is None and not as_a_user:
+            return ForkedProcess([*words], self.folder, environ)
+        return Process([*(program or python), *words], self.folder, environ)
 
     async def run(
         self,
@@ -169,32 +231,17 @@ class Project:
         async with self.start(*words, env=env, script=script) as process:
             return await process.end(patience)
 
-    async def run_all(
-        self, commands: Sequence[Sequence[str]], env: Mapping[str, str] | None = None
-    ) -> list[Finished]:
-        """Run ``scrapy`` with each of these words in turn, for little more than the time of one.
-
-        Words like NAME=value in front are the command's environment.
-        """
-        patience = PATIENCE * len(commands)
-        done = await self.run(json.dumps(commands), env=env, script=_COMMANDS, patience=patience)
-        assert done.status == 0, done.log
-        ended = [line.split() for line in done.output.splitlines()]
-        assert len(ended) == len(commands), done.output
-        finished = []
-        for number, (pid, status) in enumerate(ended):
-            file = self.folder / f"command-{number}.out"
-            output, log = file.read_text(), file.with_suffix(".err").read_text()
-            assert TOKEN not in output + log
-            finished.append(Finished(int(status), output, log, _stats(self.folder, pid)))
-        return finished
-
     def begin(
-        self, *options: str, env: Mapping[str, str] | None = None, **arguments: Any
+        self,
+        *options: str,
+        env: Mapping[str, str] | None = None,
+        as_a_user: bool = False,
+        **arguments: Any,
     ) -> Process:
-        """Crawl; keyword arguments are the spider's."""
+        """Crawl; other keyword arguments are the spider's."""
         given = [word for name, value in arguments.items() for word in ("-a", f"{name}={value}")]
-        return self.start("crawl", self.spider.name, *options, *given, env=env)
+        words = ("crawl", self.spider.name, *options, *given)
+        return self.start(*words, env=env, as_a_user=as_a_user)
 
     async def crawl(
         self,

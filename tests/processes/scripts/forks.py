@@ -1,0 +1,73 @@
+"""Run Scrapy's commands in forks of this process, which has imported Scrapy and us once for all.
+
+It is asked over the socket whose file descriptor is its argument, one line of JSON a command, and
+answers with the process id. The exit status is in a file, once the command has ended.
+"""
+
+import gc
+import json
+import os
+import socket
+import sys
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+import scrapy.commands
+from scrapy.cmdline import execute
+from scrapy.settings import default_settings
+from scrapy.utils.misc import load_object
+
+# The memory that a fork's garbage collector touches is copied.
+for name in ("DOWNLOAD_HANDLERS", "DOWNLOADER_MIDDLEWARES", "EXTENSIONS", "SPIDER_MIDDLEWARES"):
+    for key, value in getattr(default_settings, f"{name}_BASE").items():
+        path = value if isinstance(value, str) else key
+        if not path.endswith(".RemoteControl"):  # which our projects go without
+            load_object(path)
+for name in (
+    "scrapy_apify_rq.Addon",
+    "scrapy_apify_rq.Scheduler",
+    "scrapy_apify_rq.backends.apify.queue.ApifyBackend",
+    "scrapy_apify_rq.backends.sqlite.queue.SqliteBackend",
+    "scrapy_apify_rq.commands.rq.Command",
+    "tests.support.process_spiders.Tree",
+    "tests.support.stats_file.StatsFile",
+):
+    load_object(name)
+for module in iter_modules(scrapy.commands.__path__):
+    import_module(f"scrapy.commands.{module.name}")
+assert "twisted.internet.reactor" not in sys.modules
+gc.freeze()
+
+
+def become(words: list[str], folder: str, environ: dict[str, str], streams: list[str]) -> None:
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environ)
+    sys.path.insert(0, folder)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, file in enumerate(streams, 1):
+        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
+    execute(["scrapy", *words])
+
+
+asked = socket.socket(fileno=int(sys.argv[1]))
+for line in asked.makefile():
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    order = json.loads(line)
+    if os.fork():
+        continue
+    # A parent of its own, which waits for it.
+    if pid := os.fork():
+        asked.sendall(b"%d\n" % pid)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        file = Path(order["status"])
+        new = file.with_suffix(".new")
+        new.write_text(str(status))
+        new.rename(file)
+        os._exit(0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), asked.fileno())
+    become(order["words"], order["folder"], order["environ"], order["streams"])
