@@ -19,7 +19,7 @@ import pytest
 from tests.support import npm_packages as npm
 from tests.support.process_spiders import Run
 from tests.support.queues import TOKEN, Queue, ServedQueue
-from tests.support.scrapy_project import Finished, Process, Project
+from tests.support.scrapy_project import Process, Project
 from tests.support.waiting import wait_until
 from tests.support.website import Held, Site, begun, let_go, links
 
@@ -33,7 +33,7 @@ class Cli:
 
     def __init__(self, installed: Path, project: Project, home: Path) -> None:
         self._program = str(installed / "node_modules" / "apify-cli" / "dist" / "apify.js")
-        self._project = project
+        self.project = project
         self._environ = {
             "APIFY_CLI_DISABLE_TELEMETRY": "1",
             "APIFY_CLI_SKIP_UPDATE_CHECK": "1",
@@ -45,11 +45,7 @@ class Cli:
         node = shutil.which("node")
         assert node is not None
         environ = {**self._environ, **(env or {})}
-        return self._project.start(*words, env=environ, program=[node, self._program])
-
-    async def run(self, *words: str, env: Mapping[str, str] | None = None) -> Finished:
-        async with self.start(*words, env=env) as process:
-            return await process.end()
+        return self.project.start(*words, env=environ, program=[node, self._program])
 
 
 def project_in(folder: Path) -> Project:
@@ -83,22 +79,30 @@ def crawl_in(project: Path) -> int:
     raise AssertionError("there is no crawl")
 
 
-async def test_runs_of_the_cli(site: Site, served: ServedQueue, cli: Cli, tmp_path: Path) -> None:
-    """With a token, a run stays on this machine. Ctrl-C, doubled as by bash, loses nothing."""
-    env = {"APIFY_TOKEN": TOKEN, "APIFY_API_BASE_URL": served.api.url}
+async def test_run_of_the_cli(site: Site, served: ServedQueue, cli: Cli) -> None:
+    """It resumes what a run before it has left, which is a fork with the variables that the CLI
+    sets. With a token, it stays on this machine. Ctrl-C, doubled as by bash, loses nothing.
+    """
+    project = cli.project
+    store = {"CRAWLEE_STORAGE_DIR": str(project.folder / "storage"), "CRAWLEE_PURGE_ON_START": "0"}
+    one_page = ("-s", "CLOSESPIDER_PAGECOUNT=1", "-s", "CONCURRENT_REQUESTS=1")
     held = {path: Held("page") for path in PAGES}
     site.serve({"/": links(*PAGES), **held})
+    before = await project.crawl(*one_page, env=store, site=site.url)
+    assert "the queue holds 1 handled, 6 pending" in before.log
+    env = {"APIFY_TOKEN": TOKEN, "APIFY_API_BASE_URL": served.api.url}
     given = ("--input", json.dumps({"site": site.url, "maxConcurrency": 1}))
-    async with cli.start("run", *given, env=env) as process:
+    async with cli.start("run", "--resurrect", *given, env=env) as process:
         await begun(held[PAGES[0]])
-        crawl = crawl_in(tmp_path / "project")
+        crawl = crawl_in(project.folder)
         os.kill(crawl, signal.SIGINT)
         await wait_until(lambda: "shutting down gracefully" in process.log, "the first Ctrl-C")
         os.kill(crawl, signal.SIGINT)
         await process.end()
+    assert "resuming, 6 pending, 1 handled" in process.log
     assert "forcing unclean shutdown" in process.log
     let_go(*held.values())
-    resumed = await cli.run("run", "--resurrect", *given, env=env)
+    resumed = await project.crawl(env=store, site=site.url)
     assert "resuming, 6 pending, 1 handled" in resumed.log
     assert "the queue holds 7 handled, 0 pending" in resumed.log
     assert sorted(site.paths) == sorted(["/", *PAGES, PAGES[0]])

@@ -18,7 +18,7 @@ from tests.support.certificates import self_signed
 from tests.support.command_line import rq, rq_ok
 from tests.support.queues import NAME, TOKEN, Queue
 from tests.support.raw_calls import request
-from tests.support.scrapy_project import ROOT, Process
+from tests.support.scrapy_project import ROOT, ForkedProcess, Process
 from tests.support.waiting import wait_until
 
 
@@ -27,6 +27,9 @@ def serve(folder: Path, *options: str) -> Process:
 
 
 def start(folder: Path, *words: str, **environ: str) -> Process:
+    """The certificates of a machine are read when modules are imported, and so in no fork."""
+    if "SSL_CERT_FILE" not in environ:
+        return ForkedProcess(["rq", *words], folder, {**os.environ, **environ})
     command = [sys.executable, "-W", "error", "-m", "scrapy", "rq", *words]
     return Process(command, folder, {**os.environ, "PYTHONPATH": str(ROOT), **environ})
 
