@@ -18,7 +18,7 @@ from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.support.command_line import rq_ok
 from tests.support.queues import NAME, Queue, ServedQueue
-from tests.support.scrapy_project import ROOT
+from tests.support.scrapy_project import ROOT, Fork
 from tests.support.waiting import wait_until
 
 
@@ -27,15 +27,26 @@ def entry(number: int, **fields: Any) -> Entry:
     return Entry(id=request_id(key), unique_key=key, url=f"http://site/{number}", **fields)
 
 
-def start(queue: Queue, words: str, python: tuple[str, ...] = (), **streams: Any) -> Popen[bytes]:
-    """Run ``scrapy rq`` where there is no project."""
+def start(
+    queue: Queue,
+    words: str,
+    *,
+    terminal: int | None = None,
+    python: tuple[str, ...] = (),
+    **streams: Any,
+) -> Popen[bytes] | Fork:
+    """Run ``scrapy rq`` where there is no project, at a terminal as a fork."""
     where = {name: value for name, value in queue.settings.items() if name != "APIFY_RQ_NAME"}
     options = [word for name, value in where.items() for word in ("-s", f"{name}={value}")]
-    command = [sys.executable, "-W", "error", *python, "-m", "scrapy", "rq", *words.split()]
+    command = ["rq", *words.split(), "-q", NAME, *options]
     folder = queue.folder.with_name("empty")
     folder.mkdir(exist_ok=True)
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80"}
-    return Popen([*command, "-q", NAME, *options], cwd=folder, env=environ, **streams)
+    if terminal is not None:
+        at = (terminal, terminal, terminal)
+        return Fork(command, folder, environ, at, queue.folder.with_name("status"))
+    program = [sys.executable, "-W", "error", *python, "-m", "scrapy"]
+    return Popen([*program, *command], cwd=folder, env=environ, **streams)
 
 
 @asynccontextmanager
@@ -54,12 +65,11 @@ async def running(queue: Queue, words: str, **options: Any) -> AsyncIterator[Any
 
 
 class Terminal:
-    """What a command says and hears that has these ``streams``."""
+    """What a command says and hears that has ``theirs``."""
 
     def __init__(self) -> None:
-        self._ours, self._theirs = pty.openpty()
+        self._ours, self.theirs = pty.openpty()
         os.set_blocking(self._ours, False)
-        self.streams = dict.fromkeys(("stdin", "stdout", "stderr"), self._theirs)
         self.seen = ""
 
     def __enter__(self) -> Terminal:
@@ -67,7 +77,7 @@ class Terminal:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._ours)
-        os.close(self._theirs)
+        os.close(self.theirs)
 
     def _has(self, text: str) -> bool:
         with suppress(BlockingIOError):
@@ -85,7 +95,7 @@ class Terminal:
 async def test_watch_refreshes_until_ctrl_c(queue: Queue) -> None:
     words = "status --watch 0.2 --by host"
     with Terminal() as terminal:
-        async with running(queue, words, **terminal.streams) as process:
+        async with running(queue, words, terminal=terminal.theirs) as process:
             await terminal.shows("62.5% handled")
             await queue.add(entry(8))
             await terminal.shows("55.6% handled", "0 pages/min")
@@ -101,7 +111,7 @@ async def test_watch_refreshes_until_ctrl_c(queue: Queue) -> None:
 
 async def test_long_operation_shows_progress(tmp_path: Path, queue: Queue) -> None:
     with Terminal() as terminal:
-        async with running(queue, f"export {tmp_path}/x", **terminal.streams) as process:
+        async with running(queue, f"export {tmp_path}/x", terminal=terminal.theirs) as process:
             await terminal.shows("exporting", "8 exported")
     assert process.returncode == 0
 
@@ -111,7 +121,7 @@ async def test_purge_asks_first(queue: Queue) -> None:
     question = f"Delete 8 entries, 3 of them pending, of request queue {NAME} in "
     for answer, says, left in (("n", "nothing was deleted", 8), ("y", "8 deleted", 0)):
         with Terminal() as terminal:
-            async with running(queue, "purge", **terminal.streams) as process:
+            async with running(queue, "purge", terminal=terminal.theirs) as process:
                 await terminal.shows(question, "[y/N]")
                 terminal.type(f"{answer}\n")
                 await terminal.shows(says)

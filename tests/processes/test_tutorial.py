@@ -14,7 +14,7 @@ import pytest
 from tests.support.command_line import rq
 from tests.support.documents import README, Block, blocks, section
 from tests.support.queues import Queue
-from tests.support.scrapy_project import ROOT, Finished, Process
+from tests.support.scrapy_project import ROOT, Finished, ForkedProcess, Process
 from tests.support.waiting import wait_until
 from tests.support.website import Answer, Page, Site
 
@@ -105,8 +105,12 @@ class Reader:
 
     async def _process(self, words: list[str], *, is_killed: bool = False) -> Finished:
         environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", *words]
-        async with Process(command, self._folder, environ) as process:
+        started = (
+            Process([sys.executable, "-m", *words], self._folder, environ)
+            if is_killed
+            else ForkedProcess(words[1:], self._folder, environ)
+        )
+        async with started as process:
             if is_killed:
                 await wait_until(lambda: len(self._site.hits) > 12, "the middle of the crawl")
                 await process.kill()

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -54,7 +55,7 @@ class Process:
 
     def _launched(
         self, program: list[str], environ: Mapping[str, str]
-    ) -> subprocess.Popen[bytes] | _Fork:
+    ) -> subprocess.Popen[bytes] | Fork:
         with self._output.open("w") as output, self._log.open("w") as log:
             return subprocess.Popen(
                 program,
@@ -113,7 +114,7 @@ class Process:
 @cache
 def _forks() -> socket.socket:
     """Where ``forks.py`` is asked for processes until these tests end."""
-    ours, theirs = socket.socketpair()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     path = os.pathsep.join((str(ROOT), str(EXAMPLE)))
     forks = subprocess.Popen(
         [sys.executable, "-W", "error", str(_FORKS), str(theirs.fileno())],
@@ -132,20 +133,45 @@ def _forks() -> socket.socket:
     return ours
 
 
-class _Fork:
-    """What ``Popen`` has, for a fork of a process that has imported Scrapy: no second of CPU."""
+class Fork:
+    """What ``Popen`` has, for a fork of a process that has imported Scrapy: no second of CPU.
 
-    def __init__(self, status: Path, **order: Any) -> None:
+    ``streams`` are file descriptors of the standard ones; ``status`` becomes a file.
+    """
+
+    def __init__(
+        self,
+        words: list[str],
+        folder: Path,
+        environ: Mapping[str, str],
+        streams: tuple[int, int, int],
+        status: Path,
+    ) -> None:
         self._status = status
+        status.unlink(missing_ok=True)
+        order = {"words": words, "folder": str(folder), "status": str(status)}
+        message = json.dumps({**order, "environ": dict(environ)}).encode()
         forks = _forks()
-        forks.sendall(f"{json.dumps({'status': str(status), **order})}\n".encode())
+        socket.send_fds(forks, [message], streams)
         self.pid = int(forks.recv(100))
+
+    def __enter__(self) -> Fork:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
 
     def poll(self) -> int | None:
         return int(self._status.read_text()) if self._status.exists() else None
 
     def send_signal(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -154,17 +180,15 @@ class _Fork:
 class ForkedProcess(Process):
     """The same for ``scrapy`` with these words."""
 
-    def _launched(self, program: list[str], environ: Mapping[str, str]) -> _Fork:
-        streams = (self._output, self._log)
-        for stream in streams:
-            stream.touch()
-        return _Fork(
-            self._output.with_suffix(".status"),
-            words=program,
-            folder=str(self._folder),
-            environ=dict(environ),
-            streams=list(map(str, streams)),
-        )
+    def _launched(self, program: list[str], environ: Mapping[str, str]) -> Fork:
+        with (
+            Path(os.devnull).open() as nothing,
+            self._output.open("w") as output,
+            self._log.open("w") as log,
+        ):
+            streams = (nothing.fileno(), output.fileno(), log.fileno())
+            status = self._output.with_suffix(".status")
+            return Fork(program, self._folder, environ, streams, status)
 
 
 class Project:

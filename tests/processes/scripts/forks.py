@@ -1,7 +1,8 @@
 """Run Scrapy's commands in forks of this process, which has imported Scrapy and us once for all.
 
-It is asked over the socket whose file descriptor is its argument, one line of JSON a command, and
-answers with the process id. The exit status is in a file, once the command has ended.
+It is asked over the socket whose file descriptor is its argument, a message of JSON and the three
+standard streams a command, and answers with the process id. The exit status is in a file, once the
+command has ended.
 """
 
 import gc
@@ -41,33 +42,40 @@ assert "twisted.internet.reactor" not in sys.modules
 gc.freeze()
 
 
-def become(words: list[str], folder: str, environ: dict[str, str], streams: list[str]) -> None:
+def become(words: list[str], folder: str, environ: dict[str, str], streams: list[int]) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environ)
     sys.path.insert(0, folder)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for number, file in enumerate(streams, 1):
-        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())  # as if it had been this one always
     execute(["scrapy", *words])
 
 
 asked = socket.socket(fileno=int(sys.argv[1]))
-for line in asked.makefile():
+while True:
+    message, streams, _, _ = socket.recv_fds(asked, 2**20, 3)
+    if not message:
+        break
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
-    order = json.loads(line)
-    if os.fork():
-        continue
-    # A parent of its own, which waits for it.
-    if pid := os.fork():
-        asked.sendall(b"%d\n" % pid)
+    order = json.loads(message)
+    if not os.fork():
+        if not (pid := os.fork()):
+            asked.close()
+            become(order["words"], order["folder"], order["environ"], streams)
+        # Its parent, which waits for nothing else.
+        for stream in streams:
+            os.close(stream)
+        asked.send(b"%d" % pid)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         file = Path(order["status"])
         new = file.with_suffix(".new")
         new.write_text(str(status))
         new.rename(file)
         os._exit(0)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), asked.fileno())
-    become(order["words"], order["folder"], order["environ"], order["streams"])
+    for stream in streams:
+        os.close(stream)
