@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.support.backends import PLENTY, Queues, handled, numbered
 
-CONTESTED = 500
+CONTESTED = 200
 LARGE = 2 * 1024 * 1024
 
 
