@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tests.support.apify_sdk import environ
 from tests.support.example_project import EXAMPLE
 from tests.support.queues import NAME, TOKEN, ServedQueue
 from tests.support.raw_calls import called
-from tests.support.scrapy_project import ROOT
+from tests.support.scrapy_project import ROOT, ForkedProcess
 from tests.support.typed_spider import Typed
 
 ACTOR = EXAMPLE / ".actor"
@@ -99,15 +98,17 @@ def image(folder: Path) -> list[str]:
     return command
 
 
-def test_its_command_crawls_in_a_run(tmp_path: Path, served: ServedQueue) -> None:
+async def test_its_command_crawls_in_a_run(tmp_path: Path, served: ServedQueue) -> None:
     command = image(tmp_path)
     assert command == ["scrapy", "crawl", "shop"]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    words = [sys.executable, "-m", *command, "-s", f"SHOP_PORT={port}"]
+    words = [*command[1:], "-s", f"SHOP_PORT={port}"]
     variables = environ(served.api.url, TOKEN, NAME)
-    done = run(words, tmp_path / "app", **variables)
+    async with ForkedProcess(words, tmp_path / "app", {**os.environ, **variables}) as process:
+        done = await process.end()
+    assert done.status == 0, done.log
     with called(served) as api:
         items = api.http.get(f"/v2/datasets/{variables['ACTOR_DEFAULT_DATASET_ID']}/items").json()
-    assert "this run handled 245 (4 of them failed)" in done.stderr.splitlines()[-1]
+    assert "this run handled 245 (4 of them failed)" in done.log.splitlines()[-1]
     assert len({item["sku"] for item in items}) == len(items) == 207

@@ -135,7 +135,7 @@ async def shop_with_kills(
 
 
 async def test_kills(tmp_path: Path, any_queue: Queue, crawls: Crawls) -> None:
-    repeated = await shop_with_kills(tmp_path, any_queue, crawls, products=80)
+    repeated = await shop_with_kills(tmp_path, any_queue, crawls, products=60)
     assert repeated.total() <= most_repeated(any_queue), dict(repeated)
 
 

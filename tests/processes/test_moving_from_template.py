@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.scrapy_project import ROOT
+from tests.support.scrapy_project import ROOT, ForkedProcess
 from tests.support.template_project import make_template_project
 from tests.support.website import Site
 
@@ -44,11 +44,14 @@ def move(folder: Path) -> None:
         (folder / name).write_text("\n".join(old) + "\n")
 
 
+def variables() -> dict[str, str]:
+    return {**os.environ, "CRAWLEE_STORAGE_DIR": "storage", "PYTHONPATH": str(ROOT)}
+
+
 def run(*words: str, folder: Path) -> str:
-    environ = {**os.environ, "CRAWLEE_STORAGE_DIR": "storage", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", *words]
     done = subprocess.run(
-        command, cwd=folder, env=environ, capture_output=True, text=True, timeout=120
+        command, cwd=folder, env=variables(), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
@@ -60,7 +63,7 @@ def by_title(items: list[Any]) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(find_spec("apify") is None, reason="apify is not installed")
-def test_it_scrapes_the_same(tmp_path: Path, site: Site) -> None:
+async def test_it_scrapes_the_same(tmp_path: Path, site: Site) -> None:
     site.serve(PAGES)
     make_template_project(tmp_path)
     store = tmp_path / "storage" / "key_value_stores" / "default"
@@ -77,7 +80,8 @@ def test_it_scrapes_the_same(tmp_path: Path, site: Site) -> None:
     log = run("scrapy_apify_rq", "-s", "APIFY_RQ_ITEMS=True", folder=tmp_path)
     assert "this run handled 2 (0 of them failed)" in log
     assert sorted(site.paths) == sorted([*PAGES, *PAGES])
-    output = run("scrapy", "rq", "items", folder=tmp_path)
+    async with ForkedProcess(["rq", "items"], tmp_path, variables()) as process:
+        output = (await process.end()).output
     items = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert by_title(items) == before
     used = [file.read_text() for file in (tmp_path / "src").rglob("*.py")]
