@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import logging
 import os
 import shutil
 import signal
@@ -36,16 +37,15 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # What a script's shell starts in the background ignores Ctrl-C, and so would our processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# As the first crawl of a process does it: what the tests' own clients log is not in our log.
+for _name in ("httpcore", "httpx"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
 # SQLite waits for the disk: a queue that is made, filled and closed takes 90 ms on one, and 3 ms in
 # memory. The folders of tests that pass are removed at once, so a few hundred MB are enough.
 _MEMORY = Path("/dev/shm")
 if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 2**30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that take longest: at the end, one worker would work alone."""
-    items.sort(key=lambda item: "processes" not in item.path.parts)
 
 
 def pytest_collection_finish() -> None:
