@@ -73,12 +73,12 @@ async def test_kills_and_faults(
 ) -> None:
     """One call in seven goes wrong in some way."""
     queue: Any = served
-    pages = [f"/{number}" for number in range(28)]
+    pages = [f"/{number}" for number in range(40)]
     folder = tmp_path / "feeds"
     kinds = ("over.json", "add.jl", "add.csv")
     some = {path: feed for path, feed in feeds(folder).items() if path.endswith(kinds)}
     settings = {"FEEDS": some, "CONCURRENT_REQUESTS": 4}
-    site.serve({"/": links(*pages), **dict.fromkeys(pages, "page")})
+    site.serve({"/": links(*pages), **dict.fromkeys(pages, Page(delay=0.02))})
     for _ in range(3):
         queue.faults(Faults(dropped=0.03, limited=0.03, failed=0.03, lost=0.03, unprocessed=0.03))
         crawl = await crawls.start(Kinds, settings, queue=queue, site=site.url)
