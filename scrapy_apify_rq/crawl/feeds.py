@@ -166,12 +166,17 @@ class Feeds:
                         del self._unsaved[name]
 
     async def scraped(self, item: Any, response: Response | None = None) -> bool:
-        """Save an item, if items are saved. Return False if an earlier run has saved it already."""
+        """Save an item, if items are saved. Return whether the feeds are to get it now: not if an
+        earlier run has saved it already, nor if the next run could not take it away again.
+        """
         is_new = self.items is None or await self.items.scraped(item, response)
         try:
             await self.save()
         except BackendError as error:
             self.fail(error)
+        if self.items is not None and self.has_unsaved:
+            self.has_all = False
+            return False
         return is_new
 
     def _note(self, name: str, text: str) -> None:

@@ -93,6 +93,23 @@ async def test_kills_and_faults(
     assert {item["path"] for item in stored(queue, query="clean=true")} == set(every)
 
 
+async def test_no_feed_is_written_that_nobody_could_cut_back(
+    site: Site, served: ServedQueue, crawls: Crawls, tmp_path: Path
+) -> None:
+    """Since what is noted about its file cannot be stored."""
+    site.serve({"/": links("/a"), "/a": "page"})
+    file = tmp_path / "items.jl"
+    settings = {"FEEDS": {str(file): {"format": "jsonlines"}}}
+    served.api.before = lambda call: error(403) if "scrapy-rq.feeds" in call.path else None
+    crawl = await crawls.run(Links, settings, queue=served, site=site.url)
+    assert crawl.reason != "finished"
+    assert not file.exists() or not file.read_text()
+    served.api.before = lambda call: None
+    await crawls.run(Links, settings, queue=served, site=site.url)
+    paths = [json.loads(line)["path"] for line in file.read_text().splitlines()]
+    assert sorted(paths) == ["/", "/a"]
+
+
 async def test_a_crawl_is_over_though_the_counts_lag(
     site: Site, served: ServedQueue, crawls: Crawls, tmp_path: Path
 ) -> None:

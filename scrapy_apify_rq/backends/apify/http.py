@@ -5,8 +5,8 @@ apply to a queue; ``pace`` keeps to them.
 
 Calls are those of httpx2, the maintained line of httpx, over the connections of ``transport``. They
 do not pass its client, which is there for redirects, cookies and credentials: none of these is
-wanted here, and they take a tenth of the CPU time of a call. Nothing of an answer is trusted: not
-its form, not its length, and not how far it unpacks.
+wanted here. Nothing of an answer is trusted: not its form, not its length, and not how far it
+unpacks.
 """
 
 from __future__ import annotations
