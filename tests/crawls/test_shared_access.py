@@ -140,7 +140,7 @@ async def test_waiting_for_the_work_of_others(site: Site, any_queue: Queue, craw
     let_go(first)
     await finish(*workers)
     assert Counter(site.paths) == Counter(["/", *paths])
-    assert all(worker.stats["apify_rq/handled"] > 5 for worker in workers)
+    assert all(worker.stats["apify_rq/handled"] > 0 for worker in workers)
     if isinstance(any_queue, ServedQueue):
         assert set(between) == {("POST", "/head/lock")}
         assert between.total() <= 2 * 4  # at first, and after 0.05, 0.15, 0.35 seconds
