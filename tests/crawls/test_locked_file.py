@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,6 @@ from tests.support.website import Held, Site, links
 
 PATHS = [f"/{n}" for n in range(40)]
 IMPATIENT = {"APIFY_RQ_UNAVAILABLE_TIMEOUT": 0.5}
-
-
-@contextmanager
-def locked(queue: Queue) -> Iterator[None]:
-    with closing(sqlite3.connect(queue.folder / FILE_NAME, isolation_level=None)) as db:
-        db.execute("BEGIN EXCLUSIVE")
-        yield
 
 
 class Counts(Links):
@@ -61,7 +54,7 @@ async def test_too_long_a_lock_closes_the_spider(site: Site, queue: Queue, crawl
     site.serve({"/": links(*PATHS), **dict.fromkeys(PATHS, "page"), "/20": held})
     crawl = await crawl_until(held, site, crawls, **IMPATIENT)
     await wait_until(lambda: crawl.stats["apify_rq/enqueued"] == 41)
-    with locked(queue):
+    with queue.locked_file():
         held.go.set()
         await crawl.end()
     assert crawl.reason == "apify_rq_unavailable"
@@ -81,7 +74,7 @@ async def test_a_flush_that_fails_is_reported(site: Site, queue: Queue, crawls: 
     held = Held(links("/a", "/b"))
     site.serve({"/": held})
     crawl = await crawl_until(held, site, crawls, **IMPATIENT, CLOSESPIDER_PAGECOUNT=1)
-    with locked(queue):
+    with queue.locked_file():
         held.go.set()
         await crawl.end()
     assert crawl.reason == "closespider_pagecount"
@@ -99,7 +92,7 @@ async def test_close_waits_flushes_and_leaves_the_rest_pending(
     held = Held(links(*paths))
     site.serve({**dict.fromkeys(paths, "page"), "/": held})
     crawl = await crawl_until(held, site, crawls, CLOSESPIDER_PAGECOUNT=1)
-    with locked(queue):
+    with queue.locked_file():
         held.go.set()
         await asyncio.sleep(0.7)
         assert not crawl.task.done()
@@ -128,7 +121,7 @@ async def test_a_start_without_end_does_not_keep_a_failed_crawl_open(
     with Site({"/5": held}, default="page") as site:
         settings = {**IMPATIENT, "APIFY_RQ_OUTBOX": 50}
         crawl = await crawl_until(held, site, crawls, StartsWithoutEnd, **settings)
-        with locked(queue):
+        with queue.locked_file():
             held.go.set()
             await crawl.end()
     assert crawl.reason == "apify_rq_unavailable"

@@ -54,6 +54,13 @@ class Queue:
             source.backup(target)
         return Queue(folder)
 
+    @contextmanager
+    def locked_file(self) -> Iterator[None]:
+        """Another program writes: nobody else can meanwhile."""
+        with closing(sqlite3.connect(self.folder / FILE_NAME, isolation_level=None)) as db:
+            db.execute("BEGIN EXCLUSIVE")
+            yield
+
     async def entries(self) -> list[Entry]:
         """All entries, in no particular order."""
         backend = SqliteBackend(self.folder, name=NAME)
