@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import os
 import pty
@@ -70,6 +71,7 @@ class Terminal:
     def __init__(self) -> None:
         self._ours, self.theirs = pty.openpty()
         os.set_blocking(self._ours, False)
+        self._decoder = codecs.getincrementaldecoder("utf-8")()  # a read may end within a letter
         self.seen = ""
 
     def __enter__(self) -> Terminal:
@@ -81,7 +83,7 @@ class Terminal:
 
     def _has(self, text: str) -> bool:
         with suppress(BlockingIOError):
-            self.seen += os.read(self._ours, 100_000).decode()
+            self.seen += self._decoder.decode(os.read(self._ours, 100_000))
         return text in self.seen
 
     async def shows(self, *texts: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import scrapy.core.scraper
+from shop_example.catalog import Page
 from shop_example.site import Hit, ShopServer
 from shop_example.spiders.shop import ShopSpider
 
@@ -27,7 +28,7 @@ from tests.support.queues import Queue, ServedQueue
 from tests.support.scrapy_project import Process, Project
 from tests.support.trees import fetched, tree
 from tests.support.waiting import wait_until
-from tests.support.website import Site
+from tests.support.website import Held, Site
 
 pytestmark = pytest.mark.usefixtures("short_delay")
 
@@ -44,6 +45,18 @@ DELAY = 0.02
 # callback, time for five more sets. Over the API an ack waits for the links found before it, and
 # they up to 0.1 s for company in their batch, time for five more sets.
 HELD_BACK = 0.1 if hasattr(scrapy.core.scraper, "_defer_sleep_async") else 0
+
+
+class PausingShop(ShopServer):
+    """Answers no more once it has had so many requests: the crawl has to wait for its kill."""
+
+    pauses_at = math.inf
+
+    async def _answer(self, hit: Hit) -> Page:
+        page = await super()._answer(hit)
+        while len(self.hits) > self.pauses_at:  # noqa: ASYNC110 (set by another thread)
+            await asyncio.sleep(0.01)
+        return page
 
 
 def most_repeated(queue: Queue) -> int:
@@ -103,7 +116,7 @@ async def shop_with_kills(
         await crawls.run(ShopSpider, {**shop_settings(shop), **stock}, patience=STARTING)
         expected, whole = shop_hits(shop), items_in(folder, shop)
     assert len(expected) > products
-    with ShopServer(products=products, delay=DELAY) as shop:
+    with PausingShop(products=products, delay=DELAY) as shop:
         folder = tmp_path / "feeds"
         settings = {**shop_settings(shop), **feeds_in(folder, queue)}
         settings["CONCURRENT_REQUESTS"] = CONCURRENCY
@@ -111,6 +124,7 @@ async def shop_with_kills(
         name = "pipeline.jsonl" if isinstance(queue, ServedQueue) else "add.jsonl"
         cut_off = 0
         for moment in (int(part * len(expected)) for part in KILLS):
+            shop.pauses_at = moment + 2 * CONCURRENCY
             async with project.begin() as process:
                 await wait_until(lambda n=moment: len(shop.hits) >= n, "a hit", STARTING)
                 # Not always at a hit: also while a page is read, or its ack on its way.
@@ -122,6 +136,7 @@ async def shop_with_kills(
                 with (folder / name).open("a") as lines:
                     cut_off += lines.write('{"sku": "cut o')
         assert cut_off > 0
+        shop.pauses_at = math.inf
         crawl = await crawls.run(ShopSpider, settings, queue=queue, patience=STARTING)
         assert crawl.reason == "finished"
         hits = shop_hits(shop)
@@ -153,7 +168,8 @@ async def test_kills_while_calls_fail(tmp_path: Path, served: ServedQueue, crawl
 async def test_kills_of_workers(tmp_path: Path, site: Site, any_queue: Queue) -> None:
     """Two at a time, of which any is killed and replaced."""
     pages = 100
-    site.serve(tree(pages, delay=0.05))
+    last = Held()
+    site.serve({**tree(pages, delay=0.05), f"/{pages - 1}": last})
     settings = {"APIFY_RQ_ACCESS": "shared", "APIFY_RQ_LOCK_SECS": 2, "CONCURRENT_REQUESTS": 4}
     project = Project(tmp_path / "project", any_queue, Tree, settings)
     unsettled = 0
@@ -167,8 +183,10 @@ async def test_kills_of_workers(tmp_path: Path, site: Site, any_queue: Queue) ->
             workers.append(await worker())
             await wait_until(lambda n=moment: len(site.hits) >= n, "a hit", STARTING)
             await workers.pop(victim).kill()
-            # What was in flight, or done and not acked; also at the other worker.
-            unsettled += len(site.hits) - any_queue.handled
+            # What was in flight, or done and not acked; also at the other worker, which goes on.
+            handled = any_queue.handled
+            unsettled += len(site.hits) - handled
+        last.go.set()
         finished = await workers[0].end()
     assert finished.status == 0, finished.log
     for fault in ("Bug in scrapy-apify-rq", "Warning: ", "Traceback"):

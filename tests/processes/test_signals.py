@@ -65,11 +65,14 @@ async def test_ctrl_c_at_each_stage(
 async def test_ctrl_c_once_fetches_nothing_twice(
     tmp_path: Path, site: Site, any_queue: Queue, crawls: Crawls
 ) -> None:
-    site.serve(tree(100, delay=0.02))
+    last = Held()
+    site.serve({**tree(100, delay=0.02), "/99": last})
     project = Project(tmp_path, any_queue, Tree, {"CONCURRENT_REQUESTS": 4})
     async with project.begin("-o", "-:jsonlines", site=site.url, as_a_user=True) as process:
         await wait_until(lambda: len(site.hits) >= 40, "hits")
         process.send(SIGINT)
+        await wait_until(lambda: "shutting down gracefully" in process.log)
+        last.go.set()
         stopped = await process.end()
     assert stopped.status == 0, stopped.log
     assert "Spider closed (shutdown)" in stopped.log

@@ -16,11 +16,13 @@ from tests.support.documents import README, Block, blocks, section
 from tests.support.queues import Queue
 from tests.support.scrapy_project import ROOT, Finished, ForkedProcess, Process
 from tests.support.waiting import wait_until
-from tests.support.website import Answer, Page, Site
+from tests.support.website import Answer, Held, Page, Site
 
 TUTORIAL = "docs/tutorial.md"
 REAL_SITE = "https://quotes.toscrape.com"
 AUTHORS = 20
+LAST = "/author/0"
+"""No page before the sixth names this author, so few pages are left when it is fetched."""
 # A new project fetches one page per second, and imports what no test needs.
 FAST = """
 from tests.support.project_settings import EXTENSIONS_BASE
@@ -67,6 +69,8 @@ class Reader:
         self._folder = folder
         self._site = site
         self._crawls = 0
+        self._last = Held(quotes()[LAST])  # type: ignore[arg-type]
+        site.serve({LAST: self._last})
         self.output = ""
         """Of the last command of ``scrapy rq``."""
         self.log = ""
@@ -114,6 +118,7 @@ class Reader:
             if is_killed:
                 await wait_until(lambda: len(self._site.hits) > 12, "the middle of the crawl")
                 await process.kill()
+                self._last.go.set()
             finished = await process.end()
         assert is_killed or finished.status == 0, finished.log
         return finished
