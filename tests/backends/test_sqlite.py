@@ -19,7 +19,7 @@ import pytest
 
 from scrapy_apify_rq import clock
 from scrapy_apify_rq.backends.base import EntryItems, LooseItems, Purpose
-from scrapy_apify_rq.backends.sqlite import catalog, table
+from scrapy_apify_rq.backends.sqlite import catalog, database, table
 from scrapy_apify_rq.backends.sqlite.database import FILE_NAME, Database
 from scrapy_apify_rq.backends.sqlite.store import Store
 from scrapy_apify_rq.entries.models import Entry
@@ -356,6 +356,27 @@ async def test_a_short_lock_is_waited_for_without_blocking_the_loop(
         (answer,) = await adding
     assert not answer.was_already_present
     assert await backend.entries() == [entry("a")]
+
+
+async def test_a_long_lock_is_logged_once(
+    backend: Sqlite,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """However many wait: another process may be suspended in mid-write, and hold it for ever."""
+    monkeypatch.setattr(database, "_LONG_LOCK", 0.05)
+    caplog.set_level("INFO")
+    with locked(tmp_path) as other:
+        adding = [asyncio.create_task(backend.fill(key)) for key in "ab"]
+        await wait_until(lambda: caplog.messages, "a warning")
+        assert (await backend.info()).total == 0  # who reads need not wait
+        await asyncio.sleep(0.1)
+        other.rollback()
+        await asyncio.gather(*adding)
+    warning, info = caplog.messages
+    assert f"locked {tmp_path / FILE_NAME} for 0 s. Is it suspended (Ctrl-Z)?" in warning
+    assert info == f"{tmp_path / FILE_NAME} is no longer locked"
 
 
 @pytest.mark.parametrize("method", ["fill", "put"])

@@ -41,6 +41,8 @@ _OLDEST_SQLITE: Final = (3, 35)  # RETURNING
 _BLOCKING_WAIT: Final = 0.005
 # The same while the file is opened. Nothing else runs yet that could be held up.
 _OPENING_WAIT: Final = 10
+# Seconds after which people should know why nothing happens.
+_LONG_LOCK: Final = 5.0
 
 _T = TypeVar("_T")
 _Values = Sequence[Any] | Mapping[str, Any]
@@ -64,6 +66,7 @@ class Database:
         """How the file was, if it is read without locks."""
         self._has_wal = True
         self._has_warned = False
+        self._is_locked_long = False
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -273,6 +276,9 @@ class Database:
         # Without the log, COMMIT would have to wait for others who read.
         begin = "BEGIN IMMEDIATE" if self._has_wal else "BEGIN EXCLUSIVE"
         await self.patiently(lambda: self.change(begin))
+        if self._is_locked_long:
+            self._is_locked_long = False
+            logger.info("%s is no longer locked", self.file)
         try:
             result = work()
             self.change("COMMIT")
@@ -284,14 +290,24 @@ class Database:
 
     async def patiently(self, read: Callable[[], _T]) -> _T:
         """Run ``read``. Retry while other processes lock the file, up to ``patience``."""
-        give_up_at = time.monotonic() + self.patience
+        since = time.monotonic()
         while True:
             self._check_there()
             try:
                 result = read()
             except Busy:
-                if time.monotonic() > give_up_at:
+                waited = time.monotonic() - since
+                if waited > self.patience:
                     raise
+                if waited > _LONG_LOCK and not self._is_locked_long:
+                    self._is_locked_long = True
+                    logger.warning(
+                        "Another program has locked %s for %.0f s. Is it suspended (Ctrl-Z)?"
+                        " Waiting for up to %g s, see APIFY_RQ_UNAVAILABLE_TIMEOUT",
+                        self.file,
+                        waited,
+                        self.patience,
+                    )
                 await asyncio.sleep(0.02)
                 continue
             except BackendError:
