@@ -124,10 +124,11 @@ async def test_aborting_a_crawl_that_is_closing(
 async def test_end_of_the_time_of_a_run(
     site: Site, any_queue: Queue, crawls: Crawls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is stopped before that, in a run that has no events."""
+    """It is stopped halfway, in a run that has no events."""
+    monkeypatch.setattr(actor, "_TIME_TO_STOP", 30.0)
     site.serve({"/": Page(links("/0"))})
-    site.serve({f"/{n}": Page(links(f"/{n + 1}", f"/{n + 2}"), delay=0.05) for n in range(500)})
-    timeout_at = datetime.now(UTC) + timedelta(seconds=1.8)
+    site.serve({f"/{n}": Page(links(f"/{n + 1}", f"/{n + 2}"), delay=0.25) for n in range(500)})
+    timeout_at = datetime.now(UTC) + timedelta(seconds=4)
     monkeypatch.setenv("ACTOR_TIMEOUT_AT", timeout_at.isoformat().replace("+00:00", "Z"))
     monkeypatch.setenv("ACTOR_EVENTS_WEBSOCKET_URL", f"no address {SECRET}")
     crawl = await crawls.run(Links, SETTINGS, queue=any_queue, site=site.url)

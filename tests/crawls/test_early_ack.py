@@ -47,7 +47,7 @@ async def test_page_whose_callback_downloads_its_request_again(
 ) -> None:
     site.serve({"/": "page", "/child": "page"})
     crawl = await crawls.start(AsksAgain, site=site.url)
-    await asyncio.wait_for(crawl.spider.begun.wait(), 5)
+    await crawl.spider.begun.wait()
     await asyncio.sleep(A_WHILE)
     copy = queue.copy()
     assert not (await copy.entry("/")).is_handled

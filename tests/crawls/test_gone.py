@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import time
 from collections.abc import Callable
@@ -55,8 +54,7 @@ async def test_crawl_of_a_queue_that_is_gone(
     await begun(*held)
     await wait_until(lambda: queue.handled == 1)
     await happens(queue)
-    async with asyncio.timeout(5):
-        await wait_until(lambda: "(apify_rq_gone)" in crawl.log_text)
+    await wait_until(lambda: "(apify_rq_gone)" in crawl.log_text)
     for page in held:
         page.go.set()
     await crawl.end()

@@ -20,7 +20,7 @@ from tests.support.comparing import stock_and_ours
 from tests.support.crawling import Crawl, Crawls
 from tests.support.queues import Queue, ServedQueue
 from tests.support.spiders import SiteSpider
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 from tests.support.website import Hit, Page, Site, links
 
 HOSTS = 6
@@ -105,7 +105,7 @@ async def test_a_slow_host_at_the_head_starves_no_other(
         return Page()
 
     def slow_page(hit: Hit) -> Page:
-        fast_are_done.wait(2)
+        fast_are_done.wait(PATIENCE)
         return Page()
 
     site.serve({"/": home, **dict.fromkeys(fast, fast_page), **dict.fromkeys(slow, slow_page)})
@@ -132,7 +132,7 @@ async def test_a_window_smaller_than_the_pages_of_a_host(
         return Page()
 
     def slow_page(hit: Hit) -> Page:
-        return Page(status=200 if fast_are_done.wait(5) else 404)
+        return Page(status=200 if fast_are_done.wait(PATIENCE) else 404)
 
     site.serve({"/": links(*slow, *fast), **dict.fromkeys(fast, fast_page)})
     site.serve(dict.fromkeys(slow, slow_page))

@@ -23,7 +23,7 @@ from tests.support.api_calls import Call
 from tests.support.crawling import Crawls
 from tests.support.queues import Queue, ServedQueue
 from tests.support.spiders import Links, SiteSpider
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 from tests.support.website import Held, Hit, Page, Site
 
 SIZE = 200_000
@@ -93,12 +93,16 @@ async def test_window(
 async def test_in_flight(site: Site, queue: Queue, crawls: Crawls) -> None:
     """So many large requests are not handed out at a time, but always one."""
     count, at_a_time, most = threading.Lock(), 0, 0
+    is_second = threading.Event()
 
     def page(hit: Hit) -> Page:
         nonlocal at_a_time, most
         with count:
             at_a_time += 1
             most = max(most, at_a_time)
+            if most == 2:
+                is_second.set()
+        is_second.wait(PATIENCE)
         time.sleep(0.02)
         with count:
             at_a_time -= 1

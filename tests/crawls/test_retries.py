@@ -23,19 +23,19 @@ DELAY = 0.25
 
 
 async def test_an_outage_costs_no_page(site: Site, served: ServedQueue, crawls: Crawls) -> None:
-    pages = [f"/{number}" for number in range(40)]
-    ends_at: list[float] = []
+    """It lasts for so long after the first try of each page, however slow this machine is."""
+    pages = [f"/{number}" for number in range(12)]
+    began: dict[str, float] = {}
 
     def page(hit: Hit) -> Page:
-        if hit.path == pages[10]:
-            ends_at.append(time.monotonic() + 1.8 * DELAY)
-        is_down = ends_at and time.monotonic() < ends_at[0]
+        now = time.monotonic()
+        is_down = now < began.setdefault(hit.path, now) + 1.8 * DELAY
         return Page(status=503 if is_down else 200)
 
     site.serve({"/": links(*pages), **dict.fromkeys(pages, page)})
     settings = {"APIFY_RQ_RETRY_DELAY": DELAY}
     crawl = await crawls.run(Links, settings, queue=served, site=site.url)
-    assert crawl.stats["retry/count"] > 10
+    assert crawl.stats["retry/count"] >= len(pages)
     assert "apify_rq/failed" not in crawl.stats
     assert sorted(crawl.spider.handled) == sorted(["/", *pages])
 

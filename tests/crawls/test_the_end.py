@@ -25,6 +25,8 @@ PATHS = [f"/{number}" for number in range(30)]
 SHARED = {"APIFY_RQ_ACCESS": "shared", "APIFY_RQ_CLIENT_KEY": "worker"}
 # Seconds in which a crawl of a few pages must end, whatever happens to it.
 SOON = 30.0
+# So many times longer than they are, ours and the platform's times must not be waited for.
+LONGER = 20
 
 
 class Times(Links):
@@ -44,6 +46,13 @@ def serve(site: Site, count: int = len(PATHS)) -> None:
 def seconds_after_the_last_page(crawl: Crawl) -> float:
     last: float = crawl.spider.last
     return crawl.finished_at - last
+
+
+def questions_at_the_end(served: ServedQueue) -> int:
+    """How many times the crawl asked for more after its last ack."""
+    calls = served.api.calls
+    acks = [place for place, call in enumerate(calls) if is_put(call) and call.is_about_queue]
+    return sum(is_head(call) for call in calls[acks[-1] :])
 
 
 @pytest.fixture
@@ -69,14 +78,15 @@ async def test_end_of_a_crawl_over_the_api(
     site: Site, served: ServedQueue, crawls: Crawls, shrink: Callable[[float], None]
 ) -> None:
     """The last acks, the question whether anything is left, and the counts: three round trips."""
-    shrink(1)
+    shrink(1 / LONGER)
     serve(site)
     served.faults(Faults(latency=0.05))
     crawl = await crawls.run(Times, queue=served, site=site.url)
     assert crawl.reason == "finished"
     assert Counter(crawl.paths) == Counter(["/", *PATHS])
-    # The target is 0.3 s on an idle machine; what others write may show after 3 s.
-    assert seconds_after_the_last_page(crawl) < 1.5
+    assert questions_at_the_end(served) == 1
+    # 0.3 s on an idle machine; what others write may show after 3 s.
+    assert seconds_after_the_last_page(crawl) < 0.25 * LONGER
 
 
 @pytest.mark.parametrize("is_alone", [True, False])
@@ -86,7 +96,7 @@ async def test_end_of_a_resumed_crawl_over_the_api(
     """Under the client key of the run before it is alone on its queue, and has nothing to wait for
     once it has been open for longer than the queue may lag.
     """
-    delay = 1.2
+    delay = 0.6
     monkeypatch.setattr(ApifyBackend, "consistency_delay", delay)
     keys = ("ours", "ours" if is_alone else "another")
     held = Held("page")
@@ -103,16 +113,17 @@ async def test_end_of_a_resumed_crawl_over_the_api(
     await crawl.end()
     assert crawl.reason == "finished"
     assert (await served.info()).pending == 0
-    assert (seconds_after_the_last_page(crawl) < delay) == is_alone
+    assert (questions_at_the_end(served) == 1) == is_alone
+    assert is_alone or seconds_after_the_last_page(crawl) >= delay
 
 
 async def test_end_of_an_embedded_crawl(
     site: Site, crawls: Crawls, shrink: Callable[[float], None]
 ) -> None:
-    shrink(1)
+    shrink(1 / LONGER)
     serve(site)
     crawl = await crawls.run(Times, site=site.url)
-    assert seconds_after_the_last_page(crawl) < 0.2
+    assert seconds_after_the_last_page(crawl) < 0.25 * LONGER
 
 
 # Not too soon.
@@ -142,7 +153,7 @@ async def test_workers_stay_while_another_has_work(
     last = max(worker.spider.last for worker in workers)
     ends = [worker.finished_at - last for worker in workers]
     assert min(ends) > -0.05, f"a worker left {-min(ends)} s before the last page was done"
-    assert max(ends) < 2
+    assert max(ends) < SOON
 
 
 # In any case.
