@@ -88,6 +88,14 @@ class Queue:
     # Numbers that are there at once, for waiting.
 
     @property
+    def total(self) -> int:
+        return self._number("SELECT total FROM queues WHERE name IS NOT NULL")
+
+    @property
+    def retries(self) -> int:
+        return self._number("SELECT sum(json_extract(json, '$.retryCount')) FROM requests")
+
+    @property
     def handled(self) -> int:
         return self._number("SELECT handled FROM queues WHERE name IS NOT NULL")
 
