@@ -10,6 +10,7 @@ from threading import Timer
 from typing import Any, NamedTuple
 
 import pytest
+from scrapy import signals
 
 from scrapy_apify_rq.backends.apify import endpoints
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
@@ -158,17 +159,18 @@ async def test_resuming_what_others_added_costs_a_call_a_page_and_starts_after_3
     count, latency = 120, 0.6
     first: list[list[Call]] = []
 
-    def page(_: Hit) -> Page:
+    def handed_out() -> None:
         if not first:
             first.append(served.api.calls.copy())
             served.faults(Faults(latency=0.02))
-        return Page()
 
-    with Site({}, default=page) as site, called(served) as api:
+    with Site({}, default=Page()) as site, called(served) as api:
         add(api, NAME, *(f"{site.url}/{n}" for n in range(count)))
         served.api.calls.clear()
         served.faults(Faults(latency=latency))
-        await crawls.run(Resumes, {"APIFY_RQ_WINDOW": 80}, queue=served)
+        crawl = crawls.begin(Resumes, {"APIFY_RQ_WINDOW": 80}, queue=served)
+        crawl.crawler.signals.connect(handed_out, signals.request_reached_downloader)
+        await crawl.end()
 
     assert Counter(site.paths) == Counter(f"/{n}" for n in range(count))
     # 16 entries are fetched one by one at first, and again up to 49, which are too few for a list;
