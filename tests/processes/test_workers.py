@@ -81,11 +81,12 @@ async def test_what_waits_in_a_stopped_worker_is_left_to_others(
     starts = len(Tree.starts)
     async with project.begin(site=site.url) as process:
         await wait_until(held.begun.is_set, "the held page")
-        await wait_until(lambda: any_queue.handled == starts and any_queue.locked > 3, "leases")
+        # One of them is that of the held page. A slow worker holds fewer than a fast one.
+        await wait_until(lambda: any_queue.handled == starts and any_queue.locked > 1, "leases")
         # Stopped while it writes, it would keep the file from the others.
         with any_queue.locked_file():
             await stop(process)
-        assert any_queue.locked <= 6  # a slow worker leaves the rest to others
+        assert any_queue.locked <= 6  # it has left the rest to others
         held.go.set()
         other = await crawls.run(Tree, settings, queue=any_queue, site=site.url)
         process.send(signal.SIGCONT)
