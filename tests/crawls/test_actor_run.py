@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from scrapy_apify_rq.errors import BackendError
 from tests.support.api_calls import Call, error
 from tests.support.apify_sdk import environ
 from tests.support.crawling import Crawls
-from tests.support.event_server import Platform
+from tests.support.event_server import Platform, end_run_after
 from tests.support.queues import TOKEN, ServedQueue, copied
 from tests.support.raw_calls import called
 from tests.support.spiders import Links, SiteSpider
@@ -189,10 +188,11 @@ async def test_end_of_the_time(
 ) -> None:
     """A run that has not finished its work must not look like a success."""
     in_run.api.before = answering(RUN, lambda call: run())
-    soon = datetime.now(UTC) + timedelta(seconds=3)  # it stops halfway
-    monkeypatch.setenv("ACTOR_TIMEOUT_AT", soon.isoformat())
     pages = Page("page", delay=0.4)
     site.serve({"/": links(*PAGES) if has_work_left else "page", **dict.fromkeys(PAGES, pages)})
+    if not has_work_left:
+        await crawls.run(Links, queue=in_run, site=site.url)
+    end_run_after(3, monkeypatch)  # it stops halfway
     crawl = crawls.begin(Links, {"CONCURRENT_REQUESTS": 1}, queue=in_run, site=site.url)
     crawl.crawler.signals.connect(stay, signals.spider_idle)
     await crawl.end()

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from aiohttp import web
 
+from scrapy_apify_rq.actor import events
 from tests.support.waiting import PATIENCE, wait_until
 
 SECRET = "secretOfTheEvents"
+
+
+def end_run_after(seconds: float, patch: pytest.MonkeyPatch) -> None:
+    """The time of the Actor run is up so many seconds after its crawl was opened."""
+    ends_at = datetime.now(UTC)
+    patch.setenv("ACTOR_TIMEOUT_AT", ends_at.isoformat().replace("+00:00", "Z"))
+    opened_at = ends_at - timedelta(seconds=seconds)
+    patch.setattr(events, "datetime", SimpleNamespace(now=lambda zone: opened_at))
 
 
 class Platform:
