@@ -20,7 +20,7 @@ from tests.support import npm_packages as npm
 from tests.support.process_spiders import Run
 from tests.support.queues import TOKEN, Queue, ServedQueue
 from tests.support.scrapy_project import Process, Project
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 from tests.support.website import Held, Site, begun, let_go, links
 
 SCHEMA = {"title": "t", "type": "object", "schemaVersion": 1, "properties": {}}
@@ -93,7 +93,7 @@ async def test_run_of_the_cli(site: Site, served: ServedQueue, cli: Cli) -> None
     env = {"APIFY_TOKEN": TOKEN, "APIFY_API_BASE_URL": served.api.url}
     given = ("--input", json.dumps({"site": site.url, "maxConcurrency": 1}))
     async with cli.start("run", "--resurrect", *given, env=env) as process:
-        await begun(held[PAGES[0]])
+        await begun(held[PAGES[0]], patience=3 * PATIENCE)  # node and Python have to start
         crawl = crawl_in(project.folder)
         os.kill(crawl, signal.SIGINT)
         await wait_until(lambda: "shutting down gracefully" in process.log, "the first Ctrl-C")
