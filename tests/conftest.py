@@ -48,6 +48,13 @@ if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 2**30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with processes, for which one worker waits while others compute: at the end, it would
+    wait alone.
+    """
+    items.sort(key=lambda item: "processes" not in item.path.parts)
+
+
 def pytest_collection_finish() -> None:
     """Spare the garbage collector what stays: modules, and the tests that were collected."""
     gc.collect()
