@@ -41,7 +41,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 for _name in ("httpcore", "httpx"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
-# Looking for garbage after every 700 new objects takes a twelfth of the time.
+# To look for garbage after every 700 new objects takes 7 % of the CPU time, and so it takes 4 %.
 gc.set_threshold(10_000)
 
 # SQLite waits for the disk: a queue that is made, filled and closed takes 90 ms on one, and 3 ms in

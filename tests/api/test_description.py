@@ -41,8 +41,9 @@ REQUESTS = st.fixed_dictionaries(
 def batches(path: str) -> st.SearchStrategy[list[Any]]:
     """Of one request where the call takes no more."""
     most = 25 if path.endswith("/batch") else 1
-    unique = {"unique_by": lambda request: request["uniqueKey"]}
-    return st.lists(REQUESTS, min_size=1, max_size=most, **unique)
+    return st.lists(
+        REQUESTS, min_size=1, max_size=most, unique_by=lambda request: request["uniqueKey"]
+    )
 
 
 @cache

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import socket
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
@@ -164,7 +163,7 @@ class Queues:
         environ = {**os.environ, "APIFY_TOKEN": self.token or ""}
         ours, theirs = socket.socketpair()
         with theirs:
-            streams = (theirs.fileno(), theirs.fileno(), sys.__stderr__.fileno())
+            streams = (theirs.fileno(), theirs.fileno(), 2)
             status = self.folder / "status"
             process = Fork([*map(str, words)], self.folder, environ, streams, status)
         reader, writer = await asyncio.open_connection(sock=ours)
