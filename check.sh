@@ -12,5 +12,5 @@ python3 -m venv .venv-test
 .venv-test/bin/python -m ruff format --check .
 .venv-test/bin/python -m mypy
 .venv-test/bin/python -m sphinx -W -q -c docs . docs/_build
-# The tests wait for half of their time, so more workers than cores are faster.
-.venv-test/bin/python -m pytest -n 3 --dist worksteal
+# The tests wait for a third of their time, so twice as many workers as cores are faster.
+.venv-test/bin/python -m pytest -n 4 --dist worksteal

@@ -80,7 +80,7 @@ def test_reads_while_another_program_writes(served: ServedQueue, remote: Caller)
                 db.execute("UPDATE queues SET writes = writes + 1")
                 stop.wait(0.002)
                 db.execute("COMMIT")
-                stop.wait(0.002)  # on a busy machine, it would be locked all the time otherwise
+                stop.wait(0.002)  # else nobody else might ever come to write
 
     with ThreadPoolExecutor(9) as threads:
         writing = threads.submit(write)

@@ -22,10 +22,11 @@ from tests.support.official_clients import (
     javascript_client,
     python_client,
 )
+from tests.support.optional import needs
 from tests.support.queues import TOKEN, ServedQueue
 from tests.support.raw_calls import Caller, handled, request
 
-pytest.importorskip("apify_client")
+pytestmark = needs("apify_client")
 
 MINUTE = timedelta(seconds=60)
 Users = tuple[Target, Target]

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from tests.support.official_clients import Client, ClientError
+from tests.support.optional import needs
 from tests.support.raw_calls import request
 
-pytest.importorskip("apify_client")
+pytestmark = needs("apify_client")
 
 ITEMS = [{"n": n, "text": "ž", "#scrapy": {"entry": "e"}} for n in range(1500)]
 BARE = [{"n": item["n"], "text": "ž"} for item in ITEMS]

@@ -12,25 +12,30 @@ import pytest
 
 from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.support.crawling import Crawls
+from tests.support.optional import needs
 from tests.support.queues import NAME, TOKEN, ServedQueue
 from tests.support.raw_calls import Caller
 from tests.support.spiders import Links
 from tests.support.waiting import PATIENCE
 from tests.support.website import Site, links
 
-apify = pytest.importorskip("apify")
+pytestmark = needs("apify")
 
 ACCESSES = ["single", "shared"]
 SITE = "https://example.com"
 
 
 def configuration(served: ServedQueue, **values: Any) -> Any:
+    import apify
+
     url = served.api.url
     addresses = {"api_base_url": url, "api_public_base_url": url}  # it knows queues by the latter
     return apify.Configuration(token=TOKEN, is_at_home=True, **addresses, **values)
 
 
 async def opened(served: ServedQueue, access: Any) -> Any:
+    import apify
+
     client = apify.storage_clients.ApifyStorageClient(request_queue_access=access)
     return await apify.storages.RequestQueue.open(
         name=f"queue-{access}", storage_client=client, configuration=configuration(served)
@@ -47,6 +52,8 @@ async def eventually(ask: Callable[[], Awaitable[Any]]) -> Any:
 
 @pytest.mark.parametrize("access", ACCESSES)
 async def test_its_queue(served: ServedQueue, access: str) -> None:
+    import apify
+
     queue = await opened(served, access)
     sent = apify.Request.from_url(
         f"{SITE}/complex",
@@ -119,6 +126,8 @@ async def test_it_pays_its_writes(served: ServedQueue, access: str, writes: int)
 
 
 async def test_a_run(served: ServedQueue, api: Caller) -> None:
+    import apify
+
     """The SDK finds its input, stores what it scrapes and says how it goes."""
     api = Caller(api.http, "/v2")
     run = api("GET", "/actor-runs/run-1").data
@@ -155,6 +164,8 @@ async def test_its_scheduler(
     served: ServedQueue, api: Caller, site: Site, crawls: Crawls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``apify.scrapy.ApifyScheduler`` in place of ours."""
+    import apify
+
     id = api("POST", name=NAME).data["id"]
     ours = configuration(served, default_request_queue_id=id)
     monkeypatch.setattr(apify.Configuration, "get_global_configuration", lambda: ours)

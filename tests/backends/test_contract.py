@@ -13,7 +13,7 @@ import pytest
 
 from scrapy_apify_rq.backends.base import Added, State, Updated
 from tests.support.backend_process import CONTESTED, LARGE, do_add, do_claim
-from tests.support.backends import Handy, Queues, ask, entry, handled, ids, keys_of, numbered
+from tests.support.backends import Handy, Queues, entry, handled, ids, keys_of, numbered
 from tests.support.queues import NAME
 
 
@@ -295,11 +295,11 @@ async def test_a_write_is_seen_by_others_at_once(queues: Queues) -> None:
 async def test_two_processes_add_and_claim_each_entry_once(queues: Queues) -> None:
     """And what they have stored is there when the other one is killed."""
     ids = sorted(entry.id for entry in numbered(CONTESTED))
-    async with queues.process(lock_secs=600) as other, queues.open(lock_secs=600) as backend:
+    async with queues.process(lock_secs=600) as ask_other, queues.open(lock_secs=600) as backend:
         for name, work in (("add", do_add), ("claim", do_claim)):
-            answers = await asyncio.gather(ask(other, name), work(backend))
+            answers = await asyncio.gather(ask_other(name), work(backend))
             assert sorted(answers[0] + answers[1]) == ids, name
-        await ask(other, "store")
+        await ask_other("store")
     async with queues.open() as backend:
         await backend.settle()
         assert (await backend.info())[2:5] == (CONTESTED + 3, 1, CONTESTED + 2)
@@ -310,8 +310,8 @@ async def test_large_entries_take_little_memory(queues: Queues) -> None:
     if queues.kind == "live":
         pytest.skip("it would send too much")
     await queues.store(*(entry(f"{n}", payload="x" * LARGE) for n in range(20)))
-    async with queues.process() as process:
-        done, grown = await ask(process, "handle")
+    async with queues.process() as ask:
+        done, grown = await ask("handle")
     assert done == 20
     # One claim, the next one while it is still there, and copies of some entries on their way.
     assert grown < 16 * LARGE

@@ -134,9 +134,9 @@ async def test_a_full_disk(site: Site, queue: Queue, crawls: Crawls) -> None:
     """What is stored stays, and a run with more room goes on."""
     file = queue.folder / FILE_NAME
     await queue.add(*numbered(100, url=f"{site.url}/page", payload="x" * 200))
-    page = Held(links(*(f"/{n}" for n in range(2000))))
+    page = Held(links(*(f"/{n}" for n in range(1000))))
     site.serve({"/": page, "/page": "page"})
-    urls = b"".join(b"http://example.com/%d\n" % n for n in range(2000))
+    urls = b"".join(b"http://example.com/%d\n" % n for n in range(1000))
     crawl = await crawls.start(Links, site=site.url)
     await wait_until(page.begun.is_set)
     with full_disk(200_000):

@@ -9,13 +9,13 @@ import json
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from scrapy_apify_rq import __main__ as main
 from tests.support import npm_packages as npm
 from tests.support.process_spiders import Run
 from tests.support.queues import TOKEN, Queue, ServedQueue
@@ -115,9 +115,7 @@ async def test_exit_status_for_input_that_is_not_valid(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "KEY.json").write_text('{"maxConcurrency": 0}')
     env = {"CRAWLEE_STORAGE_DIR": str(tmp_path / "storage"), "CRAWLEE_INPUT_KEY": "KEY"}
-    program = [sys.executable, "-m", "scrapy_apify_rq"]
-    async with project.start("-a", "site=x", env=env, program=program) as process:
-        ended = await process.end()
+    ended = await project.run("-a", "site=x", env=env, script=Path(main.__file__))
     assert ended.status == 2
     assert "not valid: maxConcurrency = 0: write a whole number of at least 1" in ended.log
     assert not (tmp_path / "storage" / "request_queues.sqlite").exists()

@@ -9,7 +9,7 @@ import os
 import pty
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -33,35 +33,47 @@ def start(
     words: str,
     *,
     terminal: int | None = None,
-    python: tuple[str, ...] = (),
-    **streams: Any,
+    pipes: Sequence[str] = (),
+    python: Sequence[str] = (),
 ) -> Popen[bytes] | Fork:
-    """Run ``scrapy rq`` where there is no project, at a terminal as a fork."""
+    """Run ``scrapy rq`` where there is no project, as a fork unless Python has options."""
     where = {name: value for name, value in queue.settings.items() if name != "APIFY_RQ_NAME"}
     options = [word for name, value in where.items() for word in ("-s", f"{name}={value}")]
     command = ["rq", *words.split(), "-q", NAME, *options]
     folder = queue.folder.with_name("empty")
     folder.mkdir(exist_ok=True)
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80"}
-    if terminal is not None:
-        at = (terminal, terminal, terminal)
-        return Fork(command, folder, environ, at, queue.folder.with_name("status"))
-    program = [sys.executable, "-W", "error", *python, "-m", "scrapy"]
-    return Popen([*program, *command], cwd=folder, env=environ, **streams)
+    if python:
+        program = [sys.executable, "-W", "error", *python, "-m", "scrapy"]
+        to_us: Any = dict.fromkeys(pipes, PIPE)
+        return Popen([*program, *command], cwd=folder, env=environ, **to_us)
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
+    ends = {name: os.pipe() for name in pipes}
+    streams |= {name: theirs for name, (_, theirs) in ends.items()}
+    at: Any = tuple(n if fd is None else fd for n, fd in enumerate(streams.values()))
+    fork = Fork(command, folder, environ, at, queue.folder.with_name("status"))
+    for name, (ours, theirs) in ends.items():
+        os.close(theirs)
+        setattr(fork, name, os.fdopen(ours, "rb"))
+    return fork
 
 
 @asynccontextmanager
-async def running(queue: Queue, words: str, **options: Any) -> AsyncIterator[Any]:
+async def running(
+    queue: Queue, words: str, *, pipes: Sequence[str] = (), **options: Any
+) -> AsyncIterator[Any]:
     """The same to its end, with eight entries in the queue: five are handled, three have failed."""
     done = {"handled_at": "2026-01-01T00:00:00Z"}
     failed = [entry(number, **done, error_messages=["404 Not Found"]) for number in range(3)]
     await queue.add(*failed, entry(3, **done), entry(4, **done), *map(entry, range(5, 8)))
-    with start(queue, words, **options) as process:
+    with start(queue, words, pipes=pipes, **options) as process:
         try:
             yield process
             await wait_until(lambda: process.poll() is not None, "the end of it", 30)
         finally:
             process.kill()
+            for pipe in pipes:
+                getattr(process, pipe).close()
     assert not any(queue.folder.with_name("empty").iterdir())
 
 
@@ -132,7 +144,7 @@ async def test_purge_asks_first(queue: Queue) -> None:
 
 
 async def test_watch_prints_json_to_a_pipe(any_queue: Queue) -> None:
-    async with running(any_queue, "status --watch 0.1 --json", stdout=PIPE) as process:
+    async with running(any_queue, "status --watch 0.1 --json", pipes=["stdout"]) as process:
         looks = [json.loads(process.stdout.readline()) for _ in range(3)]
         process.send_signal(signal.SIGINT)
     assert process.returncode == 0
@@ -143,7 +155,7 @@ async def test_watch_prints_json_to_a_pipe(any_queue: Queue) -> None:
 
 
 async def test_closed_pipe_gives_no_traceback(queue: Queue) -> None:
-    async with running(queue, "list", stdout=PIPE, stderr=PIPE) as process:
+    async with running(queue, "list", pipes=["stdout", "stderr"]) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
@@ -153,7 +165,7 @@ async def test_interrupted_import_can_be_repeated(tmp_path: Path, queue: Queue) 
     lines = "".join(f"{entry(number).to_json()}\n" for number in range(150)).encode()
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    async with running(queue, f"import {fifo}", stderr=PIPE) as process:
+    async with running(queue, f"import {fifo}", pipes=["stderr"]) as process:
         with fifo.open("wb") as file:
             file.write(lines)
             file.flush()
@@ -169,8 +181,8 @@ async def test_interrupted_import_can_be_repeated(tmp_path: Path, queue: Queue) 
 
 
 async def test_embedded_queue_is_used_without_importing_aiohttp(queue: Queue) -> None:
-    streams: dict[str, Any] = {"stdout": PIPE, "stderr": PIPE, "python": ("-X", "importtime")}
-    async with running(queue, "status --json", **streams) as process:
+    options = {"pipes": ["stdout", "stderr"], "python": ["-X", "importtime"]}
+    async with running(queue, "status --json", **options) as process:
         out, err = await asyncio.to_thread(process.communicate)
     assert json.loads(out)["total"] == 8
     loaded = {line.split("|")[-1].strip() for line in err.decode().splitlines()}

@@ -34,7 +34,7 @@ async def test_script_and_notebook(tmp_path: Path, site: Site, queue: Queue) -> 
     cells = textwrap.indent(snippet(PAGE, "A notebook"), "    ")
     cells = cells.replace("https://example.com", site.url)
     notebook.write_text(f"import asyncio\n\n\nasync def run():\n{cells}\nasyncio.run(run())\n")
-    done = await project.run(script=script)
+    done = await project.run(script=script, as_a_user=True)
     assert (done.status, sorted(site.paths)) == (0, ["/", "/a", "/b"]), done.log
     # The queue has the project's name, and a second run would have nothing to do.
     assert (await queue.info())[2:5] == (3, 3, 0)

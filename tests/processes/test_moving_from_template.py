@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.scrapy_project import ROOT, ForkedProcess
+from scrapy_apify_rq import __main__ as main
+from tests.support.scrapy_project import ROOT, Finished, ForkedProcess, Process
 from tests.support.template_project import make_template_project
 from tests.support.website import Site
 
@@ -48,13 +49,11 @@ def variables() -> dict[str, str]:
     return {**os.environ, "CRAWLEE_STORAGE_DIR": "storage", "PYTHONPATH": str(ROOT)}
 
 
-def run(*words: str, folder: Path) -> str:
-    command = [sys.executable, "-m", *words]
-    done = subprocess.run(
-        command, cwd=folder, env=variables(), capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
+async def end_of(running: Process) -> Finished:
+    async with running as process:
+        done = await process.end()
+    assert done.status == 0, done.log
+    return done
 
 
 def by_title(items: list[Any]) -> dict[str, Any]:
@@ -70,18 +69,18 @@ async def test_it_scrapes_the_same(tmp_path: Path, site: Site) -> None:
     store.mkdir(parents=True)
     given = {"startUrls": [{"url": f"{site.url}/"}], "allowedDomains": ["127.0.0.1"]}
     (store / "INPUT.json").write_text(json.dumps(given))
-    run("src", folder=tmp_path)
+    await end_of(Process([sys.executable, "-m", "src"], tmp_path, variables()))
     files = (tmp_path / "storage" / "datasets" / "default").glob("0*.json")
     before = by_title([json.loads(file.read_text()) for file in files])
     assert sorted(site.paths) == sorted(PAGES)
 
     move(tmp_path)
     (store / "INPUT.json").write_text(json.dumps(given))  # the SDK has emptied the storages
-    log = run("scrapy_apify_rq", "-s", "APIFY_RQ_ITEMS=True", folder=tmp_path)
-    assert "this run handled 2 (0 of them failed)" in log
+    words = [main.__file__, "-s", "APIFY_RQ_ITEMS=True"]
+    crawl = await end_of(ForkedProcess(words, tmp_path, variables()))
+    assert "this run handled 2 (0 of them failed)" in crawl.log
     assert sorted(site.paths) == sorted([*PAGES, *PAGES])
-    async with ForkedProcess(["rq", "items"], tmp_path, variables()) as process:
-        output = (await process.end()).output
+    output = (await end_of(ForkedProcess(["rq", "items"], tmp_path, variables()))).output
     items = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert by_title(items) == before
     used = [file.read_text() for file in (tmp_path / "src").rglob("*.py")]

@@ -68,7 +68,8 @@ async def test_ctrl_c_once_fetches_nothing_twice(
     last = Held()
     site.serve({**tree(100, delay=0.02), "/99": last})
     project = Project(tmp_path, any_queue, Tree, {"CONCURRENT_REQUESTS": 4})
-    async with project.begin("-o", "-:jsonlines", site=site.url, as_a_user=True) as process:
+    as_a_user = not isinstance(any_queue, ServedQueue)
+    async with project.begin("-o", "-:jsonlines", site=site.url, as_a_user=as_a_user) as process:
         await wait_until(lambda: len(site.hits) >= 40, "hits")
         process.send(SIGINT)
         await wait_until(lambda: "shutting down gracefully" in process.log)

@@ -29,9 +29,20 @@ def missing() -> str | None:
     return None if find_spec("jsonschema_rs") else "the package jsonschema-rs is not installed"
 
 
+@cache
+def _raw() -> Any:
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def operations() -> list[tuple[str, str]]:
+    """The verb and path of each."""
+    paths = _raw()["paths"].items()
+    return sorted((verb.upper(), path) for path, found in paths for verb in found)
+
+
 class Description:
     def __init__(self) -> None:
-        raw = json.loads(FILE.read_text(encoding="utf-8"))
+        raw = _raw()
         self._components = raw["components"]
         self.operations = {
             (verb.upper(), path): _Operation(self, operation)
@@ -125,13 +136,13 @@ def _value(text: str, kind: object) -> Any:
     return text.split(",") if kind == "array" else text
 
 
-_description = cache(Description)
+description = cache(Description)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def checking(report: Callable[[str], object]) -> list[Any]:
     """The middleware that reports what breaks the description, if it is at hand."""
-    return [_checking(_description(), report)] if missing() is None else []
+    return [_checking(description(), report)] if missing() is None else []
 
 
 def _checking(description: Description, report: Callable[[str], object]) -> Any:

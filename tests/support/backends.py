@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
+import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,11 @@ from scrapy_apify_rq.backends.sqlite.queue import SqliteBackend
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.support.queues import NAME, TOKEN, Queue
+from tests.support.scrapy_project import Fork
+from tests.support.waiting import wait_until
 
+Ask = Callable[[str], Awaitable[Any]]
+_PROGRAM = Path(__file__).with_name("backend_process.py")
 PLENTY = 16 * 1024 * 1024
 HANDLED_AT = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 # For type checkers only: the protocol's properties would hide attributes of the backends.
@@ -150,27 +154,29 @@ class Queues:
         await Queue(self.folder).add(*entries)
 
     @asynccontextmanager
-    async def process(self, lock_secs: int = 0) -> AsyncIterator[asyncio.subprocess.Process]:
-        """A process that has opened the queue. At the end it is killed."""
-        words = (self.kind, self.folder, self.url, self.prefix, str(lock_secs))
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-W", "error", "-m", "tests.support.backend_process", *words),
-            env={**os.environ, "APIFY_TOKEN": self.token or ""},
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
+    async def process(self, lock_secs: int = 0) -> AsyncIterator[Ask]:
+        """A process that has opened the queue, until it is killed at the end.
+
+        It is asked for what ``backend_process`` can do.
+        """
+        words = (_PROGRAM, self.kind, self.folder, self.url, self.prefix, lock_secs)
+        environ = {**os.environ, "APIFY_TOKEN": self.token or ""}
+        ours, theirs = socket.socketpair()
+        with theirs:
+            streams = (theirs.fileno(), theirs.fileno(), 2)
+            status = self.folder / "status"
+            process = Fork([*map(str, words)], self.folder, environ, streams, status)
+        reader, writer = await asyncio.open_connection(sock=ours)
+
+        async def ask(work: str) -> Any:
+            writer.write(f"{work}\n".encode())
+            async with asyncio.timeout(60):
+                return json.loads(await reader.readline())
+
         try:
-            await ask(process, "open")
-            yield process
+            await ask("open")
+            yield ask
         finally:
             process.kill()
-            await process.communicate()
-
-
-async def ask(process: asyncio.subprocess.Process, work: str) -> Any:
-    """Have the process do this, see ``backend_process``, and return its answer."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(f"{work}\n".encode())
-    async with asyncio.timeout(60):
-        return json.loads(await process.stdout.readline())
+            await wait_until(lambda: process.poll() is not None, "the end of a killed process")
+            writer.close()

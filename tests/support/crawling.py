@@ -178,6 +178,7 @@ class Crawls:
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
         self._all: list[Crawl] = []
+        self._root_level = logging.root.level
 
     def begin(
         self,
@@ -230,4 +231,6 @@ class Crawls:
         left = [task for crawl in self._all for task in crawl.tasks_left]
         for crawl in self._all:
             await crawl.abandon()
+        # Of crawls that run at the same time, each gives back what it has found.
+        logging.root.setLevel(self._root_level)
         assert not left

@@ -178,7 +178,7 @@ class Fork:
 
 
 class ForkedProcess(Process):
-    """The same for ``scrapy`` with these words."""
+    """The same for ``scrapy`` with these words, or for a script, which is the first of them."""
 
     def _launched(self, program: list[str], environ: Mapping[str, str]) -> Fork:
         with (
@@ -226,11 +226,11 @@ class Project:
     ) -> Process:
         """Run ``scrapy`` with these words, or a Python ``script``; warnings are errors.
 
-        ``scrapy`` is a fork, unless it is to be started ``as_a_user`` starts it. ``program`` takes
-        the place of Python; the Python that it finds is this one.
+        It is a fork, unless it is to be started ``as_a_user`` starts it. ``program`` takes the
+        place of Python; the Python that it finds is this one.
         """
-        python = [sys.executable, "-W", "error"]
-        python += ["-m", "scrapy"] if script is None else [str(script)]
+        scripts = [] if script is None else [str(script)]
+        python = [sys.executable, "-W", "error", *(scripts or ["-m", "scrapy"])]
         clean = {
             name: value
             for name, value in os.environ.items()
@@ -240,8 +240,8 @@ class Project:
         environ = {**clean, "PYTHONPATH": path, **(env or {})}
         if program is not None:
             environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        elif script is None and not as_a_user:
-            return ForkedProcess([*words], self.folder, environ)
+        elif not as_a_user:
+            return ForkedProcess([*scripts, *words], self.folder, environ)
         return Process([*(program or python), *words], self.folder, environ)
 
     async def run(
@@ -249,10 +249,11 @@ class Project:
         *words: str,
         env: Mapping[str, str] | None = None,
         script: Path | None = None,
+        as_a_user: bool = False,
         patience: float = PATIENCE,
     ) -> Finished:
         """The same, to its end."""
-        async with self.start(*words, env=env, script=script) as process:
+        async with self.start(*words, env=env, script=script, as_a_user=as_a_user) as process:
             return await process.end(patience)
 
     def begin(

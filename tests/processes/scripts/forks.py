@@ -1,4 +1,5 @@
-"""Run Scrapy's commands in forks of this process, which has imported Scrapy and us once for all.
+"""Run Scrapy's commands, and scripts, in forks of this process, which has imported Scrapy and us
+once for all.
 
 It is asked over the socket whose file descriptor is its argument, a message of JSON and the three
 standard streams a command, and answers with the process id. The exit status is in a file, once the
@@ -8,6 +9,7 @@ command has ended.
 import gc
 import json
 import os
+import runpy
 import socket
 import sys
 from contextlib import suppress
@@ -51,7 +53,12 @@ def become(words: list[str], folder: str, environ: dict[str, str], streams: list
         os.dup2(stream, number)
         os.close(stream)
     sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())  # as if it had been this one always
-    execute(["scrapy", *words])
+    if not words[0].endswith(".py"):
+        execute(["scrapy", *words])
+    gc.unfreeze()  # a script may look at what is frozen
+    sys.argv = words
+    runpy.run_path(words[0], run_name="__main__")
+    sys.exit()
 
 
 asked = socket.socket(fileno=int(sys.argv[1]))
