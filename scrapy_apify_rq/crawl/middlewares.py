@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     from scrapy_apify_rq.crawl.scheduler import Scheduler
 
-# Scrapy takes up to 200 outputs of a callback at a time, and meanwhile downloads stand still. So they
-# get a turn earlier, but not on a page with few outputs: Scrapy has a hundred workers for each page,
-# and a turn in the middle makes all of them wait, which costs as much CPU as a few outputs.
+# Scrapy takes up to 200 outputs of a callback at a time, and meanwhile downloads stand still. So
+# others get their turn earlier, but not on a page with few outputs: Scrapy has a hundred workers
+# for each page. A turn makes those wait that have nothing yet, which costs CPU time.
 _OUTPUTS: Final = 50
 # A request with a body of more bytes than this ends the turn.
 _LARGE: Final = 16 * 1024
