@@ -59,7 +59,6 @@ _COLUMNS = (
     column("429s %", refused, ".1f"),
     column("first page s", of("first_page")),
     column("end s", of("end")),
-    column("stall ms", of("stall", 1000), ".0f"),
 )
 _STALLS = (
     column("stall ms", of("stall", 1000), ".0f"),
@@ -93,7 +92,8 @@ def stalls(
 
     def run(each: Contestant) -> Run:
         pages = _FEW_PAGES if each.is_slow else min(links, 300)
-        return place.run(each, f"/to/many/{links}", CLOSESPIDER_PAGECOUNT=pages)
+        path = f"/to/many/{links}"
+        return place.run(each, path, CLOSESPIDER_PAGECOUNT=pages, BENCHMARK_STALLS=True)
 
     return compare(f"One page that yields {links:,} links", contestants, options.rounds, run)
 

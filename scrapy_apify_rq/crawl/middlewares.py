@@ -7,9 +7,7 @@ yields requests faster than the queue takes them.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
-import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,8 +32,10 @@ if TYPE_CHECKING:
 
     from scrapy_apify_rq.crawl.scheduler import Scheduler
 
-# Seconds for which a callback may yield before other work gets its turn.
-_TURN: Final = 0.005
+# Scrapy takes up to 200 outputs of a callback at a time, and meanwhile downloads stand still. So
+# others get their turn earlier, but not on a page with few outputs: Scrapy has a hundred workers
+# for each page. A turn makes those wait that have nothing yet, which costs CPU time.
+_OUTPUTS: Final = 50
 # A request with a body of more bytes than this ends the turn.
 _LARGE: Final = 16 * 1024
 
@@ -168,18 +168,17 @@ class SpiderMiddleware:
         self, response: Response, result: AsyncIterator[Any]
     ) -> AsyncIterator[Any]:
         scheduler = self._scheduler()
-        turn_ends = math.inf
+        left = _OUTPUTS
         async for output in result:
-            if time.monotonic() > turn_ends:
-                # Scrapy takes a hundred outputs at a time; meanwhile downloads would stand still.
+            if left <= 0:
                 await asyncio.sleep(0)
-                turn_ends = math.inf
-            turn_ends = min(turn_ends, time.monotonic() + _TURN)
+                left = _OUTPUTS
+            left -= 1
             if scheduler is not None and isinstance(output, Request):
                 if scheduler.is_full():
                     await scheduler.room(output)
                 if len(output.body) > _LARGE:
-                    turn_ends = 0  # it counts as waiting only once Scrapy has scheduled it
+                    left = 0  # it counts as waiting only once Scrapy has scheduled it
             yield output
 
     def spider_error(self, failure: Failure, response: Response | Failure | None) -> None:

@@ -62,7 +62,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
                 request.method,
                 URL(str(request.url), encoded=True),
                 headers=request.headers,
-                data=_data(request.content),
+                data=_data(await request.aread()),
                 allow_redirects=False,
                 proxy=self._proxy,
             )
