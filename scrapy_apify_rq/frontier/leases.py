@@ -69,7 +69,7 @@ class Leases:
     @property
     def again_at(self) -> float:
         # An entry offered after the question was asked may be missing from its answer.
-        if (self._is_rich and not self._window.is_stuck) or self._offers.last_at >= self._asked_at:
+        if self._is_rich or self._offers.last_at >= self._asked_at:
             return 0.0
         return self._asked_at + self._idle.pause
 
@@ -117,7 +117,8 @@ class Leases:
     def is_low(self) -> bool:
         waiting = self._waiting()
         has_memory = waiting.size <= self._window.memory // 2
-        return has_memory and self._appetite.is_low(waiting.entries, is_stuck=self._window.is_stuck)
+        busy_hosts = self._window.held_back
+        return has_memory and self._appetite.is_low(waiting.entries, busy_hosts=busy_hosts)
 
     @property
     def has_all(self) -> bool:
@@ -139,7 +140,7 @@ class Leases:
         self._asked_at = asked_at
         window, waiting = self._window, self._waiting()
         return Amount(
-            self._appetite.claim(waiting.entries),
+            self._appetite.claim(waiting.entries, busy_hosts=window.held_back),
             max(window.memory - waiting.size, 1),
             window.share(),
         )

@@ -188,6 +188,11 @@ class Window:
             evicted.append(self._forget(visit))
             self._leave_if_empty(key)
 
+    @property
+    def held_back(self) -> int:
+        """How many slots are held back while nothing can be handed out."""
+        return len(self._lines) if self.is_stuck else 0
+
     def longest(self) -> int:
         """How many stored visits the longest line has."""
         return max((len(line.stored) for line in self._lines.values()), default=0)

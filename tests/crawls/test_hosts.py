@@ -21,7 +21,7 @@ from tests.support.crawling import Crawl, Crawls
 from tests.support.queues import Queue, ServedQueue
 from tests.support.spiders import SiteSpider
 from tests.support.waiting import PATIENCE, wait_until
-from tests.support.website import Hit, Page, Site, links
+from tests.support.website import Held, Hit, Page, Site, links
 
 HOSTS = 6
 PAGES = 8
@@ -87,6 +87,23 @@ async def test_hosts_found_one_by_one_are_all_busy(
     assert stock.outcome == ours.outcome
     busy = [sum(run.crawl.spider.busy) / len(found) for run in (stock, ours)]
     assert min(busy) > HOSTS / 2, busy  # one line keeps less than two busy
+
+
+async def test_a_worker_looks_beyond_busy_hosts(
+    site: Site, served: ServedQueue, crawls: Crawls
+) -> None:
+    """In shared access the API gives it the head of the queue, which is one host's."""
+    held = Held()
+    found = [path for host in range(HOSTS) for path in pages(f"host{host}")]
+    site.serve({"/": links(*found), **dict.fromkeys(found, held)})
+    settings = {"CONCURRENT_REQUESTS": 50, "CONCURRENT_REQUESTS_PER_DOMAIN": 1}
+    settings |= {"APIFY_RQ_ACCESS": "shared", "APIFY_RQ_BACKEND": "apify"}
+    crawl = await crawls.start(Hosts, settings, queue=served, site=site.url)
+    hosts = {slot_of(path) for path in found}
+    await wait_until(lambda: hosts <= set(map(slot_of, site.paths)), "a page of each host")
+    held.go.set()
+    await crawl.end()
+    assert sorted(crawl.paths) == sorted(["/", *found])
 
 
 async def test_a_slow_host_at_the_head_starves_no_other(
