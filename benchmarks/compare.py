@@ -79,6 +79,11 @@ def cpu_per_page(run: Run) -> float:
     return float(run["cpu"] / run["pages"] * 1000)
 
 
+def instructions_per_page(run: Run) -> float:
+    """Millions."""
+    return float(run["instructions"] / run["pages"] / 1e6)
+
+
 def calls_per_page(run: Run) -> float:
     return float(sum(run["calls"].values()) / run["pages"])
 
@@ -183,7 +188,9 @@ class Session(NamedTuple):
 
 
 @contextmanager
-def session(options: argparse.Namespace, *, hosts: int = 1) -> Iterator[Session]:
+def session(
+    options: argparse.Namespace, *, hosts: int = 1, instructions: bool = False
+) -> Iterator[Session]:
     contestants = able(options.contestants, options.round_trip)
     machine = report.machine()
     report.print_machine(machine)
@@ -198,6 +205,7 @@ def session(options: argparse.Namespace, *, hosts: int = 1) -> Iterator[Session]
             hosts=hosts,
             fork=options.quick,
             profiles=options.profile,
+            instructions=instructions,
         ) as place,
     ):
         yield Session(place, contestants, figures)

@@ -3,7 +3,8 @@
 In one table the crawls have neither items nor feeds. In the other each page yields an item into a
 feed, and changes the spider's state. It is counted from the first response to the end of the crawl,
 in all threads. The garbage collector works as in any Python program, except in the rows that say
-``gc.freeze()``. See README.md in this folder.
+``gc.freeze()``. With ``--instructions`` the processor's instructions are counted instead, which no
+other program can disturb. See README.md in this folder.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from benchmarks.compare import (
     column,
     compare,
     cpu_per_page,
+    instructions_per_page,
     of,
     print_results,
     ratio,
@@ -44,7 +46,8 @@ def crawl(
         return place.run(each, "/to/p/0", **more)
 
     title = f"with an item of {item:,} bytes a page, and state" if item else "no items, no state"
-    return compare(f"CPU, {title}", contestants, options.rounds, run)
+    what = "Instructions" if options.instructions else "CPU"
+    return compare(f"{what}, {title}", contestants, options.rounds, run)
 
 
 _CPU = (
@@ -52,6 +55,10 @@ _CPU = (
     ratio(cpu_per_page),
     column("bytes stored/page", lambda run: run["stored"] / run["pages"], ",.0f"),
     column("peak MB", of("memory", 1e-6), ".0f"),
+)
+_INSTRUCTIONS = (
+    column("million instructions/page", instructions_per_page),
+    ratio(instructions_per_page),
 )
 
 
@@ -70,6 +77,11 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--item", type=int, nargs="+", default=[0, 1000], help="bytes of each item; 0: no items"
     )
+    found.add_argument(
+        "--instructions",
+        action="store_true",
+        help="count them with valgrind, in which crawls are 40 times slower",
+    )
     add_options(found, _CONTESTANTS)
     return found
 
@@ -80,12 +92,13 @@ def main(words: Sequence[str] | None = None) -> None:
         options.contestants, options.item = ["embedded"], [1000]
         options.rounds, options.pages = 1, 20
     tables = []
-    with session(options) as (place, contestants, figures):
+    columns = _INSTRUCTIONS if options.instructions else _CPU
+    with session(options, instructions=options.instructions) as (place, contestants, figures):
         for item in options.item:
             # Without items there is nothing to save.
             some = [each for each in contestants if item or "unsaved" not in each.name]
             tables.append(results := crawl(place, some, item, options))
-            print_results(results, _CPU, markdown=options.markdown)
+            print_results(results, columns, markdown=options.markdown)
         figures["tables"] = list(map(vars, tables))
 
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import resource
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class Meter:
         self._first_cpu = self._stopped_cpu = 0.0
         self._stall = Stall() if crawler.settings.getbool("BENCHMARK_STALLS") else None
         self._beats: asyncio.Task[None] | None = None
+        self._is_counted = crawler.settings.getbool("BENCHMARK_INSTRUCTIONS")
         for name in ("response_received", "engine_stopped"):
             crawler.signals.connect(getattr(self, name), getattr(signals, name))
 
@@ -49,6 +51,7 @@ class Meter:
         self._last = time.time()
         if not self._pages:
             self._first, self._first_cpu = self._last, time.process_time()
+            self._count("on")
         elif self._stall is not None and self._beats is None:
             # Not earlier, because the first response has one-off costs.
             self._beats = asyncio.create_task(self._stall.watch())
@@ -56,8 +59,15 @@ class Meter:
 
     def engine_stopped(self) -> None:
         self._stopped, self._stopped_cpu = time.time(), time.process_time()
+        self._count("off")
         if self._beats is not None:
             self._beats.cancel()
+
+    def _count(self, switch: str) -> None:
+        """Let valgrind count the instructions of this process, or no longer."""
+        if self._is_counted:
+            command = ["callgrind_control", "--instr=" + switch, str(os.getpid())]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
     def report(self) -> dict[str, Any]:
         """Times in seconds, memory in bytes."""

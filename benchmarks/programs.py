@@ -28,13 +28,14 @@ def start(
     environ: Mapping[str, str] | None = None,
     fork: bool = False,
     strict: bool = False,
+    under: Sequence[str] = (),
 ) -> subprocess.Popen[bytes] | Fork:
     """Append the standard output to a file. With ``strict``, append the standard error too, and
-    make warnings errors.
+    make warnings errors. ``under`` is the command of a program that runs this one.
     """
     if fork:
         return Fork(module, words, output, {**(environ or os.environ)}, strict)
-    command = [sys.executable, *(["-W", "error"] if strict else []), "-m", module, *words]
+    command = [*under, sys.executable, *(["-W", "error"] if strict else []), "-m", module, *words]
     with output.open("ab") as file:
         errors = file if strict else None
         return subprocess.Popen(command, cwd=ROOT, env=environ, stdout=file, stderr=errors)

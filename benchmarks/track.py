@@ -87,6 +87,7 @@ class Track:
         redis: Mapping[float, str],
         fork: bool,
         profiles: Path | None,
+        instructions: bool,
     ) -> None:
         self._folder = folder
         self._cores = cores
@@ -95,6 +96,7 @@ class Track:
         self._redis = redis
         self._fork = fork
         self._profiles = profiles
+        self._instructions = instructions
         self._places = 0
         self._crawls: list[Crawl] = []
 
@@ -162,6 +164,12 @@ class Track:
         if self._profiles is not None:
             file = self._profiles / f"{contestant.name}-{len(self._crawls)}.prof"
             words += ["--profile", str(file.absolute())]
+        counts, under = None, []
+        if self._instructions:
+            counts = self.new_file()
+            under = ["valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no"]
+            under.append(f"--callgrind-out-file={counts}")
+            settings = {**settings, "BENCHMARK_INSTRUCTIONS": True}
         for name, value in {**contestant.kind.settings(place), **settings}.items():
             words += ["--set", f"{name}={json.dumps(value)}"]
         environ = {**os.environ, **contestant.kind.environ(place)}
@@ -170,9 +178,9 @@ class Track:
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
         output = self.new_file()
         process = programs.start(
-            "benchmarks.crawl", words, output, environ=environ, fork=self._fork
+            "benchmarks.crawl", words, output, environ=environ, fork=self._fork, under=under
         )
-        self._crawls.append(crawl := Crawl(process, output, started_at))
+        self._crawls.append(crawl := Crawl(process, output, started_at, counts))
         return crawl
 
     def close(self) -> None:
@@ -184,11 +192,14 @@ class Track:
 
 @dataclass(frozen=True)
 class Crawl:
-    """A crawl that runs. ``output`` is where it writes its report."""
+    """A crawl that runs. ``output`` is where it writes its report, and ``counts`` where valgrind
+    writes how many instructions it took.
+    """
 
     process: subprocess.Popen[bytes] | programs.Fork
     output: Path
     started_at: float
+    counts: Path | None
 
 
 def finish(crawl: Crawl) -> dict[str, Any]:
@@ -200,6 +211,9 @@ def finish(crawl: Crawl) -> dict[str, Any]:
     if status:
         raise RuntimeError(f"a crawl failed: {crawl.process.args!r}")
     report: dict[str, Any] = json.loads(crawl.output.read_text())
+    if crawl.counts is not None:
+        (line,) = (li for li in crawl.counts.read_text().splitlines() if li.startswith("totals:"))
+        report["instructions"] = int(line.split()[1])
     return {
         **report,
         "whole": ended_at - crawl.started_at,
@@ -222,9 +236,10 @@ def track(
     hosts: int = 1,
     fork: bool = False,
     profiles: Path | None = None,
+    instructions: bool = False,
 ) -> Iterator[Track]:
     """Run the site, and the servers that the contestants need. With ``fork``, crawls are forked
-    (programs.py), and start faster than in reality.
+    (programs.py), and start faster than in reality. With ``instructions``, they run under valgrind.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < _FILES:
@@ -239,7 +254,14 @@ def track(
         latencies = [latency for name, latency in needs if name == "redis"]
         redis = services.enter_context(_redis_servers(folder, latencies)) if latencies else {}
         place = Track(
-            folder, cores, site=site, server=server, redis=redis, fork=fork, profiles=profiles
+            folder,
+            cores,
+            site=site,
+            server=server,
+            redis=redis,
+            fork=fork,
+            profiles=profiles,
+            instructions=instructions,
         )
         services.callback(place.close)
         yield place

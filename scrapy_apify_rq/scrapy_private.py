@@ -24,6 +24,7 @@ Scrapy's scheduler wrote, and the command shows its queues an idle ``engine.down
 from __future__ import annotations
 
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
@@ -175,6 +176,17 @@ def slot_is_full(engine: ExecutionEngine, key: str) -> bool:
     """Whether a download slot has as many requests as it downloads at a time."""
     slot = engine.downloader.slots.get(key)
     return slot is not None and len(slot.active) >= slot.concurrency > 0
+
+
+def slot_is_busy(engine: ExecutionEngine, key: str) -> bool:
+    """Whether a download slot has requests, or has to wait before its next one."""
+    slot = engine.downloader.slots.get(key)
+    if slot is None or slot.active:
+        return slot is not None
+    now = time.monotonic()
+    if slot.lastseen > now:  # older versions of Scrapy take the time of day
+        now = time.time()
+    return slot.lastseen + slot.delay > now
 
 
 def is_command() -> bool:

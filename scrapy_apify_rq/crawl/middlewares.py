@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from scrapy_apify_rq.crawl.scheduler import Scheduler
 
 # Scrapy takes up to 200 outputs of a callback at a time, and meanwhile downloads stand still. So
-# others get their turn earlier, but not on a page with few outputs: Scrapy has a hundred workers
-# for each page. A turn makes those wait that have nothing yet, which costs CPU time.
+# others get their turn earlier, but not on a page with few outputs: Scrapy starts a hundred workers
+# for each page, and all that have no output yet must be woken once more, which costs CPU time.
 _OUTPUTS: Final = 50
 # A request with a body of more bytes than this ends the turn.
 _LARGE: Final = 16 * 1024

@@ -19,8 +19,8 @@ class Appetite:
     spider should hold few entries, and a fast one as many as it uses up during one claim.
 
     Where links are grouped by host, the entries of other hosts come behind many of one that is
-    busy. So a worker that can hand out nothing for that reason claims more, the more hosts it has
-    found: a queue with only one host stays open to other workers.
+    busy. So a worker whose hosts are all busy claims more, the more hosts it has found. A queue
+    with only one host stays open to other workers.
     """
 
     def __init__(self, most: int) -> None:
@@ -32,10 +32,10 @@ class Appetite:
 
     def is_low(self, waiting: int, *, busy_hosts: int = 0) -> bool:
         """``busy_hosts``: how many hosts have what waits, if all of them are busy."""
-        return waiting < self._most_for(busy_hosts) if busy_hosts else waiting <= self._size // 2
+        return waiting <= self._size // 2 or waiting < self._most_for(busy_hosts)
 
     def _most_for(self, busy_hosts: int) -> int:
-        return max(self._size, min(_FOR_A_BUSY_HOST * busy_hosts, self._most))
+        return min(_FOR_A_BUSY_HOST * busy_hosts, self._most)
 
     def starve(self) -> None:
         """The worker has nothing left to crawl and could take more."""
@@ -48,7 +48,7 @@ class Appetite:
             self._was_rich = False  # a rich claim lets it grow once
         elif not self._is_starving and time.monotonic() > self._fed_at + _LONG:
             self._size = max(self._size // 2, 1)
-        return max(self._most_for(busy_hosts) - waiting, 1)
+        return max(max(self._size, self._most_for(busy_hosts)) - waiting, 1)
 
     def feed(self, *, is_rich: bool) -> None:
         """A claim has brought something; a rich one brought all that was asked for."""

@@ -117,7 +117,7 @@ class Leases:
     def is_low(self) -> bool:
         waiting = self._waiting()
         has_memory = waiting.size <= self._window.memory // 2
-        busy_hosts = self._window.held_back
+        busy_hosts = self._window.busy_slots
         return has_memory and self._appetite.is_low(waiting.entries, busy_hosts=busy_hosts)
 
     @property
@@ -140,7 +140,7 @@ class Leases:
         self._asked_at = asked_at
         window, waiting = self._window, self._waiting()
         return Amount(
-            self._appetite.claim(waiting.entries, busy_hosts=window.held_back),
+            self._appetite.claim(waiting.entries, busy_hosts=window.busy_slots),
             max(window.memory - waiting.size, 1),
             window.share(),
         )

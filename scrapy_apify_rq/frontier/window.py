@@ -70,6 +70,8 @@ class Window:
         """Since the owner last set this to False, a line has become empty and others have not."""
         self.is_stuck = False
         """All slots that have something here were held back when the last one was asked for."""
+        self._is_crowded = False
+        """The last visit went to a slot that was busy."""
         self.by_host = slots is not None and slots.are_hosts
         self._waiting = Waiting()
         self._slots = slots or OneLine()
@@ -152,6 +154,7 @@ class Window:
         self.is_stuck = key is None and bool(self._lines)
         if key is None:
             return None
+        self._is_crowded = self._slots.is_busy(key)
         visit = self._lines[key].next().pop()[3]
         self._forget(visit)
         self._leave_if_empty(key)
@@ -189,9 +192,9 @@ class Window:
             self._leave_if_empty(key)
 
     @property
-    def held_back(self) -> int:
-        """How many slots are held back while nothing can be handed out."""
-        return len(self._lines) if self.is_stuck else 0
+    def busy_slots(self) -> int:
+        """How many slots have something here, if all of them are busy."""
+        return len(self._lines) if self.is_stuck or self._is_crowded else 0
 
     def longest(self) -> int:
         """How many stored visits the longest line has."""

@@ -126,9 +126,9 @@ async def test_it_pays_its_writes(served: ServedQueue, access: str, writes: int)
 
 
 async def test_a_run(served: ServedQueue, api: Caller) -> None:
+    """The SDK finds its input, stores what it scrapes and says how it goes."""
     import apify
 
-    """The SDK finds its input, stores what it scrapes and says how it goes."""
     api = Caller(api.http, "/v2")
     run = api("GET", "/actor-runs/run-1").data
     store = f"/key-value-stores/{run['defaultKeyValueStoreId']}"

@@ -16,6 +16,7 @@ from scrapy.crawler import Crawler
 from scrapy.http import Response
 
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
+from scrapy_apify_rq.scrapy_private import slot_is_busy
 from tests.support.comparing import stock_and_ours
 from tests.support.crawling import Crawl, Crawls
 from tests.support.queues import Queue, ServedQueue
@@ -104,6 +105,23 @@ async def test_a_worker_looks_beyond_busy_hosts(
     held.go.set()
     await crawl.end()
     assert sorted(crawl.paths) == sorted(["/", *found])
+
+
+@pytest.mark.parametrize(("delay", "is_busy"), [(0, False), (1000, True)])
+async def test_a_host_is_busy_until_its_delay_is_over(
+    site: Site, queue: Queue, crawls: Crawls, delay: int, is_busy: bool
+) -> None:
+    found = []
+
+    class Looking(SiteSpider):
+        def parse(self, response: Response) -> None:
+            engine = self.crawler.engine
+            assert engine is not None
+            found.append([slot_is_busy(engine, key) for key in (*engine.downloader.slots, "other")])
+
+    site.serve({"/": "page"})
+    await crawls.run(Looking, {"DOWNLOAD_DELAY": delay}, queue=queue, site=site.url)
+    assert found == [[is_busy, False]]
 
 
 async def test_a_slow_host_at_the_head_starves_no_other(
