@@ -8,7 +8,7 @@ from typing import Final
 _FIRST: Final = 4
 # Entries that have waited for so many seconds were more than the worker needs.
 _LONG: Final = 5.0
-# While all hosts that have entries here are busy, so many may wait for each of them.
+# While all hosts that have entries here are busy, so many may wait for each of several.
 _FOR_A_BUSY_HOST: Final = 16
 
 
@@ -19,8 +19,8 @@ class Appetite:
     spider should hold few entries, and a fast one as many as it uses up during one claim.
 
     Where links are grouped by host, the entries of other hosts come behind many of one that is
-    busy. So a worker whose hosts are all busy claims more, the more hosts it has found. A queue
-    with only one host stays open to other workers.
+    busy. So a worker whose hosts are all busy claims more, the more hosts it has found. With a
+    single one it does not: there may be no others, and other workers need entries, too.
     """
 
     def __init__(self, most: int) -> None:
@@ -30,12 +30,15 @@ class Appetite:
         self._was_rich = False
         self._fed_at = time.monotonic()
 
-    def is_low(self, waiting: int, *, busy_hosts: int = 0) -> bool:
-        """``busy_hosts``: how many hosts have what waits, if all of them are busy."""
-        return waiting <= self._size // 2 or waiting < self._most_for(busy_hosts)
+    def is_low(self, waiting: int, *, busy_hosts: int = 0, is_stuck: bool = False) -> bool:
+        """``busy_hosts``: how many hosts have what waits, if all of them are busy; ``is_stuck``:
+        so busy that nothing can be handed out.
+        """
+        enough = self._size if is_stuck else self._size // 2 + 1
+        return waiting < max(enough, self._most_for(busy_hosts))
 
     def _most_for(self, busy_hosts: int) -> int:
-        return min(_FOR_A_BUSY_HOST * busy_hosts, self._most)
+        return min(_FOR_A_BUSY_HOST * busy_hosts, self._most) if busy_hosts > 1 else 0
 
     def starve(self) -> None:
         """The worker has nothing left to crawl and could take more."""

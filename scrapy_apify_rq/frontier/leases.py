@@ -117,8 +117,10 @@ class Leases:
     def is_low(self) -> bool:
         waiting = self._waiting()
         has_memory = waiting.size <= self._window.memory // 2
-        busy_hosts = self._window.busy_slots
-        return has_memory and self._appetite.is_low(waiting.entries, busy_hosts=busy_hosts)
+        window = self._window
+        return has_memory and self._appetite.is_low(
+            waiting.entries, busy_hosts=window.busy_slots, is_stuck=window.is_stuck
+        )
 
     @property
     def has_all(self) -> bool:
