@@ -67,7 +67,7 @@ class Meter:
         """Let valgrind count the instructions of this process, or no longer."""
         if self._is_counted:
             command = ["callgrind_control", "--instr=" + switch, str(os.getpid())]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(command, check=True, capture_output=True)
 
     def report(self) -> dict[str, Any]:
         """Times in seconds, memory in bytes."""
