@@ -100,9 +100,10 @@ def test_each_table_has_its_command() -> None:
     assert not re.search(r"^\|", text(SPEED).partition("\n## ")[0], re.MULTILINE)
     for title, body in sections.items():
         assert "\n|" not in body.partition("```bash\n")[0], f"{title}: the table precedes"
-        (block,) = blocks(SPEED, title)
-        commands = [shlex.split(part) for line in block.lines for part in line.split("&&")]
-        for command in commands:
+        lines = "\n".join(line for block in blocks(SPEED, title) for line in block.lines)
+        commands = lines.replace("\\\n", "").splitlines()
+        assert commands, title
+        for command in map(shlex.split, commands):
             assert command[:3] == ["python", "-m", f"benchmarks.{makers[title]}"]
             import_module(f"benchmarks.{makers[title]}").parser().parse_args(command[3:])
 
