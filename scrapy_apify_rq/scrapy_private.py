@@ -15,7 +15,8 @@ that needs them and does not find them is refused, too. The module names of Scra
 undocumented rather than private, as is that a command finds its exit status in itself, and the
 arguments of the spider in ``opts.spargs``; without these, an argument that an Actor's input lacks
 is reported later. The downloader's ``slots`` and ``get_slot_key``, which Scrapy's own queues use
-(scrapy/pqueues.py), are guarded: a crawl without them has one line for all hosts.
+(scrapy/pqueues.py), are guarded: a crawl without them has one line for all hosts. Of a slot, only
+``active`` is used there, and here ``concurrency``, ``delay`` and ``lastseen``, too.
 
 ``scrapy rq import-jobdir`` depends on more, and no crawl on it: ``jobdir`` reads the files that
 Scrapy's scheduler wrote, and the command shows its queues an idle ``engine.downloader.slots``.

@@ -115,9 +115,8 @@ class Leases:
     # Claims.
 
     def is_low(self) -> bool:
-        waiting = self._waiting()
-        has_memory = waiting.size <= self._window.memory // 2
-        window = self._window
+        window, waiting = self._window, self._waiting()
+        has_memory = waiting.size <= window.memory // 2
         return has_memory and self._appetite.is_low(
             waiting.entries, busy_hosts=window.busy_slots, is_stuck=window.is_stuck
         )
