@@ -16,13 +16,13 @@ from tests.support.documents import README, Block, blocks, section
 from tests.support.queues import Queue
 from tests.support.scrapy_project import ROOT, Finished, ForkedProcess, Process
 from tests.support.waiting import wait_until
-from tests.support.website import Answer, Held, Page, Site
+from tests.support.website import Answer, Held, Page, Site, begun, let_go
 
 TUTORIAL = "docs/tutorial.md"
 REAL_SITE = "https://quotes.toscrape.com"
 AUTHORS = 20
-LAST = "/author/0"
-"""No page before the sixth names this author, so few pages are left when it is fetched."""
+HELD = [f"/author/{author}" for author in (8, 9, 10, 11)]
+"""As many as are fetched at a time: the crawl stops here, until it is killed."""
 # A new project fetches one page per second, and imports what no test needs.
 FAST = """
 from tests.support.project_settings import EXTENSIONS_BASE
@@ -69,8 +69,9 @@ class Reader:
         self._folder = folder
         self._site = site
         self._crawls = 0
-        self._last = Held(quotes()[LAST])  # type: ignore[arg-type]
-        site.serve({LAST: self._last})
+        self._queue = Queue(folder / "storage")
+        self._held = {path: Held(quotes()[path]) for path in HELD}  # type: ignore[arg-type]
+        site.serve(self._held)
         self.output = ""
         """Of the last command of ``scrapy rq``."""
         self.log = ""
@@ -95,7 +96,7 @@ class Reader:
         if command == "rq":
             project = {"SPIDER_MODULES": ["quotes.spiders"], "BOT_NAME": "quotes"}
             project["APIFY_RQ_NAME"] = None  # type: ignore[assignment]
-            done = await rq(Queue(self._folder / "storage"), *rest, settings=project)
+            done = await rq(self._queue, *rest, settings=project)
             assert done.code == 0, done.err
             self.output = done.out
         elif command == "crawl":
@@ -116,9 +117,11 @@ class Reader:
         )
         async with started as process:
             if is_killed:
-                await wait_until(lambda: len(self._site.hits) > 12, "the middle of the crawl")
+                await begun(*self._held.values())
+                others = set(self._site.paths) - {"/robots.txt", *HELD}
+                await wait_until(lambda: self._queue.handled == len(others), "all acks")
                 await process.kill()
-                self._last.go.set()
+                let_go(*self._held.values())
             finished = await process.end()
         assert is_killed or finished.status == 0, finished.log
         return finished
