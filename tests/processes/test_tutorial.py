@@ -118,8 +118,10 @@ class Reader:
         async with started as process:
             if is_killed:
                 await begun(*self._held.values())
-                others = set(self._site.paths) - {"/robots.txt", *HELD}
-                await wait_until(lambda: self._queue.handled == len(others), "all acks")
+                unacked = {"/robots.txt", *HELD}
+                await wait_until(
+                    lambda: self._queue.handled == len(set(self._site.paths) - unacked), "all acks"
+                )
                 await process.kill()
                 let_go(*self._held.values())
             finished = await process.end()
