@@ -143,7 +143,8 @@ class Leases:
         return Amount(
             self._appetite.claim(waiting.entries, busy_hosts=window.busy_slots),
             max(window.memory - waiting.size, 1),
-            window.share(),
+            # More of a host that never answers would keep out all others.
+            window.share(for_others=window.busy_slots > 1),
         )
 
     def receive(self, claim: Claim) -> int:

@@ -200,14 +200,15 @@ class Window:
         """How many stored visits the longest line has."""
         return max((len(line.stored) for line in self._lines.values()), default=0)
 
-    def share(self) -> int | None:
+    def share(self, *, for_others: bool = False) -> int | None:
         """How many entries of a host to claim at most; None if hosts do not take turns.
 
-        A slot that has nothing left should get some, at the cost of the longest line.
+        A slot that has nothing left should get some, at the cost of the longest line; with
+        ``for_others``, the longest line gets nothing in any case.
         """
         if not self.by_host:
             return None
-        needs_others = self.ran_dry or self.is_stuck
+        needs_others = self.ran_dry or self.is_stuck or for_others
         return max(self.longest() // 2, 1) if needs_others else _ANY_NUMBER
 
     def _longest(self, *, by_size: bool) -> str:
