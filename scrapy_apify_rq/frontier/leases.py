@@ -69,7 +69,7 @@ class Leases:
     @property
     def again_at(self) -> float:
         # An entry offered after the question was asked may be missing from its answer.
-        if self._is_rich or self._offers.last_at >= self._asked_at:
+        if (self._is_rich and not self._window.is_stuck) or self._offers.last_at >= self._asked_at:
             return 0.0
         return self._asked_at + self._idle.pause
 
@@ -115,11 +115,9 @@ class Leases:
     # Claims.
 
     def is_low(self) -> bool:
-        window, waiting = self._window, self._waiting()
-        has_memory = waiting.size <= window.memory // 2
-        return has_memory and self._appetite.is_low(
-            waiting.entries, busy_hosts=window.busy_slots, is_stuck=window.is_stuck
-        )
+        waiting = self._waiting()
+        has_memory = waiting.size <= self._window.memory // 2
+        return has_memory and self._appetite.is_low(waiting.entries, is_stuck=self._window.is_stuck)
 
     @property
     def has_all(self) -> bool:
@@ -141,10 +139,9 @@ class Leases:
         self._asked_at = asked_at
         window, waiting = self._window, self._waiting()
         return Amount(
-            self._appetite.claim(waiting.entries, busy_hosts=window.busy_slots),
+            self._appetite.claim(waiting.entries),
             max(window.memory - waiting.size, 1),
-            # More of a host that never answers would keep out all others.
-            window.share(for_others=window.busy_slots > 1),
+            window.share(),
         )
 
     def receive(self, claim: Claim) -> int:
