@@ -27,7 +27,7 @@ class Meter:
     has to write. ``first_page`` is the time from the start of the process to the first response,
     ``opening`` the time from when Scrapy has loaded settings and add-ons, and ``closing`` the time
     from the last response to the end of the crawl. With BENCHMARK_STALLS it measures stalls, too,
-    which takes 2 to 5 % of a core, however little the crawl does.
+    which takes CPU time all the while, even when the crawl only waits.
     """
 
     def __init__(self, crawler: Any) -> None:

@@ -41,7 +41,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 for _name in ("httpcore", "httpx"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
-# To look for garbage after every 700 new objects takes 7 % of the CPU time, and so it takes 4 %.
+# With Python's threshold of 700 objects, the collector takes 7 % of the CPU time; with this, 4 %.
 gc.set_threshold(10_000)
 
 # SQLite waits for the disk: a queue that is made, filled and closed takes 90 ms on one, and 3 ms in

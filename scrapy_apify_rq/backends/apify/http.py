@@ -231,7 +231,7 @@ class Client:
         headers = self._headers if body is None else self._json_headers
         if body is not None and _COMPRESS_FROM <= len(body) <= _COMPRESS_TO:
             headers, body = self._packed_headers, gzip.compress(body, 1)
-        # As a stream, because for content httpx2 makes headers that the transport makes, too.
+        # Given as content, httpx2 would add headers that the transport adds anyway.
         return httpx2.Request(method, url, headers=headers, stream=httpx2.ByteStream(body or b""))
 
     async def _send(
