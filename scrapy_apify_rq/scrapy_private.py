@@ -15,7 +15,8 @@ that needs them and does not find them is refused, too. The module names of Scra
 undocumented rather than private, as is that a command finds its exit status in itself, and the
 arguments of the spider in ``opts.spargs``; without these, an argument that an Actor's input lacks
 is reported later. The downloader's ``slots`` and ``get_slot_key``, which Scrapy's own queues use
-(scrapy/pqueues.py), are guarded: a crawl without them has one line for all hosts.
+(scrapy/pqueues.py), are guarded: a crawl without them has one line for all hosts. Of a slot, only
+``active`` is used there, and here ``concurrency``, ``delay`` and ``lastseen``, too.
 
 ``scrapy rq import-jobdir`` depends on more, and no crawl on it: ``jobdir`` reads the files that
 Scrapy's scheduler wrote, and the command shows its queues an idle ``engine.downloader.slots``.
@@ -24,6 +25,7 @@ Scrapy's scheduler wrote, and the command shows its queues an idle ``engine.down
 from __future__ import annotations
 
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
@@ -175,6 +177,17 @@ def slot_is_full(engine: ExecutionEngine, key: str) -> bool:
     """Whether a download slot has as many requests as it downloads at a time."""
     slot = engine.downloader.slots.get(key)
     return slot is not None and len(slot.active) >= slot.concurrency > 0
+
+
+def slot_is_busy(engine: ExecutionEngine, key: str) -> bool:
+    """Whether a download slot has requests, or has to wait before its next one."""
+    slot = engine.downloader.slots.get(key)
+    if slot is None or slot.active:
+        return slot is not None
+    now = time.monotonic()
+    if slot.lastseen > now:  # older versions of Scrapy take the time of day
+        now = time.time()
+    return slot.lastseen + slot.delay > now
 
 
 def is_command() -> bool:

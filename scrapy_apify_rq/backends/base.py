@@ -191,6 +191,8 @@ class Backend(Protocol):
     """Seconds for which ``claim`` may still show the queue without our latest writes."""
     consistency_delay: float
     """Seconds between two answers "nothing pending" before they are believed."""
+    chooses_hosts: bool
+    """``claim`` follows a ``share`` in shared access, too."""
     counts_reads: bool
     """The platform bills each entry that ``list`` and ``count`` look at."""
     lock_secs: int | None
@@ -256,7 +258,8 @@ class Backend(Protocol):
         ids are in ``known``.
 
         With a ``share`` they are chosen so that all hosts (``entries.hosts``) get equally many, up
-        to ``share`` of each, as far as the backend knows its entries; known ones count.
+        to ``share`` of each, as far as the backend knows its entries; known ones count. In shared
+        access, only a backend that ``chooses_hosts`` does so.
 
         Together they have about ``size`` bytes of JSON at most. If there is an entry, the answer
         holds at least one, whatever its size.

@@ -76,6 +76,9 @@ class DownloadSlots:
     def is_full(self, key: str) -> bool:
         return scrapy_private.slot_is_full(self._crawler.engine, key)
 
+    def is_busy(self, key: str) -> bool:
+        return scrapy_private.slot_is_busy(self._crawler.engine, key)
+
 
 class _Outline:
     """As much of a request that is not decoded yet as tells its download slot."""

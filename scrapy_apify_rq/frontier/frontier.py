@@ -180,8 +180,13 @@ class Frontier:
         """The most urgent visit, which is in flight from now on. None if there is none at present,
         or if the queue does not keep up with the adds or the acks.
         """
+        visit = self._pop()
+        # Only now is it known whether what waits can be handed out.
         if self._supply.is_low():
             self._reader.ask_at(self._supply.again_at)
+        return visit
+
+    def _pop(self) -> Visit | None:
         if self._on_hold or self._outbox.blocked >= _MOST_BLOCKED:
             return None
         if self._outbox.has_too_many_updates():

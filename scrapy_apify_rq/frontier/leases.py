@@ -69,7 +69,7 @@ class Leases:
     @property
     def again_at(self) -> float:
         # An entry offered after the question was asked may be missing from its answer.
-        if (self._is_rich and not self._window.is_stuck) or self._offers.last_at >= self._asked_at:
+        if self._is_rich or self._offers.last_at >= self._asked_at:
             return 0.0
         return self._asked_at + self._idle.pause
 
@@ -115,9 +115,22 @@ class Leases:
     # Claims.
 
     def is_low(self) -> bool:
-        waiting = self._waiting()
-        has_memory = waiting.size <= self._window.memory // 2
-        return has_memory and self._appetite.is_low(waiting.entries, is_stuck=self._window.is_stuck)
+        window, waiting = self._window, self._waiting()
+        if waiting.size > window.memory // 2:
+            return False
+        if self._looks_past_hosts:
+            return waiting.entries < window.limit
+        return self._appetite.is_low(
+            waiting.entries, busy_hosts=window.busy_slots, is_stuck=window.is_stuck
+        )
+
+    @property
+    def _looks_past_hosts(self) -> bool:
+        """Nothing that waits here can be handed out, and a claim can bring what is for others.
+
+        A host that never answers must not keep the worker from them, however much of it waits here.
+        """
+        return self._window.is_stuck and self._backend.chooses_hosts
 
     @property
     def has_all(self) -> bool:
@@ -138,10 +151,15 @@ class Leases:
     def begin_claim(self, asked_at: float) -> Amount:
         self._asked_at = asked_at
         window, waiting = self._window, self._waiting()
+        if self._looks_past_hosts:
+            entries = self._appetite.claim(0)
+        else:
+            entries = self._appetite.claim(waiting.entries, busy_hosts=window.busy_slots)
         return Amount(
-            self._appetite.claim(waiting.entries),
+            entries,
             max(window.memory - waiting.size, 1),
-            window.share(),
+            # More of a host that never answers would keep out all others.
+            window.share(for_others=window.busy_slots > 1),
         )
 
     def receive(self, claim: Claim) -> int:

@@ -24,6 +24,9 @@ class Slots(Protocol):
     def is_full(self, key: str) -> bool:
         """What this slot gets now has to wait in it."""
 
+    def is_busy(self, key: str) -> bool:
+        """This slot has requests, or has to wait before its next one."""
+
 
 class OneLine:
     """All requests wait in one line, whatever their slots."""
@@ -37,6 +40,9 @@ class OneLine:
         return 0
 
     def is_full(self, key: str) -> bool:
+        return False
+
+    def is_busy(self, key: str) -> bool:
         return False
 
 

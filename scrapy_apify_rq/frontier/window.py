@@ -70,6 +70,8 @@ class Window:
         """Since the owner last set this to False, a line has become empty and others have not."""
         self.is_stuck = False
         """All slots that have something here were held back when the last one was asked for."""
+        self._is_crowded = False
+        """The last visit went to a slot that was busy."""
         self.by_host = slots is not None and slots.are_hosts
         self._waiting = Waiting()
         self._slots = slots or OneLine()
@@ -152,6 +154,7 @@ class Window:
         self.is_stuck = key is None and bool(self._lines)
         if key is None:
             return None
+        self._is_crowded = self._slots.is_busy(key)
         visit = self._lines[key].next().pop()[3]
         self._forget(visit)
         self._leave_if_empty(key)
@@ -188,18 +191,24 @@ class Window:
             evicted.append(self._forget(visit))
             self._leave_if_empty(key)
 
+    @property
+    def busy_slots(self) -> int:
+        """How many slots have something here, if all of them are busy."""
+        return len(self._lines) if self.is_stuck or self._is_crowded else 0
+
     def longest(self) -> int:
         """How many stored visits the longest line has."""
         return max((len(line.stored) for line in self._lines.values()), default=0)
 
-    def share(self) -> int | None:
+    def share(self, *, for_others: bool = False) -> int | None:
         """How many entries of a host to claim at most; None if hosts do not take turns.
 
-        A slot that has nothing left should get some, at the cost of the longest line.
+        A slot that has nothing left should get some, at the cost of the longest line; with
+        ``for_others``, the longest line gets nothing in any case.
         """
         if not self.by_host:
             return None
-        needs_others = self.ran_dry or self.is_stuck
+        needs_others = self.ran_dry or self.is_stuck or for_others
         return max(self.longest() // 2, 1) if needs_others else _ANY_NUMBER
 
     def _longest(self, *, by_size: bool) -> str:

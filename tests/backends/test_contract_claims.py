@@ -80,6 +80,22 @@ async def test_a_claim_brings_something_of_each_host(
         assert claim.more
 
 
+async def test_what_a_worker_has_leased_takes_places_of_its_host(queues: Queues) -> None:
+    if queues.kind != "sqlite":
+        pytest.skip("the API leases its head, whatever its hosts")
+    entries = [entry(f"{name}{n}", url=f"https://{name}.com/") for name in "ab" for n in range(9)]
+    async with queues.open(lock_secs=60) as one, queues.open(lock_secs=60) as two:
+        await one.fill(*entries)
+        held = await one.keys(3, share=2)
+        assert held == ["a0", "a1", "b0"]
+        for found in (["b1"], []):
+            assert await one.keys(4, held, share=2) == found
+            held += found
+        assert await two.keys(4, share=2) == ["a2", "a3", "b2", "b3"]
+        # What it has put aside is not given to it twice.
+        assert await one.keys(4, ["b0"], share=3) == ["a4", "b4"]
+
+
 async def test_single_access_knows_no_leases(backend: Handy) -> None:
     assert await backend.take() == Claim([], False, alone=True)
     await backend.fill("a")

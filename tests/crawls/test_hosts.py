@@ -6,6 +6,7 @@ The hosts are download slots of one site: the first part of the path names the s
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -16,12 +17,13 @@ from scrapy.crawler import Crawler
 from scrapy.http import Response
 
 from scrapy_apify_rq.backends.apify.queue import ApifyBackend
+from scrapy_apify_rq.scrapy_private import slot_is_busy
 from tests.support.comparing import stock_and_ours
 from tests.support.crawling import Crawl, Crawls
 from tests.support.queues import Queue, ServedQueue
 from tests.support.spiders import SiteSpider
 from tests.support.waiting import PATIENCE, wait_until
-from tests.support.website import Hit, Page, Site, links
+from tests.support.website import Held, Hit, Page, Site, links
 
 HOSTS = 6
 PAGES = 8
@@ -87,6 +89,43 @@ async def test_hosts_found_one_by_one_are_all_busy(
     assert stock.outcome == ours.outcome
     busy = [sum(run.crawl.spider.busy) / len(found) for run in (stock, ours)]
     assert min(busy) > HOSTS / 2, busy  # one line keeps less than two busy
+
+
+async def test_a_worker_looks_beyond_busy_hosts(
+    site: Site, served: ServedQueue, crawls: Crawls
+) -> None:
+    """In shared access the API gives it the head of the queue, which is one host's."""
+    held = Held()
+    found = [path for host in range(HOSTS) for path in pages(f"host{host}")]
+    site.serve({"/": links(*found), **dict.fromkeys(found, held)})
+    settings = {"CONCURRENT_REQUESTS": 50, "CONCURRENT_REQUESTS_PER_DOMAIN": 1}
+    settings |= {"APIFY_RQ_ACCESS": "shared", "APIFY_RQ_BACKEND": "apify"}
+    crawl = await crawls.start(Hosts, settings, queue=served, site=site.url)
+    hosts = {slot_of(path) for path in found}
+    await wait_until(lambda: hosts <= set(map(slot_of, site.paths)), "a page of each host")
+    held.go.set()
+    await crawl.end()
+    assert sorted(crawl.paths) == sorted(["/", *found])
+
+
+@pytest.mark.parametrize(("delay", "is_busy"), [(0, False), (1000, True)])
+async def test_a_host_is_busy_until_its_delay_is_over(
+    site: Site, queue: Queue, crawls: Crawls, delay: int, is_busy: bool
+) -> None:
+    found = []
+
+    class Looking(SiteSpider):
+        def parse(self, response: Response) -> None:
+            engine = self.crawler.engine
+            assert engine is not None
+            ((key, slot),) = engine.downloader.slots.items()
+            found.append([slot_is_busy(engine, each) for each in (key, "other")])
+            slot.lastseen = time.time()  # as with an older Scrapy
+            found.append([slot_is_busy(engine, key)])
+
+    site.serve({"/": "page"})
+    await crawls.run(Looking, {"DOWNLOAD_DELAY": delay}, queue=queue, site=site.url)
+    assert found == [[is_busy, False], [is_busy]]
 
 
 async def test_a_slow_host_at_the_head_starves_no_other(

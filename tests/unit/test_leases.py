@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
+from scrapy_apify_rq.entries.hosts import host_of
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.frontier.leases import Offers
 from scrapy_apify_rq.frontier.notices import LeaseLost, LeasesKept
-from scrapy_apify_rq.frontier.visit import Visit
+from scrapy_apify_rq.frontier.slots import OneLine
+from scrapy_apify_rq.frontier.visit import Visit, entry_of
 from scrapy_apify_rq.frontier.window import Window
 from tests.support.frontier_driver import Driver, Gate, Remote, make_entry, now, path_of
 from tests.support.frontier_model import HANDLED_AT
@@ -57,6 +61,38 @@ def lease_of(visit: Visit | None) -> float:
     assert visit is not None
     assert visit.lease is not None
     return visit.lease
+
+
+class TwoAtATime(OneLine):
+    """Each host has a slot for two requests."""
+
+    are_hosts = True
+    in_flight: Mapping[str, Visit] = MappingProxyType({})
+
+    def key(self, visit: Visit) -> str:
+        return host_of(entry_of(visit))
+
+    def active(self, key: str) -> int:
+        return sum(self.key(visit) == key for visit in self.in_flight.values())
+
+    def is_full(self, key: str) -> bool:
+        return self.active(key) >= 2
+
+
+async def test_a_host_that_never_answers_keeps_a_worker_from_no_other(backend: Shared) -> None:
+    """More of it waits than the worker wants, and still it asks for what others have."""
+    slots = TwoAtATime()
+    async with Driver(backend, *(f"/{n}" for n in range(20)), slots=slots) as driver:
+        slots.in_flight = driver.in_flight
+        assert [path_of(await driver.next()) for _ in range(2)] == ["/0", "/1"]
+        for _ in range(60):
+            assert driver.hand_out() is None
+            await asyncio.sleep(1)
+        assert 0 < driver.frontier.ready < 18, "some are left to other workers"
+        other = make_entry("/other").model_copy(update={"url": "http://127.0.0.1/"})
+        await backend.add([other], forefront=False)
+        assert path_of(await driver.next()) == "/other"
+        driver.ack(driver.in_flight[other.id])
 
 
 async def test_a_retry_keeps_its_lease_until_its_time(backend: Shared) -> None:

@@ -115,6 +115,9 @@ class Hosts:
     def is_full(self, key: str) -> bool:
         return self.active(key) >= 8
 
+    def is_busy(self, key: str) -> bool:
+        return self.active(key) > 0
+
 
 @pytest.mark.parametrize(
     ("busy", "pushed", "order"),
@@ -140,6 +143,17 @@ def test_a_full_slot_does_not_stop_others_of_less_priority() -> None:
     assert window.is_stuck
     assert drain(window) == ["d1"]
     assert not window.is_stuck
+
+
+def test_busy_slots_are_counted_when_no_other_has_anything() -> None:
+    window = a_window(slots=Hosts(a=1, b=8))
+    found = []
+    for path in ("a1", "a2", "b1", "c1"):
+        push(window, path)
+    for _ in range(4):  # c1, a1, a2, and nothing while b is full
+        window.pop(is_all=False)
+        found.append(window.busy_slots)
+    assert found == [0, 2, 1, 1]
 
 
 def test_retries_that_wait_leave_half_of_the_limits_to_others() -> None:

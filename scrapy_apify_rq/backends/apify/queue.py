@@ -65,6 +65,7 @@ class ApifyBackend:
     lag = 30.0
     consistency_delay = 3.0
     linger = 0.1
+    chooses_hosts = False
     counts_reads = True
 
     def __init__(

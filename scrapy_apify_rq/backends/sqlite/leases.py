@@ -69,7 +69,7 @@ class Leases:
         self, limit: int, known: Collection[str], share: int | None = None
     ) -> tuple[list[Place], bool]:
         if share is not None:
-            return self._table.head_by_host(limit, known, share, FREE)
+            return self._table.head_by_host(limit, known, share, self._client_key)
         return self._table.head(limit, known, FREE)
 
     def _take(self, places: Sequence[Place], until: float, counters: Counters) -> None:

@@ -110,6 +110,7 @@ class SqliteBackend:
     linger = 0.0
     lag = 0.0
     consistency_delay = 0.0
+    chooses_hosts = True
     counts_reads = False
     keeps_records = True
 

@@ -231,22 +231,23 @@ class Table:
         return rows[:limit], len(rows) > limit
 
     def head_by_host(
-        self, limit: int, known: Collection[str], share: int, condition: str = "TRUE"
+        self, limit: int, known: Collection[str], share: int, client: str | None = None
     ) -> tuple[list[Place], bool]:
         """The same, but with equally many of each host, up to ``share``, known ones included.
 
-        With very many hosts, each call is for some of them in turn.
+        In shared access only what is free for this ``client``. With very many hosts, each call is
+        for some of them in turn.
         """
         # Entries without a host wait in a line of their own.
         hosts: list[str | None] = [None, *self._next_hosts()]
         each = min((limit + len(known)) // len(hosts) + 2, share)
         found, more = choose_fairly(
-            [self._line(host, each, condition) for host in hosts],
+            [self._line(host, each, client) for host in hosts],
             limit,
             share,
-            lambda row: row[2] not in known,
+            lambda row: bool(row[3]) and row[2] not in known,
         )
-        places = [(rowid, id) for _, rowid, id in sorted(found)]
+        places = [(rowid, id) for _, rowid, id, _ in sorted(found)]
         return places, more or self._last_host is not None
 
     def _next_hosts(self) -> list[str]:
@@ -263,16 +264,22 @@ class Table:
         values = {"queue": self.key, "after": self._last_host, "limit": limit}
         return [host for (host,) in self._database.rows(query, values)]
 
-    def _line(self, host: str | None, chunk: int, condition: str) -> Iterator[tuple[int, int, str]]:
-        """Position, rowid and id of the pending entries of a host, in the queue's order. They are
-        read so many at a time.
+    def _line(
+        self, host: str | None, chunk: int, client: str | None
+    ) -> Iterator[tuple[int, int, str, int]]:
+        """Position, rowid, id and whether it is free, of the pending entries of a host, in the
+        queue's order: those that others have leased are left out. They are read so many at a time.
         """
+        free, condition = "1", "TRUE"
+        if client is not None:  # what it has leased itself takes places, too
+            free, condition = FREE, f"({FREE} OR lock_by = :client)"
         query = (
-            "SELECT position, rowid, id FROM requests INDEXED BY requests_by_host"
+            f"SELECT position, rowid, id, {free} FROM requests INDEXED BY requests_by_host"
             " WHERE queue = :queue AND host IS :host AND position > :after"
             f" AND position IS NOT NULL AND {condition} ORDER BY position LIMIT :limit"
         )
         values: dict[str, Any] = {"queue": self.key, "host": host, "now": self._now()}
+        values["client"] = client
         after = _BEFORE_ALL
         while True:
             rows = list(self._database.rows(query, {**values, "after": after, "limit": chunk}))

@@ -1,0 +1,29 @@
+"""How many entries a worker of a shared queue claims."""
+
+from __future__ import annotations
+
+import pytest
+
+from scrapy_apify_rq.frontier.appetite import Appetite
+
+
+def most(appetite: Appetite, busy_hosts: int) -> int:
+    """How many may wait before it claims no more."""
+    return next(n for n in range(1000) if not appetite.is_low(n, busy_hosts=busy_hosts))
+
+
+def test_it_grows_once_for_each_rich_claim_that_was_used_up() -> None:
+    appetite = Appetite(20)
+    claims = []
+    for is_rich in (True, True, False, True, True):
+        claims.append(appetite.claim(0))
+        appetite.feed(is_rich=is_rich)
+        appetite.starve()
+    assert claims == [4, 8, 16, 16, 20]
+
+
+@pytest.mark.parametrize(("busy_hosts", "waiting"), [(0, 3), (1, 3), (3, 48), (9, 100)])
+def test_the_more_busy_hosts_the_more_may_wait(busy_hosts: int, waiting: int) -> None:
+    appetite = Appetite(100)
+    assert most(appetite, busy_hosts) == waiting
+    assert appetite.claim(3, busy_hosts=busy_hosts) == max(waiting, 4) - 3
