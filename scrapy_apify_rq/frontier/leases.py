@@ -116,11 +116,9 @@ class Leases:
 
     def is_low(self) -> bool:
         window, waiting = self._window, self._waiting()
-        if waiting.size > window.memory // 2:
-            return False
         if self._looks_past_hosts:
-            return waiting.entries < window.limit
-        return self._appetite.is_low(
+            return waiting.entries < window.limit and waiting.size < window.memory
+        return waiting.size <= window.memory // 2 and self._appetite.is_low(
             waiting.entries, busy_hosts=window.busy_slots, is_stuck=window.is_stuck
         )
 

@@ -79,10 +79,14 @@ class TwoAtATime(OneLine):
         return self.active(key) >= 2
 
 
-async def test_a_host_that_never_answers_keeps_a_worker_from_no_other(backend: Shared) -> None:
+@pytest.mark.parametrize("memory", [10_000_000, 2_000], ids=["many", "large"])
+async def test_a_host_that_never_answers_keeps_a_worker_from_no_other(
+    backend: Shared, memory: int
+) -> None:
     """More of it waits than the worker wants, and still it asks for what others have."""
     slots = TwoAtATime()
-    async with Driver(backend, *(f"/{n}" for n in range(20)), slots=slots) as driver:
+    pending = [f"/{n}" for n in range(20)]
+    async with Driver(backend, *pending, slots=slots, memory=memory) as driver:
         slots.in_flight = driver.in_flight
         assert [path_of(await driver.next()) for _ in range(2)] == ["/0", "/1"]
         for _ in range(60):
