@@ -79,7 +79,7 @@ class TwoAtATime(OneLine):
         return self.active(key) >= 2
 
 
-@pytest.mark.parametrize("memory", [10_000_000, 2_000], ids=["many", "large"])
+@pytest.mark.parametrize("memory", [10_000_000, 2_400], ids=["many", "large"])
 async def test_a_host_that_never_answers_keeps_a_worker_from_no_other(
     backend: Shared, memory: int
 ) -> None:
