@@ -18,7 +18,7 @@ from tests.support.documents import blocks, snippet
 from tests.support.queues import NAME, Queue, ServedQueue
 from tests.support.spiders import Links
 from tests.support.waiting import wait_until
-from tests.support.website import Held, Site, links
+from tests.support.website import Held, Site, begun, links
 
 TROUBLE = "docs/troubleshooting.md"
 ACCIDENTS = "docs/kills.md"
@@ -82,7 +82,8 @@ async def test_stopped_while_the_api_is_down(
     site.serve({"/": links("/held"), "/held": held, **dict.fromkeys([*paths, "/new"], "page")})
     settings = {"APIFY_RQ_UNAVAILABLE_TIMEOUT": 0.5}
     crawl = await crawls.start(Links, settings, queue=served, site=site.url)
-    await wait_until(held.begun.is_set)
+    await begun(held)
+    await wait_until(lambda: served.handled == 1, "the end of the first page")
     served.api.before = lambda call: error(503, "down")
     stopping = asyncio.ensure_future(crawl.crawler.stop_async())
     held.go.set()
