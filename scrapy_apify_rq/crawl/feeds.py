@@ -67,7 +67,7 @@ class History(NamedTuple):
 
     @property
     def is_over(self) -> bool:
-        """The last crawl needs no more runs. One of the first edition does not say."""
+        """The last crawl needs no more runs. One of version 0.1.0 does not say."""
         return self.crawl is None or self.crawl.ended is not None
 
     @classmethod
