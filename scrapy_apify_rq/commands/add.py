@@ -29,7 +29,7 @@ EXAMPLE = "scrapy rq add https://example.com/product/1 https://example.com/produ
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     queues.add_options(parser)
-    parser.add_argument("urls", metavar="URL", nargs="*")
+    parser.add_argument("urls", metavar="URL", nargs="*", help="fetch it with GET")
     parser.add_argument(
         "--file",
         help='read this file; each line is a URL, or a JSON object with "url" and any of "method",'

@@ -5,8 +5,8 @@ platform's rates apply to a queue; ``pace`` keeps to them.
 
 Calls are those of httpx2, the maintained line of httpx, over the connections of ``transport``. They
 do not go through httpx2's own client, which is there for redirects, cookies and credentials: none
-of these is wanted here. Nothing of an answer is trusted: not its form, not its length, and not how far it
-unpacks.
+of these is wanted here. Nothing of an answer is trusted: not its form, not its length, and not how
+far it unpacks.
 """
 
 from __future__ import annotations
