@@ -4,7 +4,7 @@
     bot-spider-{8 hex digits}    the same, where a queue cannot have that name
     bot-spider-{12 hex digits}   with arguments, or where the name could be read in two ways
 
-The first edition had no arguments, and only the first two forms. Its names stand where they are
+Version 0.1.0 knew no arguments, and only the first two forms. Its names stand where they are
 unambiguous: the bot ends at the first hyphen, and the last part does not look like our digits.
 """
 

@@ -59,7 +59,9 @@ class ProxyConfiguration:
         if not isinstance(uses_apify, bool):
             raise ConfigError(f"{name}.useApifyProxy: write true or false")
         if uses_apify and own:
-            raise ConfigError(f"{name}: useApifyProxy and proxyUrls exclude each other")
+            raise ConfigError(
+                f"{name}: useApifyProxy and proxyUrls exclude each other; remove one of them"
+            )
         if not uses_apify and not own:
             return None
         country = value.get("apifyProxyCountry") or None
@@ -85,7 +87,7 @@ def _groups(value: Any, name: str) -> tuple[str, ...]:
 def _own(value: Any, name: str) -> tuple[Proxy, ...]:
     urls = value or []
     if not isinstance(urls, list | tuple):
-        raise ConfigError(f"{name}: write a list of addresses")
+        raise ConfigError(f'{name}: write a list such as ["http://user:password@host:8000"]')
     return tuple(_proxy_at(url, f"{name}[{number}]") for number, url in enumerate(urls))
 
 

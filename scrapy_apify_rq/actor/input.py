@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Which file of a record it is depends on who wrote it.
 _ENDINGS: Final = ("", ".json", ".bin")
+_EXAMPLE: Final = 'Write an object, such as {"maxRequestsPerCrawl": 100}'
 _NOT_BEGUN: Final = "The crawl has not begun, since it would not be the one that was asked for."
 
 
@@ -39,9 +40,9 @@ def read_input(config: Config) -> dict[str, Any]:
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{name} is not JSON: {error}") from None
+        raise ConfigError(f"{name} is not JSON: {error}. {_EXAMPLE}") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{name} is not a JSON object")
+        raise ConfigError(f"{name} is not a JSON object. {_EXAMPLE}")
     return decrypted(value, config.run)
 
 

@@ -48,14 +48,21 @@ def _private_key(name: str, run: RunEnvironment) -> RSAPrivateKey:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     if run.secrets_key is None or run.secrets_passphrase is None:
-        raise ConfigError(f"{name}: it is encrypted, and this run has no key to open it")
+        raise ConfigError(
+            f"{name}: it is encrypted, and this run has no key to open it, as only runs on the"
+            " platform have. Elsewhere, write the value itself into the input"
+        )
     try:
         pem = base64.b64decode(run.secrets_key)
         key = load_pem_private_key(pem, run.secrets_passphrase.encode())
     except (ValueError, TypeError):
         key = None
     if not isinstance(key, RSAPrivateKey):
-        raise ConfigError(f"{name}: it is encrypted, and the key of this run is not valid")
+        raise ConfigError(
+            f"{name}: it is encrypted, and the key of this run is not valid, which the variables"
+            " APIFY_INPUT_SECRETS_PRIVATE_KEY_FILE and APIFY_INPUT_SECRETS_PRIVATE_KEY_PASSPHRASE"
+            " hold. Start another run"
+        )
     return key
 
 
@@ -74,4 +81,6 @@ def _open(name: str, match: re.Match[str], key: RSAPrivateKey) -> Any:
         return json.loads(text) if kind == "ENCRYPTED_JSON" else text
     except (ValueError, InvalidTag):
         # Without the error, which may quote the secret.
-        raise ConfigError(f"{name}: it is encrypted, and not for the key of this run") from None
+        raise ConfigError(
+            f"{name}: it is encrypted, and not for the key of this run. Enter the value once more"
+        ) from None

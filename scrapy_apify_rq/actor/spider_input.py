@@ -137,7 +137,10 @@ class _Parameters:
         for name, parameter in self._declared.items():
             if parameter.default is parameter.empty and name not in arguments.keys() | given:
                 field = START_URLS if name == _ARGUMENT else name
-                raise ConfigError(f"{field}: {self._spidercls.__name__} cannot do without it")
+                raise ConfigError(
+                    f"{field}: {self._spidercls.__name__}.__init__ needs it. Add this field to the"
+                    f" input, or give the argument {name} a default"
+                )
 
 
 _VARIABLE: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -21,15 +21,15 @@ from scrapy_apify_rq.limits import METHODS
 
 NAME = "add"
 HELP = (
-    "Add requests that are not in the queue yet. They get the same keys that the spider's links"
-    " get. If there is no queue of this name, it is created"
+    "Add requests that are not in the queue yet. If the spider finds a link to the same page, it is"
+    " still crawled once. If there is no queue of this name, it is created"
 )
 EXAMPLE = "scrapy rq add https://example.com/product/1 https://example.com/product/2"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     queues.add_options(parser)
-    parser.add_argument("urls", metavar="URL", nargs="*")
+    parser.add_argument("urls", metavar="URL", nargs="*", help="fetch it with GET")
     parser.add_argument(
         "--file",
         help='read this file; each line is a URL, or a JSON object with "url" and any of "method",'

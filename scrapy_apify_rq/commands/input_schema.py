@@ -20,7 +20,9 @@ EXAMPLE = "scrapy rq input-schema --spider myspider"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    queues.add_spider_option(parser)
+    parser.add_argument(
+        "--spider", metavar="NAME", help="the spider; needed if the project has several spiders"
+    )
     parser.add_argument(
         "-o",
         "--output",

@@ -41,7 +41,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="make the default dataset of this folder, in the layout of Apify's local storage",
     )
     parser.add_argument(
-        "--format", help="default: that of the file's extension, and jsonlines for the output"
+        "--format",
+        help="default: what the file's name ends with; jsonlines for the standard output",
     )
 
 
@@ -54,7 +55,10 @@ async def _export(settings: Settings, options: argparse.Namespace) -> int:
     async with queues.opened(settings, options, purpose="read") as queue:
         store = queue.backend.items
         if store is None:
-            raise RequestQueueError("APIFY_TOKEN may not use what the queue keeps its items in")
+            raise RequestQueueError(
+                "APIFY_TOKEN may not use the key-value store that says where the queue's items are:"
+                " give the token this permission"
+            )
         quiet = options.storage is None and output.is_on_screen(options.output)
         stored, total = _items(queue, store), await store.count()
         items = output.with_progress(stored, "exporting", total, quiet=quiet)

@@ -40,7 +40,8 @@ class Rest:
         for where, text in self._lines:
             if store is None:
                 raise RequestQueueError(
-                    f"{where}: APIFY_TOKEN may not use what the queue keeps its items in"
+                    f"{where}: APIFY_TOKEN may not use the key-value store that says where the"
+                    " queue's items are: give the token this permission"
                 )
             batch.append(_parsed(where, text))
             count += 1

@@ -13,7 +13,8 @@ from scrapy_apify_rq.commands import serve
 NAME = "open"
 HELP = (
     "Open a page in the browser on which you can watch and repair the embedded request queues,"
-    " while crawls run. Until Ctrl-C ends it, it is a server as that of serve, on a free port"
+    " while crawls run. The page comes from a server like that of serve, on a free port, which runs"
+    " until Ctrl-C"
 )
 EXAMPLE = "scrapy rq open"
 

@@ -45,8 +45,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--label",
         metavar="LABEL",
-        help="only the entries with this label, which is the name of their callback; without"
-        " --handled-before, those that failed",
+        help="only the entries with this label, which is the name of the callback unless another"
+        " program made the entry; without --handled-before, those that failed",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="list the entries, but do not change them"

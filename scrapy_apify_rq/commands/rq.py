@@ -82,6 +82,9 @@ class Command(ScrapyCommand):
     def short_desc(self) -> str:
         return "Inspect, repair and move Apify request queues"
 
+    def long_desc(self) -> str:
+        return f"{self.short_desc()}. An entry is a request as the queue stores it."
+
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         # As the subcommands have it. Scrapy's takes each line that ends with a colon for a heading.
         parser.prog, parser.formatter_class = "scrapy rq", argparse.HelpFormatter

@@ -26,7 +26,7 @@ EXAMPLE = "scrapy rq show https://example.com/product/1"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     queues.add_options(parser)
-    parser.add_argument("entry", metavar="ID_OR_URL")
+    parser.add_argument("entry", metavar="ID_OR_URL", help="its id, or the URL of the request")
     output.add_json_option(
         parser,
         "one object per entry, with entry, state, lock if it is locked, and request or undecodable",

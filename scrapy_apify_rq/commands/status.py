@@ -44,7 +44,9 @@ _RATE_WINDOW: Final = 60
 def add_options(parser: argparse.ArgumentParser) -> None:
     queues.add_options(parser)
     parser.add_argument(
-        "--by", choices=("host", "label"), help="also count the entries of each host or label"
+        "--by",
+        choices=("host", "label"),
+        help="also count the entries of each host, or of each label (the name of the callback)",
     )
     parser.add_argument(
         "--watch",

@@ -67,7 +67,7 @@ class History(NamedTuple):
 
     @property
     def is_over(self) -> bool:
-        """The last crawl needs no more runs. One of the first edition does not say."""
+        """The last crawl needs no more runs. One of version 0.1.0 does not say."""
         return self.crawl is None or self.crawl.ended is not None
 
     @classmethod
@@ -356,4 +356,8 @@ def _parsed(model: type[CrawlNote], text: str) -> CrawlNote:
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
-        raise BackendError(f"The notes about the crawl's feeds are not ours: {error}") from error
+        problem = error.errors(include_url=False)[0]["msg"]
+        raise BackendError(
+            f"Another program has changed what is noted about the feeds of this crawl ({problem})."
+            " scrapy rq items exports what is saved; after scrapy rq purge the crawl begins anew."
+        ) from error

@@ -305,7 +305,8 @@ class Lifecycle:
             self.inflight.settle()
         except Exception as error:  # of a stats collector of the project, say, or a bug here
             self.notice(Bug(error))
-            self.failed(BackendError(describe(error), "apify_rq_error"))
+            text = f"{describe(error)}. The traceback is above."
+            self.failed(BackendError(text, "apify_rq_error"))
 
     # What the frontier reports: see frontier.Listener.
 

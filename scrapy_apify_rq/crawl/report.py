@@ -269,7 +269,7 @@ class Report:
                 self.log(
                     logging.INFO,
                     f"The crawl is as fast as its request queue allows: {rate}. Requests are held"
-                    " back until the queue has taken the acks of those before",
+                    " back until the queue has marked those before as handled",
                 )
             case LeaseLost(entry, while_):
                 when = _WHEN_LOST[while_]

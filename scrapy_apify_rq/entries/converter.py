@@ -336,7 +336,8 @@ class RequestConverter:
     def _decode_own(self, entry: Entry, blob: dict[str, Any], depth: int = 0) -> Request:
         if blob["v"] != VERSION:
             raise CodecError(
-                f"userData.scrapy has version {blob['v']!r}, this scrapy-apify-rq reads {VERSION}"
+                f"userData.scrapy has version {blob['v']!r}, and this scrapy-apify-rq reads"
+                f" {VERSION}: upgrade it, and retry the entry"
             )
         cls = find_request_class(blob["class"], self.names) if "class" in blob else Request
         values: dict[str, Any] = {

@@ -119,7 +119,8 @@ class Frontier:
             await self._outbox.flush(patience)
         except TimeoutError:
             raise BackendError(
-                f"{self._backend.location} has not answered for {patience:g} s."
+                f"{self._backend.location} has not answered for {patience:g} s. Unfinished requests"
+                " stay pending: run the spider again."
             ) from None
 
     async def hold(self) -> None:
@@ -332,4 +333,5 @@ def _supply(backend: Backend, local: Local, idle: Idle, stats: StatsCollector) -
 
 
 def _bug(error: Exception) -> BackendError:
-    return BackendError(f"{type(error).__name__}: {error}", "apify_rq_error")
+    text = f"{type(error).__name__}: {error}. The traceback is above."
+    return BackendError(text, "apify_rq_error")

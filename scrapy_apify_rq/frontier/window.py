@@ -144,8 +144,8 @@ class Window:
     def pop(self, *, is_all: bool = True) -> Visit | None:
         """The visit to hand out next, which leaves the window.
 
-        If the window does not have ``all`` that is pending, no slot gets more than it can download:
-        that would take the place of requests for other slots, which may come soon.
+        Unless the window has all that is pending (``is_all``), no slot gets more than it can
+        download: that would take the place of requests for other slots, which may come soon.
         """
         if self._waiting:
             for visit in self._waiting.due(time.monotonic()):

@@ -131,7 +131,7 @@ async def test_nobody_pays_for_more_items(
     in_run.api.before = lambda call: error(402) if call.path.endswith("/items") else None
     crawl = await crawls.run(Links, queue=in_run, site=site.url)
     assert (crawl.reason, failures) == ("apify_rq_charge_limit", ["failed"])
-    assert "run the crawl again with a higher limit" in crawl.log_text
+    assert "raise the limit, and run the crawl again" in crawl.log_text
     assert (await in_run.info()).handled == 0
 
 

@@ -320,7 +320,7 @@ async def test_an_exception_in_the_listener_closes_the_spider(backend: Remote) -
         driver.add("/page")
         await wait_until(lambda: driver.failures)
         (failure,) = driver.failures
-        assert str(failure) == "ZeroDivisionError: division by zero"
+        assert str(failure).startswith("ZeroDivisionError: division by zero. ")
         assert failure.reason == "apify_rq_error"
         (notice,) = driver.notices
         assert isinstance(notice, Bug)

@@ -187,7 +187,7 @@ class Endpoints:
         return answer.data
 
     async def lock_head(self, limit: int, lock_secs: int) -> Answer[LockedHead]:
-        """Lock the first pending entries that are not locked, and answer their ids."""
+        """Lock the first pending entries that are not locked, and return their ids."""
         path = f"{self._path}/head/lock"
         query = {"limit": limit, "lockSecs": lock_secs, "clientKey": self._client_key}
         return await self._call("head_lock", "POST", path, _LOCKED, rate=BATCH_RATE, query=query)

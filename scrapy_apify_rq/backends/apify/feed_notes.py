@@ -75,4 +75,7 @@ def _read(text: bytes) -> dict[str, str]:
     try:
         return {str(name): str(note) for name, note in json.loads(text).items()}
     except (AttributeError, ValueError) as error:
-        raise BackendError(f"What is noted about feeds is not ours: {error}") from error
+        raise BackendError(
+            f"Another program has changed what is noted about the feeds of this crawl ({error})."
+            " scrapy rq items exports what is saved; after scrapy rq purge the crawl begins anew."
+        ) from error

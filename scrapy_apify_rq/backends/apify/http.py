@@ -1,12 +1,12 @@
-"""The HTTP client of the Apify API: the token, the rates, retries, and errors.
+"""The HTTP client of a crawl, for the Apify API: the token, the rates, retries, and errors.
 
-This is the only HTTP client in the package; ``actor`` has a websocket besides. The platform's rates
-apply to a queue; ``pace`` keeps to them.
+What is asked before the event loop runs is in ``blocking``; ``actor`` has a websocket besides. The
+platform's rates apply to a queue; ``pace`` keeps to them.
 
 Calls are those of httpx2, the maintained line of httpx, over the connections of ``transport``. They
-do not pass its client, which is there for redirects, cookies and credentials: none of these is
-wanted here. Nothing of an answer is trusted: not its form, not its length, and not how far it
-unpacks.
+do not go through httpx2's own client, which is there for redirects, cookies and credentials: none
+of these is wanted here. Nothing of an answer is trusted: not its form, not its length, and not how
+far it unpacks.
 """
 
 from __future__ import annotations

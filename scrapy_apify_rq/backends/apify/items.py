@@ -228,7 +228,9 @@ class DatasetItems(FeedNotes):
                 return found, False
             if "~" in wanted:
                 raise BackendError(
-                    f"APIFY_RQ_DATASET is {wanted!r}, which does not exist.", "apify_rq_items"
+                    f"APIFY_RQ_DATASET is {wanted!r}, which does not exist. Create it, or set a"
+                    " name without ~: that dataset is created when it is needed.",
+                    "apify_rq_items",
                 )
         return await self._datasets.get_or_create(wanted), False
 

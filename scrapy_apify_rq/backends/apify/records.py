@@ -65,7 +65,7 @@ class Records:
             self.is_usable = False
             logger.warning(
                 "Neither items nor the state of the crawl can be saved: APIFY_TOKEN may not use the"
-                " key-value store %s (%s)",
+                " key-value store %s (%s). Give the token the permission to read and write it",
                 self._ref,
                 error,
             )

@@ -157,8 +157,9 @@ class Datasets(_Storages):
             if error.status != HTTPStatus.PAYMENT_REQUIRED:
                 raise
             raise BackendError(
-                f"datasets/{id}: {error}. Nobody pays for more items. What is left stays pending:"
-                " run the crawl again with a higher limit of its costs.",
+                f"datasets/{id}: {error}. The run or its account may spend no more, so the dataset"
+                " takes no more items. What is left stays pending: raise the limit, and run the"
+                " crawl again.",
                 "apify_rq_charge_limit",
             ) from None
 

@@ -347,7 +347,7 @@ def _set_wait(db: sqlite3.Connection) -> None:
 def _hide(file: Path) -> None:
     """Let nobody else read the file: requests and cookies hold passwords.
 
-    The first edition left that to the umask. Whoever opens the file for others after this has
+    Version 0.1.0 left that to the umask. Whoever opens the file for others after this has
     decided so.
     """
     for name in (file.name, f"{file.name}-wal", f"{file.name}-shm"):

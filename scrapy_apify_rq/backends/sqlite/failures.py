@@ -25,7 +25,7 @@ def is_busy(error: OSError | sqlite3.Error) -> bool:
 
 
 def is_closed(error: OSError | sqlite3.Error) -> bool:
-    """Whether we lack a permission, or the file is none."""
+    """Whether the file cannot be opened or written: we lack a permission, or there is none."""
     closed = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM)
     return isinstance(error, OSError) or _code(error) in closed
 
