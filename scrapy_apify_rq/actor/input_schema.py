@@ -6,10 +6,12 @@ https://docs.apify.com/platform/actors/development/actor-definition/input-schema
 from __future__ import annotations
 
 import inspect
+import json
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
 from scrapy import Spider
@@ -115,7 +117,9 @@ def _property(name: str, hint: Any, default: Any) -> dict[str, Any]:
     # Another default is left to the spider.
     is_bool = isinstance(default, bool)
     if isinstance(default, _PYTHON[found["type"]]) and is_bool == (found["type"] == "boolean"):
-        found["default"] = default
+        with suppress(TypeError, ValueError):  # JSON cannot hold it
+            json.dumps(default, allow_nan=False)
+            found["default"] = default
     return found
 
 

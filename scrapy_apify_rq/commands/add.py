@@ -52,7 +52,7 @@ async def _add(settings: Settings, options: argparse.Namespace) -> None:
     async with queues.opened(settings, options, create=True) as queue:
         parse = partial(entry_of, queue, queue.converter())
         if options.urls:
-            urls = ((url, url.encode()) for url in options.urls)
+            urls = ((url, url.encode(errors="surrogateescape")) for url in options.urls)
             await adding.add_lines(queue, urls, parse, options, forefront=options.forefront)
         else:
             with adding.read_lines(options.file) as lines:

@@ -14,7 +14,7 @@ from scrapy_apify_rq.backends.item_lines import BEGIN
 from scrapy_apify_rq.commands import output
 from scrapy_apify_rq.commands.adding import Line
 from scrapy_apify_rq.commands.queues import Queue
-from scrapy_apify_rq.entries.mending import without_words
+from scrapy_apify_rq.entries.mending import strict_json, without_words
 from scrapy_apify_rq.errors import RequestQueueError
 
 _BATCH: Final = 100
@@ -56,8 +56,11 @@ class Rest:
 
 def _parsed(where: str, text: bytes) -> LooseItems:
     try:
-        data = json.loads(text)
-        item = without_words(json.dumps(data["item"], ensure_ascii=False))
-        return LooseItems([item], str(data["#scrapy"]["key"]))
+        data = json.loads(strict_json(text))
+        item, key = data["item"], data["#scrapy"]["key"]
+        if not isinstance(item, dict):
+            raise TypeError("it is not a JSON object")
+        text_of_item = without_words(json.dumps(item, ensure_ascii=False))
+        return LooseItems([text_of_item], str(key))
     except (KeyError, TypeError, ValueError) as error:
         raise RequestQueueError(f"{where} is not an item: {error!r}") from error

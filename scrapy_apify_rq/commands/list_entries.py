@@ -66,6 +66,6 @@ def _print(entry: Entry, options: argparse.Namespace, *, first: bool) -> None:
     if first:
         print(_ROW.format("ID", "STATE", "RETRIES", "METHOD", "URL"))
     state = "locked" if options.state == "locked" else entry.state
-    url = output.printable(entry.url)
-    row = _ROW.format(entry.id, state, entry.retry_count, entry.method, url)
+    row = _ROW.format(entry.id, state, entry.retry_count, entry.method, entry.url)
+    row = output.printable(row)
     print(output.marked(row) if state == "failed" else row)

@@ -34,6 +34,9 @@ _STEP: Final = 100
 _BAR: Final = 10
 # Columns of a table that does not have to fit on a screen.
 _UNLIMITED_WIDTH: Final = 1_000_000
+_UNPRINTABLE: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 class Advance(Protocol):
@@ -45,8 +48,10 @@ def add_json_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Escape control characters, so that data from a queue cannot control the terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)
+    """Escape control characters, so that data from a queue cannot control the terminal, marks that
+    turn the text around them, and lone surrogates, which cannot be printed.
+    """
+    return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def print_json(value: Any) -> None:
@@ -168,10 +173,15 @@ def writing(file: str, *, make_folder: bool = False) -> Iterator[BinaryIO]:
         sys.stdout.buffer.flush()
         return
     path = Path(file)
-    part = Path(f"{path}.part")
     try:
         if path.is_dir():
             raise RequestQueueError(f"cannot write {file}: Is a directory")
+        if path.exists() and not path.is_file():  # a pipe or a device, which must not be replaced
+            with path.open("wb") as target:
+                yield target
+            return
+        path = path.resolve() if path.is_file() else path  # what a link leads to
+        part = Path(f"{path}.part")
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as target:

@@ -335,6 +335,8 @@ def _ids_and_names(queue: str | None) -> list[tuple[str | None, str | None]]:
     """What -q may mean: an id, a name, or first the one and then the other."""
     if queue is None:
         return [(None, None)]
+    if not queue.strip():  # a variable of a shell that is not set: it must not mean another queue
+        raise UsageError("-q is empty: give the id or name of a queue, or leave -q out")
     if "~" in queue:
         return [(queue, None)]
     if is_id(queue):

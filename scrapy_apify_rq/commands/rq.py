@@ -118,24 +118,29 @@ class Command(ScrapyCommand):
         super().process_options(args, opts)
 
     def run(self, args: list[str], opts: argparse.Namespace) -> None:
+        from scrapy_apify_rq.commands import output
+
         assert isinstance(self.settings, Settings)
         try:
             if opts.loglevel or opts.logfile:
                 _log(self.settings)
             opts.run(self.settings, opts)
+            sys.stdout.flush()  # here, where it may fail
         except UsageError as error:
             opts.parser.error(str(error))
         except Unavailable as error:
-            print(
+            output.say(
                 f"scrapy rq {opts.subcommand}: {error.problem}. Check APIFY_API_BASE_URL and the"
-                " network, and run the command again",
-                file=sys.stderr,
+                " network, and run the command again"
             )
             self.exitcode = 1
         except RequestQueueError as error:
-            print(f"scrapy rq {opts.subcommand}: {error}", file=sys.stderr)
+            output.say(f"scrapy rq {opts.subcommand}: {error}")
             self.exitcode = 1
-        except BrokenPipeError:  # the reader of our output has exited, as "head" does
+        except OSError as error:  # of the standard streams: a disk is full, say
+            # The reader of our output may have exited, as "head" does, and needs no message.
+            if not isinstance(error, BrokenPipeError):
+                output.say(f"scrapy rq {opts.subcommand}: {error.strerror or error}")
             # https://docs.python.org/3/library/signal.html#note-on-sigpipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self.exitcode = 1

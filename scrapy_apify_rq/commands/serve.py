@@ -23,7 +23,7 @@ from scrapy_apify_rq.commands import option_values
 from scrapy_apify_rq.commands.served_project import ServedProject
 from scrapy_apify_rq.config import storage_dir
 from scrapy_apify_rq.errors import ConfigError
-from scrapy_apify_rq.setting_readers import is_loopback
+from scrapy_apify_rq.setting_readers import is_loopback, storage_folder
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -96,7 +96,7 @@ def run(
         )
     tls = _tls(options)
     if options.storage_dir:
-        folder = Path(options.storage_dir).expanduser().absolute()
+        folder = storage_folder("--storage-dir", options.storage_dir)
     else:
         folder = storage_dir(settings, os.environ)
     _configure_log(settings, options)
@@ -115,10 +115,12 @@ def _token(options: argparse.Namespace) -> str | None:
         origin = f"--token-file {options.token_file}"
         try:
             token = Path(options.token_file).expanduser().read_text(encoding="utf-8").strip()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UsageError(f"{origin}: {getattr(error, 'strerror', None) or error}") from None
         if not token:
             raise UsageError(f"{origin}: the file is empty")
+    elif token == "":
+        raise UsageError("--token: it is empty")
     elif token is None:
         origin, token = _TOKEN_VARIABLE, os.environ.get(_TOKEN_VARIABLE, "")
     token = token.strip()

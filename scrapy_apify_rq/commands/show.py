@@ -15,6 +15,7 @@ from scrapy.settings import Settings
 from scrapy_apify_rq.commands import output, queues
 from scrapy_apify_rq.commands.queues import Queue
 from scrapy_apify_rq.entries.crawlee_keys import extended_key, url_key, url_key_of_javascript
+from scrapy_apify_rq.entries.mending import well_formed
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id, start_key
 from scrapy_apify_rq.errors import CodecError, RequestQueueError
@@ -46,7 +47,9 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 
 async def _views(settings: Settings, options: argparse.Namespace) -> list[dict[str, Any]]:
     async with queues.opened(settings, options, purpose="read") as queue:
-        return [await _view(queue, entry) async for entry in _find(queue, options.entry)]
+        return [
+            await _view(queue, entry) async for entry in _find(queue, well_formed(options.entry))
+        ]
 
 
 async def _find(queue: Queue, wanted: str) -> AsyncIterator[Entry]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -134,6 +135,7 @@ async def _watch(settings: Settings, options: argparse.Namespace) -> None:
                         live.update(Group(*_parts(snapshot)), refresh=True)
                     else:
                         output.show(*_parts(snapshot))
+                    sys.stdout.flush()  # whoever reads a pipe waits for it
                     await asyncio.sleep(options.watch)
     finally:
         if is_live and snapshot is not None:  # what the screen said last, to keep

@@ -33,6 +33,7 @@ def start(
     words: str,
     *,
     terminal: int | None = None,
+    stdout: int | None = None,
     pipes: Sequence[str] = (),
     python: Sequence[str] = (),
 ) -> Popen[bytes] | Fork:
@@ -43,11 +44,14 @@ def start(
     folder = queue.folder.with_name("empty")
     folder.mkdir(exist_ok=True)
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80"}
+    environ.pop("PYTHONUNBUFFERED", None)  # what is printed must arrive without it
     if python:
         program = [sys.executable, "-W", "error", *python, "-m", "scrapy"]
         to_us: Any = dict.fromkeys(pipes, PIPE)
         return Popen([*program, *command], cwd=folder, env=environ, **to_us)
-    streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal) | {
+        "stdout": stdout or terminal
+    }
     ends = {name: os.pipe() for name in pipes}
     streams |= {name: theirs for name, (_, theirs) in ends.items()}
     at: Any = tuple(n if fd is None else fd for n, fd in enumerate(streams.values()))
@@ -159,6 +163,14 @@ async def test_closed_pipe_gives_no_traceback(queue: Queue) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
+
+
+async def test_full_disk_behind_the_output_is_a_line(queue: Queue) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    async with running(queue, "list", stdout=full, pipes=["stderr"]) as process:
+        said = process.stderr.read().decode()
+    os.close(full)
+    assert (process.returncode, said) == (1, "scrapy rq list: No space left on device\n")
 
 
 async def test_interrupted_import_can_be_repeated(tmp_path: Path, queue: Queue) -> None:

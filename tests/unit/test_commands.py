@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shlex
 import time
@@ -265,12 +266,12 @@ async def test_log(embedded: Queue, tmp_path: Path) -> None:
 
 
 async def test_control_characters_do_not_reach_the_terminal(queue: Queue) -> None:
-    evil = plain("/\x1b[2J", user_data={"label": "\x1b[2J"})
+    evil = plain("/\x1b[2J\u202e", method="\x1b[2J", user_data={"label": "\x1b[2J"})
     await queue.add(evil)
     for line in ("list", f"show {evil.id}", "status --by label"):
         done = await ok(queue, line)
         assert "\\x1b[2J" in done.out
-        assert "\x1b" not in done.out
+        assert not {"\x1b", "\u202e"} & set(done.out)
 
 
 # What cannot be done
@@ -286,6 +287,12 @@ async def test_control_characters_do_not_reach_the_terminal(queue: Queue) -> Non
         ("add --file none/x", "cannot read none/x: No such file or directory"),
         ("export none/x", "cannot write none/x: No such file or directory"),
         ("input-schema -o /dev/null/x/y", "cannot write /dev/null/x/y: Not a directory"),
+        ("show http://n/\udcff", "there is no entry http://n/\\udcff"),
+        ("show \udcff", "there is no entry \\udcff"),
+        (
+            "serve --storage-dir ~no-such-user-here",
+            "--storage-dir = '~no-such-user-here': write the path of a folder, such as './storage'",
+        ),
     ],
 )
 async def test_failure_is_exit_status_1(embedded: Queue, line: str, message: str) -> None:
@@ -298,6 +305,7 @@ async def test_wrong_usage_is_exit_status_2(queue: Queue) -> None:
     await queue.add(plain("/"))
     wrong = ["", "nothing", "list --state open", "list --match (", "list --limit 0", "show"]
     wrong += ["retry", "retry --failed someId", "add", "add http://a/ --file -", "purge"]
+    wrong += ["purge --yes -q ''", "serve --token ''", "serve --token-file ~no-such-user-here"]
     for line in (*wrong, "status --watch 0"):
         done = await run(queue, line)
         assert (done.code, done.out) == (2, ""), line
@@ -538,6 +546,43 @@ async def test_import_names_the_invalid_lines(queue: Queue) -> None:
     assert wrong == [*(f"line {number}" for number in range(2, 7)), "scrapy rq import"]
     assert "uniqueKey: Field required" in done.err
     assert "'wrong' does not belong to this uniqueKey" in done.err
+
+
+@pytest.mark.parametrize(
+    ("item", "problem"),
+    [
+        ('{"n": "\\ud800"}', ""),
+        ("5", "it is not a JSON object"),
+        ("[" * 100_000 + "]" * 100_000, "it is nested too deeply"),
+    ],
+)
+async def test_odd_items_are_imported_or_named(queue: Queue, item: str, problem: str) -> None:
+    line = f'{{"#scrapy": {{"entry": null, "key": "k"}}, "item": {item}}}'
+    done = await run(queue, "import -", line.encode())
+    assert done.code == bool(problem)
+    assert problem in done.err
+    assert (await ok(queue, "items")).out == ("" if problem else '{"n": "\\ufffd"}\n')
+
+
+async def test_bytes_that_are_no_text_are_no_url(queue: Queue) -> None:
+    done = await run(queue, "add http://n/\udcff http://n/")
+    assert (done.code, done.out) == (1, "1 added, 0 already in the queue\n")
+    assert done.err.startswith("http://n/\\udcff: ")
+
+
+def test_devices_and_links_are_written_and_not_replaced(tmp_path: Path) -> None:
+    link, fifo = tmp_path / "link", tmp_path / "fifo"
+    (tmp_path / "file").touch()
+    link.symlink_to("file")
+    os.mkfifo(fifo)
+    ours = os.open(fifo, os.O_RDWR)
+    for name in (link, fifo):
+        with output.writing(str(name)) as file:
+            file.write(b"text")
+    assert (link.is_symlink(), link.read_bytes()) == (True, b"text")
+    assert os.read(ours, 10) == b"text"
+    os.close(ours)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "file", "link"]
 
 
 def test_one_is_singular() -> None:

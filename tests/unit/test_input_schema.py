@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ class Unreadable(Typed):
 
     def __init__(self, depth: Missing, words: int = 1) -> None:  # type: ignore[name-defined]  # noqa: F821
         super().__init__("")
+
+
+class OddDefaults(Spider):
+    """Which JSON cannot hold."""
+
+    def __init__(self, ratio: float = float("nan"), days: list = [date(2026, 1, 1)]) -> None: ...  # type: ignore[type-arg]  # noqa: B006
 
 
 class Nothing(Spider):
@@ -62,6 +69,8 @@ def test_types_are_those_of_the_hints() -> None:
     assert kinds(Unreadable) == {"startUrls": "array", "depth": "string", "words": "string"}
     assert "required" not in input_schema(Nothing, "")
     assert kinds(Nothing) == {}
+    odd = input_schema(OddDefaults, "")["properties"]
+    assert not [name for name in ("ratio", "days") if "default" in odd[name]]
 
 
 def test_its_defaults_are_a_valid_input() -> None:

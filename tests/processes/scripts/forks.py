@@ -52,7 +52,9 @@ def become(words: list[str], folder: str, environ: dict[str, str], streams: list
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())  # as if it had been this one always
+    # As if it had been this one, and this environment, always.
+    is_unbuffered = bool(environ.get("PYTHONUNBUFFERED"))
+    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty(), write_through=is_unbuffered)
     if not words[0].endswith(".py"):
         execute(["scrapy", *words])
     gc.unfreeze()  # a script may look at what is frozen
