@@ -277,8 +277,9 @@ def api_base_url(source: Source, name: str) -> str:
 
 
 def _checked_url(origin: str, url: str, *, internal: bool) -> str:
-    # An address may hold a password or a query, which must not reach the log.
-    shown = re.sub(r"//.*@", "//...@", re.sub(r"[?#].*", "", url, flags=re.DOTALL))
+    # An address may hold a password or a query, which must not reach the log. A password may hold
+    # any of these signs, and so may a query.
+    shown = "..." if "@" in url else re.sub(r"[?#].*", "", url, flags=re.DOTALL)
     try:
         parts = urlsplit(url)
         plain = _is_plain_address(url, parts)

@@ -68,7 +68,11 @@ class RunStatus:
             patience=_PATIENCE,
             inc_stat=self._inc_stat,
         )
-        client.open()
+        try:
+            client.open()
+        except BackendError as error:
+            _warn(error)
+            return
         self._task = asyncio.create_task(self._tell_regularly(client))
 
     async def end(self, text: str) -> None:

@@ -8,6 +8,7 @@ import logging
 import ssl
 import threading
 import time
+from base64 import b64encode
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -238,6 +239,31 @@ async def test_proxies_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
             with pytest.raises(BackendError, match=r"cannot connect to direct\.invalid"):
                 await client.call("get", "GET", "x", read=bytes, rate=CRUD_RATE)
     assert seen == [b"http://elsewhere.invalid/v2/x", b"/v2/x"]
+
+
+async def test_no_error_shows_the_password_of_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that refuses, without a scheme as well, and those that are none."""
+    url = "https://elsewhere.invalid"
+
+    def refuse(connection: int, request: bytes) -> bytes:
+        assert b"Proxy-Authorization: Basic " + b64encode(b"user:SECRET") in request
+        return b"HTTP/1.1 403 No way\r\nContent-Length: 0\r\n\r\n"
+
+    async with answering(refuse) as address:
+        for scheme in ("http://", ""):
+            monkeypatch.setenv("HTTPS_PROXY", f"{scheme}user:SECRET@{address}")
+            async with client_of(url) as client:
+                client.patience = 0.01
+                with pytest.raises(BackendError, match="403 No way") as raised:
+                    await client.call("get", "GET", "x", read=bytes, rate=CRUD_RATE)
+            assert "SECRET" not in str(raised.value)
+    for proxy in ("socks5://user:SECRET@h", "http://user:SECRET@h:99999", "//user:SECRET@[h"):
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+        client = http.Client(url, TOKEN, patience=30, inc_stat=lambda name: None)
+        for use in (client.open, lambda: blocking.get(url, what="it")):
+            with pytest.raises(BackendError, match="no HTTP proxy: set https_proxy to") as raised:
+                use()
+            assert "SECRET" not in str(raised.value)
 
 
 async def test_a_wrong_certificate_is_reported_at_once(

@@ -309,6 +309,8 @@ def test_wrong_addresses() -> None:
     wrong += ["https://[::1", f"{APIFY}:port", f"{APIFY}:99999", "https://api .apify.com"]
     wrong += [f"{APIFY}\\x", f"{APIFY}?a=b", f"{APIFY}#a", "http://127.0.0.1?token=SECRET"]
     wrong += ["https://user:SECRET@api.apify.com", "https://user:SEC/SECRET@api.apify.com"]
+    wrong += ["user:SECRET@api.apify.com", "https:/user:SECRET@api.apify.com"]
+    wrong += [f"https://user:SECRET{sign}x@api.apify.com" for sign in "#?\n"]
     for url in (*wrong, "http://10.0.0.1/apify_api_SECRET", 5):
         message = refusal({"APIFY_API_BASE_URL": url})
         assert message.startswith("APIFY_API_BASE_URL = ")

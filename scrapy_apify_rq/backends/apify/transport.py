@@ -18,6 +18,7 @@ import aiohttp
 import httpx2
 from yarl import URL
 
+from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.setting_readers import is_loopback
 
 # aiohttp has no timeout for writing.
@@ -99,15 +100,43 @@ def _mapped() -> Iterator[None]:
         yield
     except tuple(ours for ours, _ in _ERRORS) as error:
         theirs = next(theirs for ours, theirs in _ERRORS if isinstance(error, ours))
-        raise theirs(f"{type(error).__name__}: {error}") from error
+        raise theirs(f"{type(error).__name__}{_text(error)}") from error
+
+
+def _text(error: Exception) -> str:
+    """What it says, but not the URL that it quotes: that of a proxy may hold a password."""
+    if isinstance(error, aiohttp.InvalidURL):
+        return ""
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f": {error.status} {error.message}"
+    return f": {error}"
 
 
 def proxy_for(url: str) -> str | None:
-    """The proxy that the environment names for this server."""
+    """The proxy that the environment names for this server.
+
+    Raises BackendError, which does not show it, if it is none that we can use.
+    """
     server = urlsplit(url)
     # Not aiohttp's trust_env, which would put the password of ~/.netrc in the place of the token.
     host = server.hostname or ""
     if is_loopback(host) or proxy_bypass(host):
         return None
     proxies: dict[str, Any] = getproxies()
-    return proxies.get(server.scheme) or proxies.get("all")
+    proxy: str | None = proxies.get(server.scheme) or proxies.get("all")
+    if proxy is None:
+        return None
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    try:
+        parts = urlsplit(proxy)
+        # Reading the port is what checks it.
+        is_usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_usable = False
+    if not is_usable:
+        name = f"{server.scheme}_proxy"
+        raise BackendError(
+            f"The proxy of the environment for {server.scheme} (not shown here) is no HTTP proxy:"
+            f" set {name} to an address such as http://host:8000, or no_proxy to {host!r}"
+        )
+    return proxy
