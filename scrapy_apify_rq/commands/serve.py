@@ -156,11 +156,14 @@ def _configure_log(settings: Settings, options: argparse.Namespace) -> None:
 
 def _shorten(record: logging.LogRecord) -> bool:
     """Give a line and no traceback to what a caller did wrong, such as words that are not HTTP."""
-    from aiohttp.http_exceptions import HttpProcessingError
+    from aiohttp.http_exceptions import HttpProcessingError, InvalidURLError
 
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, HttpProcessingError | ConnectionError):
-        record.msg, record.args = f"{record.getMessage()}: {str(error)[:200]!r}", ()
+        # Not what it quotes, which may hold the token.
+        said = "" if isinstance(error, InvalidURLError) else re.split("b?['\"]", str(error))[0]
+        said = " ".join([type(error).__name__, *said.split()])
+        record.msg, record.args = f"{record.getMessage()}: {said}", ()
         record.exc_info = None
         record.levelno, record.levelname = logging.INFO, "INFO"
     return True

@@ -53,7 +53,15 @@ class ServedProject:
         reset(entry, self._settings.getint("RETRY_PRIORITY_ADJUST"))
 
     def _queue(self, name: str | None) -> queues.Queue:
-        name = name or _NO_NAME
+        try:
+            return self._found(name or _NO_NAME)
+        except (Exception, SystemExit) as error:  # modules that are imported may raise anything
+            raise CodecError(
+                "The project in this folder cannot be loaded, see scrapy list:"
+                f" {type(error).__name__}: {error}"
+            ) from error
+
+    def _found(self, name: str) -> queues.Queue:
         if name not in self._spiders:
             self._spiders[name] = self._spider_of(name)
         spider = self._spiders[name]

@@ -6,6 +6,8 @@ As in ``application``, "Choice:" marks what the reference leaves open.
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -32,6 +34,22 @@ def raw_answer(data: str, status: int = 200, **headers: str) -> web.Response:
     return web.Response(
         text=f'{{"data":{data}}}', status=status, content_type="application/json", headers=headers
     )
+
+
+@asynccontextmanager
+async def body_of(answer: web.StreamResponse, request: web.Request) -> AsyncIterator[None]:
+    """Write the body of an answer piece by piece within this, and to its end."""
+    await answer.prepare(request)
+    try:
+        yield
+        await answer.write_eof()
+    except ConnectionError:
+        pass  # the caller has hung up
+    except BaseException:
+        # It is too late for another status. The caller must not take a part for all of it.
+        if request.transport is not None:
+            request.transport.abort()
+        raise
 
 
 def error_answer(error: ApiError) -> web.Response:

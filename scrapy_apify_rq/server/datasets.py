@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field
 
 from scrapy_apify_rq.backends.sqlite.dataset_items import DatasetItems
 from scrapy_apify_rq.backends.sqlite.storages import StorageRecord
+from scrapy_apify_rq.server.answers import body_of
 from scrapy_apify_rq.server.bodies import read_items
 from scrapy_apify_rq.server.errors import invalid
 from scrapy_apify_rq.server.parameters import Count, Parameters, up_to
@@ -111,20 +112,11 @@ class Datasets:
         )
         after = total - asked.offset - count if asked.desc else asked.offset
         rows = self._items.read(dataset.key, after, after + count, newest_first=asked.desc)
-        await response.prepare(request)
-        try:
+        async with body_of(response, request):
             async for piece in _pieces(asked, rows):
                 if piece:
                     await response.write(piece)
                 await asyncio.sleep(0)
-            await response.write_eof()
-        except ConnectionError:
-            pass  # the caller has hung up
-        except BaseException:
-            # It is too late for another status. The caller must not take a part for all of it.
-            if request.transport is not None:
-                request.transport.abort()
-            raise
         return response
 
 

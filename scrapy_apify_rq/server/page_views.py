@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Annotated, Any, Final
 
 from aiohttp import hdrs, web
-from pydantic import Field
 
 from scrapy_apify_rq import clock
 from scrapy_apify_rq.backends.item_lines import line
@@ -19,12 +18,12 @@ from scrapy_apify_rq.backends.sqlite.store import Store
 from scrapy_apify_rq.backends.sqlite.survey import Survey
 from scrapy_apify_rq.entries.models import Entry, in_utc
 from scrapy_apify_rq.errors import CodecError
-from scrapy_apify_rq.server.answers import answer, date, full
+from scrapy_apify_rq.server.answers import answer, body_of, date, full
 from scrapy_apify_rq.server.calls import Call
 from scrapy_apify_rq.server.errors import not_found
 from scrapy_apify_rq.server.parameters import Count, Parameters, up_to
 from scrapy_apify_rq.server.project import Project
-from scrapy_apify_rq.server.search import Filter, Shown, Slice, as_listed
+from scrapy_apify_rq.server.search import Filter, Place, Shown, Slice, as_listed
 
 _MOST_WORKERS: Final = 200
 # Entries from which the history of a queue is estimated, and points of the curve.
@@ -44,7 +43,7 @@ class _Search(Filter, Parameters):
 
 
 class _After(Parameters):
-    after: int | None = Field(default=None)
+    after: Place | None = None
 
 
 class Views:
@@ -169,16 +168,15 @@ class Views:
         response = web.StreamResponse(
             headers={hdrs.CONTENT_TYPE: "application/x-ndjson", "X-Content-Type-Options": "nosniff"}
         )
-        await response.prepare(call.request)
-        after: int | None = 0
-        while after is not None:
-            texts, after = await self._store.read(
-                lambda survey, after=after: _exported(survey, call.key, after)  # type: ignore[misc]
-            )
-            await response.write("".join(f"{text}\n" for text in texts).encode())
-        async for item in call.queue.items.read():
-            await response.write(line(item))
-        await response.write_eof()
+        async with body_of(response, call.request):
+            after: int | None = 0
+            while after is not None:
+                texts, after = await self._store.read(
+                    lambda survey, after=after: _exported(survey, call.key, after)  # type: ignore[misc]
+                )
+                await response.write("".join(f"{text}\n" for text in texts).encode())
+            async for item in call.queue.items.read():
+                await response.write(line(item))
         return response
 
 

@@ -26,6 +26,10 @@ _SLICE: Final = 0.03
 _SHOWN: Final = 300
 
 
+# Where a walk has come to: what SQLite can hold.
+Place = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
 class Filter(BaseModel):
     """What entries have in common. Texts are parts, in any case; ``message`` is the whole one."""
 
@@ -36,7 +40,7 @@ class Filter(BaseModel):
     host: str = ""
     label: str = ""
     message: str | None = None
-    after: int | None = None
+    after: Place | None = None
 
     def fits(self, entry: Shown) -> bool:
         return (

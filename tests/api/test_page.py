@@ -217,6 +217,28 @@ def test_entry_shows_its_request_and_its_items(server: ServedQueue, page: Caller
     assert [json.loads(line).get("uniqueKey") for line in lines] == ["a", "b", None, None]
 
 
+def test_entry_of_a_project_that_cannot_be_loaded(tmp_path: Path) -> None:
+    broken = ServedProject(Settings({"SPIDER_MODULES": ["no.such.module"]}))
+    with (
+        serving(tmp_path, None, Page(PAGE_TOKEN, broken)) as served,
+        called(served, headers=BROWSER) as api,
+    ):
+        page = Caller(api.http, f"/page/queues/{api('POST', name=NAME).data['id']}")
+        fill(page, request("a"))
+        problem = "The project in this folder cannot be loaded, see scrapy list: ModuleNotFound"
+        assert problem in page("GET", f"/entries/{request_id('a')}").data["undecodable"]
+        (refused,) = page("POST", "/add", {"lines": ["https://example.com/"]}).data["refused"]
+        assert problem in refused["reason"]
+
+
+def test_who_leaves_an_export_is_no_bug(page: Caller, caplog: pytest.LogCaptureFixture) -> None:
+    fill(page, *(request(key, userData={"text": "x" * 1_000_000}) for key in "abcdefghijkl"))
+    with page.http.stream("GET", f"{page.path}/export"):
+        pass
+    assert page("GET").status == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_retry_of_ids_and_of_all_that_match(page: Caller) -> None:
     fill(page, failed("a"), failed("b"), failed("c", "other"), request("d"))
     ids = [request_id(key) for key in ("a", "d", "none")]
@@ -227,6 +249,8 @@ def test_retry_of_ids_and_of_all_that_match(page: Caller) -> None:
     assert page("POST", "/retry", wanted).data == {"retried": 1, "next": None}
     assert listed(page, state="pending") == ["c", "a", "d"]
     assert page("POST", "/retry", {"state": "pending"}).error == (400, "invalid-value")
+    assert page("POST", "/retry", {"after": 2**63}).error == (400, "invalid-value")
+    assert page("GET", "/failures", after=2**63).error == (400, "invalid-parameter")
     data = page("GET").data
     assert (data["failed"], data["handled"], data["pending"]) == (1, 1, 3)
 
