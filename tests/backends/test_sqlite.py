@@ -669,6 +669,25 @@ async def test_a_lock_that_is_none(backend: Sqlite, tmp_path: Path) -> None:
         await backend.occupy(alone=True)
 
 
+async def test_a_lock_that_cannot_be_made_is_not_taken_for_a_crawl(tmp_path: Path) -> None:
+    """Whatever the folder is called."""
+    folder = tmp_path / "blocked"
+    async with opened_in(folder) as backend:
+        (folder / "request_queues.locks").touch()
+        with pytest.raises(BackendError, match=r"locks.* cannot be used .*File exists"):
+            await backend.occupy(alone=True)
+
+
+async def test_a_folder_that_cannot_be_looked_into(tmp_path: Path) -> None:
+    """As a folder of the network that is gone; a link to itself is one that root cannot use."""
+    folder = tmp_path / "storage"
+    async with opened_in(folder) as backend:
+        shutil.rmtree(folder)
+        folder.symlink_to(folder)
+        with pytest.raises(BackendError, match=r"cannot be used .*Too many levels"):
+            await backend.info()
+
+
 async def test_one_crawl_alone_or_workers(tmp_path: Path) -> None:
     """In this process; ``processes/test_locks`` has two."""
     async with (

@@ -212,7 +212,7 @@ class Database:
 
     def is_there(self) -> bool:
         """Whether the file that we opened is still in its place. SQLite itself goes on writing into
-        one that was deleted.
+        one that was deleted. Raises BackendError if that cannot be found out.
         """
         if self._opened is None:
             return True
@@ -222,6 +222,8 @@ class Database:
             return os.path.samestat(self._opened, now)
         except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError as error:  # such as a folder of the network that is gone
+            raise failure(self.file, error) from error
 
     def _check_there(self) -> None:
         if not self.is_there():

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from scrapy_apify_rq.backends.sqlite.failures import is_busy
 from scrapy_apify_rq.errors import BackendError
 
 _FOLDER_NAME: Final = "request_queues.locks"
@@ -56,7 +57,7 @@ class Occupancy:
                 connection.close()
                 raise
         except (OSError, sqlite3.Error) as error:
-            if "locked" in str(error):
+            if is_busy(error):
                 return False
             raise BackendError(
                 f"The lock {self._file} cannot be used ({error}). Delete it if no crawl of this"
