@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from scrapy_apify_rq.actor.secrets import decrypted
+from scrapy_apify_rq.entries.mending import well_formed_json
 from scrapy_apify_rq.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ def read_input(config: Config) -> dict[str, Any]:
         return {}
     name = f"The input (record {config.run.input_key!r})"
     try:
-        value = json.loads(body)
+        value = json.loads(
+            well_formed_json(body)
+        )  # nothing could send lone surrogates, or store them
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{name} is not JSON: {error}. {_EXAMPLE}") from None
     if not isinstance(value, dict):

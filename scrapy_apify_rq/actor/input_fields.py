@@ -26,11 +26,11 @@ class InputField(NamedTuple):
 def _whole(minimum: int) -> Callable[[str, Any], int]:
     def check(name: str, value: Any) -> int:
         # 3.0 is what some programs make of 3; True is an int to Python only.
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not float(value).is_integer():
+        is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        if not is_whole or isinstance(value, bool):
             raise ConfigError(f"{name}: write a whole number of at least {minimum}")
         if value < minimum:
-            raise ConfigError(f"{name} = {value:g}: write a whole number of at least {minimum}")
+            raise ConfigError(f"{name} = {value}: write a whole number of at least {minimum}")
         return int(value)
 
     return check

@@ -55,7 +55,7 @@ def _read_source(source: Any, name: str) -> Iterator[StartUrl]:
     if not isinstance(source, dict):
         raise ConfigError(f'{name}: write an object such as {{"url": "https://example.com"}}')
     method = source.get("method") or "GET"
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ConfigError(f"{name}.method: write one of {', '.join(sorted(METHODS))}")
     headers = source.get("headers") or {}
     if not isinstance(headers, dict) or not all(isinstance(one, str) for one in headers.values()):

@@ -200,7 +200,7 @@ SECONDS = "write a number of seconds {}, for example {}"
         ("ORDER", "'fifo', 'lifo'", [1]),
         ("UNIQUE_KEY", "'url', 'url-js', 'extended' (did you mean 'extended'?)", ["extend"]),
         ("UNIQUE_KEY", "it is now called 'extended'", ["crawlee"]),
-        ("CLIENT_KEY", "1 to 32 characters", ["", "k" * 33, 7]),
+        ("CLIENT_KEY", "1 to 32 characters", ["", "k" * 33, 7, "k\udcff"]),
         ("CALLBACKS", CALLBACKS, ["A=parse", "{A: parse}", '["ab"]', ["ab"], {"A": 1}]),
         ("CALLBACKS", CALLBACKS, [{1: "parse"}, {"A": "self.parse"}]),
         ("TRUSTED_MODULES", MODULES, [[1], 1, {"shop": 1}, b"shop", "shop.*", '["shop"]']),

@@ -13,9 +13,11 @@ from scrapy import Request, Spider
 from scrapy.commands import ScrapyCommand
 from scrapy.settings import Settings
 
+from scrapy_apify_rq.actor.input import read_input
 from scrapy_apify_rq.actor.input_fields import FIELDS, START_URLS
 from scrapy_apify_rq.actor.spider_input import SpiderInput
 from scrapy_apify_rq.actor.start_urls import read_start_urls
+from scrapy_apify_rq.config import Config
 from scrapy_apify_rq.errors import ConfigError
 from tests.support.website import Site
 
@@ -83,6 +85,8 @@ WRONG: list[tuple[type[Spider], Mapping[str, Any], str]] = [
     (Open, {"maxConcurrency": 0}, "maxConcurrency = 0: write a whole number of at least 1"),
     *((Open, {"maxRequestRetries": wrong}, "maxRequestRetries: ") for wrong in ("3", True, 1.5)),
     (Open, {"maxConcurrency": float("nan")}, "maxConcurrency: "),
+    (Open, {"maxConcurrency": float("inf")}, "maxConcurrency: "),
+    (Open, {"maxConcurrency": -(10**400)}, "maxConcurrency = -1000"),
     (Open, {"parse": "x"}, "parse: Open or Scrapy has something else of this name"),
     (Open, {"crawler": 1}, "crawler: Open or Scrapy"),
     (Open, {"name": "Jane"}, "name: Open or Scrapy"),
@@ -95,6 +99,7 @@ WRONG: list[tuple[type[Spider], Mapping[str, Any], str]] = [
             ({}, ".url"),
             ({"url": "a.example"}, ".url"),
             ({**URL, "method": "FETCH"}, ".method"),
+            ({**URL, "method": ["GET"]}, ".method"),
             ({**URL, "headers": {"a": 1}}, ".headers"),
             ({**URL, "payload": {"a": 1}}, ".payload"),
             ({**URL, "userData": [1]}, ".userData"),
@@ -124,6 +129,14 @@ def test_what_is_wrong_is_named(
         SpiderInput(spider, values)
     assert str(raised.value).startswith(problem)
     assert "SECRET" not in str(raised.value)
+
+
+def test_lone_surrogates_in_the_input_are_mended(tmp_path: Path) -> None:
+    folder = tmp_path / "key_value_stores" / "default"
+    folder.mkdir(parents=True)
+    (folder / "INPUT.json").write_text('{"a": "\\ud800"}')
+    config = Config.from_settings(Settings(), {"CRAWLEE_STORAGE_DIR": str(tmp_path)}, None)
+    assert read_input(config) == {"a": "\ufffd"}
 
 
 class Crawl(ScrapyCommand):
