@@ -152,4 +152,14 @@ async def test_no_text_of_an_entry_is_taken_for_code(queue: Queue) -> None:
             found = "document.querySelectorAll('img, script:not([src]), #hit').length"
             assert await page.evaluate(found) == 0
             assert "hit" not in await page.title()
+            # It says at once that it loads an entry; who closes it meanwhile has closed it.
+            held: list[Any] = []
+            await page.route("**/page/queues/*/entries/*", lambda call: held.append(call))
+            await page.keyboard.press("1")
+            await page.locator("tbody .open").first.click()
+            await page.locator("#entry[open] h2", has_text="Loading").wait_for()
+            await page.keyboard.press("Escape")
+            async with page.expect_response("**/page/queues/*/entries/*"):
+                await held[0].continue_()
+            assert not await page.locator("#entry[open]").count()
         served.api.complaints.clear()  # no client could have added such entries

@@ -153,6 +153,7 @@ let overview = null;
 let tab = "all";
 let seen = {}; // of this queue: curves, and the polls of the last minute
 let loading = 0; // the number of the last load: older ones stop
+let opening = 0; // the same for an entry
 let after = null;
 
 async function call(path, body) {
@@ -477,11 +478,20 @@ const pairs = (data) => el("dl", { class: "pairs" }, Object.entries(data).flatMa
 const isFull = (value) => ![null, "", false].includes(value) && (typeof value !== "object" || Object.keys(value).length > 0);
 
 function open(id) {
+  const mine = ++opening;
+  // The server first imports the project's spiders.
+  $("entry").replaceChildren(el("h2", { id: "entry-title" }, "Loading …"));
+  if (!$("entry").open) $("entry").showModal();
+  const isWanted = () => mine === opening && $("entry").open;
   return attempt(async () => {
     const [stored, more] = await Promise.all([
       call(`/v2/request-queues/${encodeURIComponent(queue)}/requests/${encodeURIComponent(id)}`),
       call(ofQueue(`/entries/${encodeURIComponent(id)}`)),
-    ]);
+    ]).catch((error) => {
+      if (isWanted()) $("entry").close();
+      throw error;
+    });
+    if (!isWanted()) return;
     const isHandled = Boolean(stored.handledAt);
     const failed = isHandled && (stored.errorMessages ?? []).length > (stored.retryCount ?? 0);
     const name = failed ? "failed" : isHandled ? "handled" : stored.lockExpiresAt ? "locked" : "pending";
@@ -500,7 +510,6 @@ function open(id) {
       ...part("Saved items", more.items.map((line) => el("pre", {}, json(readItem(line))))),
       ...part("As it is stored", el("pre", {}, json(stored))),
     );
-    if (!$("entry").open) $("entry").showModal();
     $("entry").scrollTop = 0;
   });
 }
