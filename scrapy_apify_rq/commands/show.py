@@ -97,8 +97,10 @@ async def _view(queue: Queue, entry: Entry) -> dict[str, Any]:
 
 def request_as_json(request: Request) -> dict[str, Any]:
     fields = {name: getattr(request, name) for name in request.attributes}
-    fields["headers"] = request.headers.to_unicode_dict()
-    fields["body"] = request.body.decode(errors="backslashreplace")
+    fields["headers"] = {
+        _text(name): _text(b",".join(values)) for name, values in request.headers.items()
+    }
+    fields["body"] = _text(request.body)
     for name in ("callback", "errback"):
         if fields[name] is not None:
             fields[name] = fields[name].__name__
@@ -106,14 +108,22 @@ def request_as_json(request: Request) -> dict[str, Any]:
     return {name: _as_json(value) for name, value in fields.items()}
 
 
+def _text(value: str | bytes) -> str:
+    """Escape what UTF-8 cannot hold: bytes of another encoding, and lone surrogates."""
+    raw = value.encode(errors="backslashreplace") if isinstance(value, str) else value
+    return raw.decode(errors="backslashreplace")
+
+
 def _as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _as_json(element) for key, element in value.items()}
+        return {_text(str(key)): _as_json(element) for key, element in value.items()}
+    if isinstance(value, str):
+        return _text(value)
     if isinstance(value, (list, tuple)):
         return [_as_json(element) for element in value]
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
-    return value if isinstance(value, (str, int, float, type(None))) else repr(value)
+    return value if isinstance(value, (int, float, type(None))) else repr(value)
 
 
 def _print(view: dict[str, Any]) -> None:

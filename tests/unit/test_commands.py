@@ -182,6 +182,15 @@ async def test_show(filled: Queue, by: str) -> None:
     assert "  state: locked by somebody until " in text
 
 
+async def test_show_of_what_utf_8_cannot_hold(queue: Queue) -> None:
+    request = Request(f"{SITE}/", headers={"X": b"\xff"}, meta={"n\ud800": "v\ud800"})
+    entry = RequestConverter(Pages()).encode(request, "/")
+    await queue.add(entry)
+    shown = (await ok(queue, f"show {entry.id} --json")).json["request"]
+    assert (shown["headers"], shown["meta"]) == ({"X": "\\xff"}, {"n\\ud800": "v\\ud800"})
+    assert "ud800" in (await ok(queue, f"show {entry.id}")).out
+
+
 async def test_show_without_the_callback(embedded: Queue) -> None:
     id = (await embedded.entry("/b")).id
     shown = await ok(embedded, f"show {id} --json", SPIDER_MODULES=[])
