@@ -219,7 +219,7 @@ async def _serve(
 async def _listen(site: web.TCPSite, host: str, port: int) -> None:
     try:
         await site.start()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise ConfigError(
             f"cannot listen on {host}, port {port} ({error}); use another --host or --port"
         ) from error

@@ -147,7 +147,8 @@ async def test_what_is_wrong_ends_it_with_the_cure(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         no_port = ("--port", str(taken.getsockname()[1])), "use another --host or --port"
         no_database = ("--port", "0", "--storage-dir", str(tmp_path)), "APIFY_RQ_STORAGE_DIR"
-        for options, cure in (no_port, no_database):
+        no_host = ("--host", "a..b", "--token", "x"), "use another --host or --port"
+        for options, cure in (no_port, no_database, no_host):
             done = await rq(queue, "serve", *options)
             assert (done.code, done.out) == (1, ""), options
             assert cure in done.err
