@@ -447,8 +447,7 @@ def client_key(source: Source, name: str) -> str | None:
         run = source.variable(RUN_ID_VARIABLES)
         return run[1][:CLIENT_KEY_LENGTH] if run else None
     # Neither a query nor SQLite takes lone surrogates, which odd bytes of a command line become.
-    is_text = isinstance(raw, str) and raw.isprintable()
-    if not is_text or not 1 <= len(raw) <= CLIENT_KEY_LENGTH:
+    if not isinstance(raw, str) or not (raw.isprintable() and 1 <= len(raw) <= CLIENT_KEY_LENGTH):
         raise wrong(name, raw, f"write a text of 1 to {CLIENT_KEY_LENGTH} characters, or None")
     return raw
 

@@ -122,9 +122,10 @@ class _Parameters:
                 f"{field}: {spider}.__init__ takes no such argument. It takes:"
                 f" {', '.join(self._declared) or 'none'}"
             )
-        if argument in ("cls", "crawler", "name", "self") or callable(
-            inspect.getattr_static(self._spidercls, argument, None)
-        ):
+        # Scrapy would replace an argument of these names, and a property would hide it.
+        known = inspect.getattr_static(self._spidercls, argument, None)
+        is_taken = argument in ("cls", "crawler", "name", "self", "settings")
+        if is_taken or callable(known) or isinstance(known, property):
             raise ConfigError(
                 f"{field}: {spider} or Scrapy has something else of this name. Rename the field,"
                 f" or let {spider}.__init__ take an argument of this name"

@@ -89,7 +89,7 @@ WRONG: list[tuple[type[Spider], Mapping[str, Any], str]] = [
     (Open, {"maxConcurrency": -(10**400)}, "maxConcurrency = -1000"),
     (Open, {"parse": "x"}, "parse: Open or Scrapy has something else of this name"),
     (Open, {"crawler": 1}, "crawler: Open or Scrapy"),
-    (Open, {"name": "Jane"}, "name: Open or Scrapy"),
+    *((Open, {name: "x"}, f"{name}: Open or Scrapy") for name in ("name", "settings", "logger")),
     (Strict, {"category": "c", "catgory": 1}, "catgory: Strict.__init__ takes no such argument"),
     (Open, {START_URLS: "https://a.example"}, "startUrls: write a list"),
     *(
