@@ -35,7 +35,7 @@ _BAR: Final = 10
 # Columns of a table that does not have to fit on a screen.
 _UNLIMITED_WIDTH: Final = 1_000_000
 _UNPRINTABLE: Final = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
@@ -48,8 +48,8 @@ def add_json_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Escape control characters, so that data from a queue cannot control the terminal, marks that
-    turn the text around them, and lone surrogates, which cannot be printed.
+    """Escape control characters, so that data from a queue cannot control the terminal, line ends,
+    marks that turn the text around them, and lone surrogates, which cannot be printed.
     """
     return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
 

@@ -9,6 +9,7 @@ includes finding nothing (exit status 1). Ctrl-C gives exit status 130.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from importlib import import_module
@@ -121,6 +122,9 @@ class Command(ScrapyCommand):
         from scrapy_apify_rq.commands import output
 
         assert isinstance(self.settings, Settings)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # As on the standard error: what its encoding lacks must not end the command.
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             if opts.loglevel or opts.logfile:
                 _log(self.settings)

@@ -573,6 +573,12 @@ async def test_odd_items_are_imported_or_named(queue: Queue, item: str, problem:
     assert (await ok(queue, "items")).out == ("" if problem else '{"n": "\\ufffd"}\n')
 
 
+async def test_a_folder_whose_name_is_no_text(queue: Queue, tmp_path: Path) -> None:
+    settings = {"APIFY_RQ_STORAGE_DIR": f"{tmp_path}/\udcff"}
+    await ok(queue, "add http://n/", **settings)
+    assert f"{tmp_path}/\\udcff/" in (await ok(queue, "status", **settings)).out
+
+
 async def test_bytes_that_are_no_text_are_no_url(queue: Queue) -> None:
     done = await run(queue, "add http://n/\udcff http://n/")
     assert (done.code, done.out) == (1, "1 added, 0 already in the queue\n")
