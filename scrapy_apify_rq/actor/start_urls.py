@@ -98,7 +98,8 @@ def _fetch(url: Any, name: str) -> list[str]:
         raise ConfigError(f"{name}: {error}") from None
     if body is None:
         raise ConfigError(f"{name}: there is nothing at this address (404)")
-    return list(dict.fromkeys(_URL.findall(body.decode(errors="replace"))))
+    found = dict.fromkeys(_URL.findall(body.decode(errors="replace")))
+    return [_checked(one, f"{name}: {one}") for one in found]
 
 
 class StartRequests:

@@ -178,6 +178,8 @@ async def test_start_urls_complete_the_requests_of_the_spider(site: Site) -> Non
     assert [one.meta.get("userData") for one in made[2:]] == [{"label": "DETAIL"}, *[{"n": 1}] * 2]
     assert all(one.dont_filter for one in made)
     assert starts.completed(made[0], spider) is made[0]  # used up
-    site.serve({"/list.txt": 404})
+    site.serve({"/list.txt": ["http://a.example:99999/", 404]})
+    with pytest.raises(ConfigError, match=r"requestsFromUrl: http://a.example:99999/: write a URL"):
+        read_start_urls([listed])
     with pytest.raises(ConfigError, match=r"startUrls\[0\].requestsFromUrl: there is nothing"):
         read_start_urls([listed])
