@@ -39,9 +39,8 @@ def read_input(config: Config) -> dict[str, Any]:
         return {}
     name = f"The input (record {config.run.input_key!r})"
     try:
-        value = json.loads(
-            well_formed_json(body)
-        )  # nothing could send lone surrogates, or store them
+        # Lone surrogates could neither be sent to a site nor stored.
+        value = json.loads(well_formed_json(body))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{name} is not JSON: {error}. {_EXAMPLE}") from None
     if not isinstance(value, dict):

@@ -141,8 +141,11 @@ class Command(ScrapyCommand):
         except RequestQueueError as error:
             output.say(f"scrapy rq {opts.subcommand}: {error}")
             self.exitcode = 1
-        except OSError as error:  # of the standard streams: a disk is full, say
-            # The reader of our output may have exited, as "head" does, and needs no message.
+        except OSError as error:
+            if error.filename is not None:  # of the project's own code
+                raise
+            # Of the standard streams: the disk is full, say. If the reader of our output has
+            # exited, as "head" does, nobody needs a message.
             if not isinstance(error, BrokenPipeError):
                 output.say(f"scrapy rq {opts.subcommand}: {error.strerror or error}")
             # https://docs.python.org/3/library/signal.html#note-on-sigpipe
