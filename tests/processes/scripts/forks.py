@@ -7,6 +7,7 @@ command has ended.
 """
 
 import gc
+import io
 import json
 import os
 import runpy
@@ -53,8 +54,11 @@ def become(words: list[str], folder: str, environ: dict[str, str], streams: list
         os.dup2(stream, number)
         os.close(stream)
     # As if it had been this one, and this environment, always.
-    is_unbuffered = bool(environ.get("PYTHONUNBUFFERED"))
-    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty(), write_through=is_unbuffered)
+    raw = io.FileIO(1, "w", closefd=False)
+    is_raw = bool(environ.get("PYTHONUNBUFFERED"))
+    buffer = raw if is_raw else io.BufferedWriter(raw)
+    is_line = raw.isatty()
+    sys.stdout = io.TextIOWrapper(buffer, "utf-8", line_buffering=is_line, write_through=is_raw)
     if not words[0].endswith(".py"):
         execute(["scrapy", *words])
     gc.unfreeze()  # a script may look at what is frozen
