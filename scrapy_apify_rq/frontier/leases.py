@@ -61,6 +61,8 @@ class Leases:
         self._asked_at = -math.inf
         self._is_rich = True
         """The last claim brought something, and there was more."""
+        self._was_for_others = False
+        """It left out the hosts that had the most waiting here."""
         self._left = 0
         """How many entries are pending for another version of the project, by the last claim."""
         self._counts: tuple[int, int] | None = None
@@ -71,6 +73,8 @@ class Leases:
         # An entry offered after the question was asked may be missing from its answer.
         if self._is_rich or self._offers.last_at >= self._asked_at:
             return 0.0
+        if self._was_for_others and (self._needs_any(self._waiting()) or self._window.ran_dry):
+            return 0.0  # what it left out is wanted now
         return self._asked_at + self._idle.pause
 
     @property
@@ -118,8 +122,12 @@ class Leases:
         window, waiting = self._window, self._waiting()
         if self._looks_past_hosts:
             return waiting.entries < window.limit and waiting.size < window.memory
-        return waiting.size <= window.memory // 2 and self._appetite.is_low(
-            waiting.entries, busy_hosts=window.busy_slots, is_stuck=window.is_stuck
+        return self._needs_any(waiting, busy_hosts=window.busy_slots)
+
+    def _needs_any(self, waiting: Amount, *, busy_hosts: int = 0) -> bool:
+        """Few enough wait for more to be claimed; without ``busy_hosts``, of whatever host."""
+        return waiting.size <= self._window.memory // 2 and self._appetite.is_low(
+            waiting.entries, busy_hosts=busy_hosts, is_stuck=self._window.is_stuck
         )
 
     @property
@@ -153,11 +161,13 @@ class Leases:
             entries = self._appetite.claim(0)
         else:
             entries = self._appetite.claim(waiting.entries, busy_hosts=window.busy_slots)
+        # More of a host that never answers would keep out all others.
+        for_others = self._backend.chooses_hosts and not self._needs_any(waiting)
+        self._was_for_others, window.ran_dry = for_others, False
         return Amount(
             entries,
             max(window.memory - waiting.size, 1),
-            # More of a host that never answers would keep out all others.
-            window.share(for_others=window.busy_slots > 1),
+            self._local.share(for_others=for_others),
         )
 
     def receive(self, claim: Claim) -> int:

@@ -152,7 +152,7 @@ class Single:
             window.ran_dry = window.is_stuck = False  # there is room for all
         else:
             entries = max(entries, window.limit // _DRY_SHARE)
-        share = window.share()
+        share = self._local.share(for_others=window.ran_dry or window.is_stuck)
         window.ran_dry = False
         return Amount(max(entries, 1), max(size, 1), share)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Coroutine, Mapping
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -85,6 +86,12 @@ class Local:
         """By id, all visits whose leases end before that time and are not lost."""
         visits = {**self.outbox.visits, **self.window.stored, **self.listener.in_flight}
         return {id: visit for id, visit in visits.items() if visit.lease and visit.lease < until}
+
+    def share(self, *, for_others: bool) -> int | None:
+        """For a claim, which counts what is in flight, too: so many on top of ``Window.share``."""
+        share = self.window.share(for_others=for_others)
+        in_flight = Counter(visit.slot for visit in self.listener.in_flight.values())
+        return None if share is None else share + max(in_flight.values(), default=0)
 
     def is_at_rest(self) -> bool:
         """Nothing waits here, and nothing is in flight."""

@@ -200,16 +200,14 @@ class Window:
         """How many stored visits the longest line has."""
         return max((len(line.stored) for line in self._lines.values()), default=0)
 
-    def share(self, *, for_others: bool = False) -> int | None:
-        """How many entries of a host to claim at most; None if hosts do not take turns.
+    def share(self, *, for_others: bool) -> int | None:
+        """How many entries of a host may wait after a claim; None if hosts do not take turns.
 
-        A slot that has nothing left should get some, at the cost of the longest line; with
-        ``for_others``, the longest line gets nothing in any case.
+        ``for_others``: the longest line gets nothing, so that slots which have nothing left do.
         """
         if not self.by_host:
             return None
-        needs_others = self.ran_dry or self.is_stuck or for_others
-        return max(self.longest() // 2, 1) if needs_others else _ANY_NUMBER
+        return max(self.longest() // 2, 1) if for_others else _ANY_NUMBER
 
     def _longest(self, *, by_size: bool) -> str:
         """The slot with the most stored visits, or with the most bytes of them."""

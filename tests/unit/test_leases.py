@@ -78,6 +78,9 @@ class TwoAtATime(OneLine):
     def is_full(self, key: str) -> bool:
         return self.active(key) >= 2
 
+    def is_busy(self, key: str) -> bool:
+        return self.active(key) > 0
+
 
 @pytest.mark.parametrize("memory", [10_000_000, 2_400], ids=["many", "large"])
 async def test_a_host_that_never_answers_keeps_a_worker_from_no_other(
@@ -97,6 +100,42 @@ async def test_a_host_that_never_answers_keeps_a_worker_from_no_other(
         await backend.add([other], forefront=False)
         assert path_of(await driver.next()) == "/other"
         driver.ack(driver.in_flight[other.id])
+
+
+@pytest.mark.parametrize(
+    ("hosts", "silent", "at_once"),
+    [("a", "", 9), ("abcde", "", 4), ("b", "a", 9)],
+    ids=["one", "many", "beside one that never answers"],
+)
+async def test_hosts_that_answer_are_kept_busy(
+    backend: Shared, hosts: str, silent: str, at_once: int
+) -> None:
+    """What is in flight keeps nobody from what is to come next, and a claim in vain neither."""
+    slots = TwoAtATime()
+    loop = asyncio.get_running_loop()
+    async with Driver(backend, is_new=False, slots=slots) as driver:
+        slots.in_flight = driver.in_flight
+        for host in silent + hosts:
+            pages = [make_entry(f"/{host}{n}") for n in range(60)]
+            url = f"http://{host}.com/"
+            await backend.add(
+                [page.model_copy(update={"url": url}) for page in pages], forefront=False
+            )
+
+        def answer(visit: Visit) -> None:
+            driver.ack(visit)
+            driver.wake()
+
+        began, left = now(), 60 * len(hosts)
+        while left or len(driver.in_flight) > 2 * len(silent):
+            driver.woken.clear()
+            while len(driver.in_flight) < at_once and (visit := driver.hand_out()) is not None:
+                if slots.key(visit)[0] in hosts:
+                    left -= 1
+                    loop.call_later(0.02, answer, visit)
+            await driver.woken.wait()
+        fastest = 60 * len(hosts) * 0.02 / min(2 * len(hosts), at_once)
+        assert now() - began < 1.2 * fastest
 
 
 async def test_a_retry_keeps_its_lease_until_its_time(backend: Shared) -> None:
