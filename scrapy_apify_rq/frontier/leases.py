@@ -203,6 +203,9 @@ class Leases:
             self._stats.inc_value("apify_rq/leases_lost")
             self._local.listener.notice(LeaseLost(entry, while_))
             self._offers.note(entry.id)
+        # It may have come again while its update waited in the outbox.
+        if (claimed := self._claimed_ahead.pop(entry.id, None)) is not None:
+            self._take(claimed)
 
     def note_others(self) -> None:
         pass  # they are welcome

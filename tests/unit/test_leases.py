@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from scrapy_apify_rq.backends.base import Claim
 from scrapy_apify_rq.entries.hosts import host_of
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.frontier.leases import Offers
@@ -171,6 +172,29 @@ async def test_a_retry_that_waits_is_left_to_others_once_its_lease_is_lost(backe
         assert await driver.next() is None
         assert driver.stats["apify_rq/leases_lost"] == 1
         assert backend.named("update") == []
+
+
+async def test_a_retry_that_is_claimed_again_while_it_waits(tmp_path: Path) -> None:
+    """Its lease ends, and the API gives its entry to the same worker, as it was."""
+
+    class Forgetful(Shared):
+        async def claim(self, limit: int, known: Any, size: int, share: Any = None) -> Claim:
+            return await super().claim(limit, (), size, share)
+
+        async def prolong(self, ids: Any) -> dict[str, float]:
+            return {}
+
+    async with Driver(Forgetful(tmp_path, lock_secs=10), "/bad") as driver:
+        driver.requeue(await driver.next(), not_before=now() + 12)
+        await asyncio.sleep(11)
+        driver.frontier._reader.ask_at(0)
+        await asyncio.sleep(2)
+        again = driver.hand_out()
+        assert path_of(again) == "/bad"
+        assert lease_of(again) > now()
+        driver.ack(again)
+        assert await driver.crawl() == []
+    assert driver.stats["apify_rq/leases_lost"] == 1
 
 
 # Who stays.
