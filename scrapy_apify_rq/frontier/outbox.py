@@ -147,6 +147,8 @@ class Outbox:
             self._send_update(visit)
 
     def _send_update(self, visit: Visit) -> None:
+        if visit.lease is not None:
+            visit.not_before = 0.0  # it has waited here, and must not wait again in the window
         self._updates_size += visit.size
         self._updates.put(self._adds_made, visit)
 

@@ -49,6 +49,13 @@ class Shared(Remote):
         return info._replace(pending=self.pending, handled=int(min(now(), self.moves_until)))
 
 
+class LikeApi(Shared):
+    """Claims whatever has no lease, known or not."""
+
+    async def claim(self, limit: int, known: Any, size: int, share: Any = None) -> Claim:
+        return await super().claim(limit, (), size, share)
+
+
 @pytest.fixture
 def backend(tmp_path: Path) -> Shared:
     return Shared(tmp_path)
@@ -177,10 +184,7 @@ async def test_a_retry_that_waits_is_left_to_others_once_its_lease_is_lost(backe
 async def test_a_retry_that_is_claimed_again_while_it_waits(tmp_path: Path) -> None:
     """Its lease ends, and the API gives its entry to the same worker, as it was."""
 
-    class Forgetful(Shared):
-        async def claim(self, limit: int, known: Any, size: int, share: Any = None) -> Claim:
-            return await super().claim(limit, (), size, share)
-
+    class Forgetful(LikeApi):
         async def prolong(self, ids: Any) -> dict[str, float]:
             return {}
 
@@ -353,6 +357,24 @@ async def test_on_hold_leases_are_given_back_but_for_what_is_in_flight(backend: 
         await driver.close()
         assert await locked_in(backend) == []
         assert (await backend.info()).pending == 3
+
+
+async def test_a_retry_that_comes_back_while_all_is_put_on_hold_is_given_back(
+    tmp_path: Path,
+) -> None:
+    backend = LikeApi(tmp_path)
+    async with Driver(backend, "/bad") as driver:
+        bad = await driver.next()
+        gate = backend.at["before claim"] = Gate()
+        driver.frontier._reader.ask_at(0)
+        await gate.reached.wait()
+        driver.requeue(bad, not_before=now() + 100)
+        holding = asyncio.create_task(driver.frontier.hold())
+        await driver.saved()
+        gate.opened.set()
+        await holding
+        assert await locked_in(backend) == []
+    assert driver.failures == []
 
 
 async def test_leases_that_cannot_be_given_back_are_reported(tmp_path: Path) -> None:
