@@ -53,7 +53,11 @@ class Leases:
         self._window = local.window
         self._idle = idle
         self._stats = stats
-        self._appetite = Appetite(local.window.limit)
+        # If hosts can be chosen, one that never answers must leave room for others.
+        part = 2 if backend.chooses_hosts else 1
+        self._appetite = Appetite(max(local.window.limit // part, 1))
+        self._memory = local.window.memory // part
+        """Bytes that may wait, of whatever host."""
         self._offers = Offers(local.window)
         self._keeper = Keeper(backend, lock_secs, local=local, lost=self.lost, now=now)
         self._claimed_ahead: dict[str, Claimed] = {}
@@ -126,7 +130,7 @@ class Leases:
 
     def _needs_any(self, waiting: Amount, *, busy_hosts: int = 0) -> bool:
         """Few enough wait for more to be claimed; without ``busy_hosts``, of whatever host."""
-        return waiting.size <= self._window.memory // 2 and self._appetite.is_low(
+        return waiting.size <= self._memory // 2 and self._appetite.is_low(
             waiting.entries, busy_hosts=busy_hosts, is_stuck=self._window.is_stuck
         )
 
@@ -158,15 +162,16 @@ class Leases:
         self._asked_at = asked_at
         window, waiting = self._window, self._waiting()
         if self._looks_past_hosts:
-            entries = self._appetite.claim(0)
+            entries = min(self._appetite.claim(0), window.limit - waiting.entries)
         else:
             entries = self._appetite.claim(waiting.entries, busy_hosts=window.busy_slots)
         # More of a host that never answers would keep out all others.
         for_others = self._backend.chooses_hosts and not self._needs_any(waiting)
         self._was_for_others, window.ran_dry = for_others, False
+        memory = window.memory if for_others else self._memory
         return Amount(
-            entries,
-            max(window.memory - waiting.size, 1),
+            max(entries, 1),
+            max(memory - waiting.size, 1),
             self._local.share(for_others=for_others),
         )
 

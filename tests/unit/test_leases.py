@@ -90,14 +90,18 @@ class TwoAtATime(OneLine):
         return self.active(key) > 0
 
 
-@pytest.mark.parametrize("memory", [10_000_000, 2_400], ids=["many", "large"])
+@pytest.mark.parametrize(
+    "limits",
+    [{}, {"memory": 2_400}, {"memory": 1_200}, {"window": 2}],
+    ids=["many", "large", "as large as what fits", "as many as fit"],
+)
 async def test_a_host_that_never_answers_keeps_a_worker_from_no_other(
-    backend: Shared, memory: int
+    backend: Shared, limits: dict[str, int]
 ) -> None:
     """More of it waits than the worker wants, and still it asks for what others have."""
     slots = TwoAtATime()
     pending = [f"/{n}" for n in range(20)]
-    async with Driver(backend, *pending, slots=slots, memory=memory) as driver:
+    async with Driver(backend, *pending, slots=slots, **limits) as driver:
         slots.in_flight = driver.in_flight
         assert [path_of(await driver.next()) for _ in range(2)] == ["/0", "/1"]
         for _ in range(60):
