@@ -239,6 +239,7 @@ async def test_unlock_ends_single_leases_of_ours(queues: Queues) -> None:
         await two.unlock(ids("a", "strange"))
         assert await two.keys() == []
         await one.unlock(ids("a", "strange"))
+        assert await one.prolong(ids("a")) == {}
         assert await two.keys() == ["a"]
         assert await one.prolong(ids("b"))
 

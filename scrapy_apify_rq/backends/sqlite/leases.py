@@ -112,8 +112,14 @@ class Leases:
         return values["now"] + secs if changed else None
 
     def end(self, id: str, counters: Counters) -> bool:
-        """Return False if we do not hold a lease on the entry."""
-        return self.prolong(id, 0, counters) is not None
+        """Return False if we hold no lease on the entry. ``prolong`` cannot restart it."""
+        ended = self._database.change(
+            "UPDATE requests SET lock_by = NULL, lock_expires_at = NULL"
+            f" WHERE queue = :queue AND id = :id AND lock_by = :client AND {LEASED}",
+            self._values(id=id, client=self._client_key),
+        )
+        counters.writes += ended
+        return bool(ended)
 
     def end_all(self, counters: Counters) -> int:
         """End all our leases and return how many there were."""
