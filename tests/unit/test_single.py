@@ -93,11 +93,14 @@ def test_a_slot_that_ran_dry_gets_more_at_the_cost_of_the_longest_line(tmp_path:
     assert path_of(window.pop()) == "/b0"
     assert single.is_low()
     assert single.again_at > time.monotonic()
+    # What is in flight takes no place of what is to come.
+    driver: Any = single._local.listener
+    driver.in_flight |= {path: a_visit(path, slot=path[1]) for path in ("/a7", "/b1", "/b2")}
     entries, _, share = single.begin_claim(time.monotonic())
-    assert (entries, share) == (2, 3)
+    assert (entries, share) == (2, 3 + 2)
     assert not single.is_low()  # until some slot runs dry again
-    assert single.receive(a_claim("/b1", "/b2", "/b3", more=True)) == 3
-    assert paths(window) == [f"/a{n}" for n in range(1, 6)] + ["/b1", "/b2", "/b3"]
+    assert single.receive(a_claim("/b3", "/b4", "/b5", more=True)) == 3
+    assert paths(window) == [f"/a{n}" for n in range(1, 6)] + ["/b3", "/b4", "/b5"]
 
 
 def test_a_claim_may_show_what_was_settled_lately(tmp_path: Path) -> None:
