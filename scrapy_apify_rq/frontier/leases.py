@@ -126,13 +126,18 @@ class Leases:
         window, waiting = self._window, self._waiting()
         if self._looks_past_hosts:
             return waiting.entries < window.limit and waiting.size < window.memory
-        return self._needs_any(waiting, busy_hosts=window.busy_slots)
+        return self._needs_any(waiting, busy_hosts=self._busy_hosts)
 
     def _needs_any(self, waiting: Amount, *, busy_hosts: int = 0) -> bool:
         """Few enough wait for more to be claimed; without ``busy_hosts``, of whatever host."""
         return waiting.size <= self._memory // 2 and self._appetite.is_low(
             waiting.entries, busy_hosts=busy_hosts, is_stuck=self._window.is_stuck
         )
+
+    @property
+    def _busy_hosts(self) -> int:
+        """How many busy hosts to come past; none if a claim brings something of each host."""
+        return 0 if self._backend.chooses_hosts else self._window.busy_slots
 
     @property
     def _looks_past_hosts(self) -> bool:
@@ -161,12 +166,12 @@ class Leases:
     def begin_claim(self, asked_at: float) -> Amount:
         self._asked_at = asked_at
         window, waiting = self._window, self._waiting()
-        if self._looks_past_hosts:
+        # More of a host that never answers would keep out all others.
+        for_others = self._looks_past_hosts and not self._needs_any(waiting)
+        if for_others:
             entries = min(self._appetite.claim(0), window.limit - waiting.entries)
         else:
-            entries = self._appetite.claim(waiting.entries, busy_hosts=window.busy_slots)
-        # More of a host that never answers would keep out all others.
-        for_others = self._backend.chooses_hosts and not self._needs_any(waiting)
+            entries = self._appetite.claim(waiting.entries, busy_hosts=self._busy_hosts)
         self._was_for_others, window.ran_dry = for_others, False
         memory = window.memory if for_others else self._memory
         return Amount(
