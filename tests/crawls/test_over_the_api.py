@@ -371,3 +371,21 @@ async def test_a_token_for_nothing_but_the_queue(
     assert contents(tmp_path / "feeds")["items.jl"] == Counter(["/"])
     assert crawl.log_text.count("Neither items nor the state of the crawl can be saved") == 1
     assert "The items of this crawl are not saved" in crawl.log_text
+
+
+async def test_a_state_that_is_longer_than_the_api_takes(
+    site: Site, served: ServedQueue, crawls: Crawls
+) -> None:
+    """It is reported, and costs nothing but itself."""
+
+    class Grows(Links):
+        def parse(self, response: Response) -> Iterator[Any]:
+            self.state["large"] = "x" * 10_000_000
+            yield from super().parse(response)
+
+    site.serve({"/": Page("page", headers={"Set-Cookie": "a=b"})})
+    crawl = await crawls.run(Grows, queue=served, site=site.url)
+    assert crawl.reason == "finished"
+    assert crawl.log_text.count("WARNING: Not saved: spider.state, which is longer") == 1
+    assert crawl.stats["apify_rq/not_kept"] == 1
+    assert {name.partition("/")[0] for name in records(served)} == {"cookies", "totals"}

@@ -241,8 +241,10 @@ class ApifyBackend:
     async def load_records(self, prefix: str) -> dict[str, bytes]:
         return await self._records.load(prefix)
 
-    async def save_records(self, texts: Mapping[str, bytes | None]) -> None:
-        await self._records.save(texts)
+    async def save_records(self, texts: Mapping[str, bytes | None]) -> Collection[str]:
+        long = {name for name, text in texts.items() if text is not None and wire.too_long(text)}
+        await self._records.save({name: texts[name] for name in texts.keys() - long})
+        return long
 
     # For the tools.
 
