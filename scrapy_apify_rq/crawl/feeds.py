@@ -321,12 +321,12 @@ class Feeds:
         self._is_open = True
 
     async def stored(self, slots: list[FeedSlot], failed: set[str]) -> None:
-        """All feeds are stored, except those whose storage is of a class in ``failed``."""
+        """All feeds are stored, but for those in ``failed``."""
         self._is_open = False
         remote = [slot for slot in slots if _appends_remotely(slot)]
         last = await self._store.last() if remote and self.has_all else self._given
         for slot in remote:
-            if type(slot.storage).__name__ not in failed:
+            if slot.uri_template not in failed:
                 self.crawl.sent[slot.uri_template] = max(last, self.begins_after(slot))
         await self.end(is_stored=not failed)
 

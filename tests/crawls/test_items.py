@@ -23,6 +23,7 @@ from scrapy.exporters import JsonLinesItemExporter
 from scrapy.extensions.feedexport import BlockingFeedStorage, FeedExporter, FileFeedStorage
 from scrapy.extensions.postprocessing import GzipPlugin
 from scrapy.http import Response
+from scrapy.statscollectors import DummyStatsCollector
 from scrapy.utils.defer import deferred_from_coro
 
 from scrapy_apify_rq import scrapy_private
@@ -373,7 +374,16 @@ class SlowStorage(FileFeedStorage):
         return deferred_from_coro(self._store(file))
 
 
-@pytest.mark.parametrize("how", ["killed", "failed"])
+class CannotEnd(JsonLinesItemExporter):
+    fails = False
+
+    def finish_exporting(self) -> None:
+        if type(self).fails:
+            self.file.close()
+            no_space()
+
+
+@pytest.mark.parametrize("how", ["killed", "failed", "failed without stats", "batch failed"])
 async def test_an_upload_that_did_not_come_to_its_end(
     site: Site, queue: Queue, crawls: Crawls, tmp_path: Path, how: str
 ) -> None:
@@ -384,10 +394,17 @@ async def test_an_upload_that_did_not_come_to_its_end(
         **UNNAMED,
         "FEED_STORAGES": {"slow": SlowStorage},
         "FEEDS": {f"slow://{folder}/items.json": {"format": "json", "overwrite": True}},
+        "FEED_EXPORTERS": {"full": CannotEnd},
     }
-    SlowStorage.may_store, SlowStorage.fails = asyncio.Event(), how == "failed"
+    if how == "failed without stats":
+        settings["STATS_CLASS"] = DummyStatsCollector
+    elif how == "batch failed":
+        feed = {"format": "full", "batch_item_count": 1}
+        settings["FEEDS"] = {f"{folder}/%(batch_id)d.jl": feed}
+    SlowStorage.may_store, SlowStorage.fails = asyncio.Event(), how.startswith("failed")
+    CannotEnd.fails = how == "batch failed"
     crawl = await crawls.start(Links, settings, queue=queue, site=site.url)
-    if how == "failed":
+    if how != "killed":
         SlowStorage.may_store.set()
         await crawl.end()
     else:
@@ -397,7 +414,7 @@ async def test_an_upload_that_did_not_come_to_its_end(
         SlowStorage.may_store.set()
         await crawl.end()
         queue = left
-    SlowStorage.fails = False
+    SlowStorage.fails = CannotEnd.fails = False
     second = await crawls.run(Links, settings, queue=queue, site=site.url)
     assert second.paths == []
     assert "resuming, all 2 handled" in second.log_text
