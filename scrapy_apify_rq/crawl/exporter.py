@@ -106,6 +106,8 @@ class SavedFeeds(scrapy_private.FeedHooks):
             )
         except BackendError as error:
             feeds.fail(error)
+        finally:
+            feeds.are_ready.set()
 
     async def _open_all(self, spider: Spider) -> None:
         for one in self._group:
@@ -152,6 +154,8 @@ class SavedFeeds(scrapy_private.FeedHooks):
     ) -> None:
         feeds = self._feeds
         if feeds is None or await feeds.scraped(item, response):
+            if feeds is not None:
+                await feeds.are_ready.wait()
             for one in self._group:
                 await one._export(feeds, item, response, spider)
 

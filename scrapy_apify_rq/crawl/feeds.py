@@ -107,6 +107,8 @@ class Feeds:
         """The crawl has nothing left to do but to store its feeds."""
         self.has_all = True
         """The feeds have all items of earlier runs, and of this one."""
+        self.are_ready = asyncio.Event()
+        """They have been given the items of earlier runs."""
         self.left_alone: set[str] = set()
         """Feeds that get no items of earlier runs."""
         self._notes = dict(history.notes)

@@ -18,8 +18,10 @@ from urllib.request import Request as Call
 from urllib.request import urlopen
 
 import pytest
+from scrapy import signals
 from scrapy.http import Response
 
+from scrapy_apify_rq import scrapy_private
 from scrapy_apify_rq.crawl import state
 from tests.crawls.test_items import Kinds, Loose, Many, contents, feeds, files_in, restore
 from tests.crawls.test_state import KEYS, WORKER, LogsIn, login, records, sent_cookies
@@ -210,6 +212,34 @@ async def test_items_of_no_request_come_once(
             if runs == 1:
                 assert contents(folder)["items.jl"] == expected
                 assert crawl.stats["apify_rq/items_known"] == 4
+
+
+class ScrapesEarly(Links):
+    """Scrapes an item while its feeds get those of earlier runs."""
+
+    run = ""
+
+    @classmethod
+    def from_crawler(cls, crawler: Any, *args: Any, **kwargs: Any) -> ScrapesEarly:
+        spider = super().from_crawler(crawler, *args, **kwargs)
+        crawler.signals.connect(spider.opened, signals.spider_opened)
+        return spider
+
+    async def opened(self) -> None:
+        await wait_until(lambda: scrapy_private.scheduler(self.crawler).feeds._is_open)
+        item = {"path": f"opened {self.run}"}
+        await self.crawler.engine.scraper.start_itemproc_async(item, response=None)
+
+
+async def test_an_item_that_is_scraped_before_the_feeds_have_the_old_ones(
+    site: Site, served: ServedQueue, crawls: Crawls, tmp_path: Path
+) -> None:
+    site.serve({"/": links("/a"), "/a": "page"})
+    settings = {"FEEDS": {str(tmp_path / "items.jl"): {"format": "jsonlines", "overwrite": True}}}
+    first = {**settings, "CLOSESPIDER_PAGECOUNT": 1}
+    await crawls.run(ScrapesEarly, first, queue=served, site=site.url, run="1")
+    await crawls.run(ScrapesEarly, settings, queue=served, site=site.url, run="2")
+    assert contents(tmp_path)["items.jl"] == Counter(["opened 1", "opened 2", "/", "/a"])
 
 
 async def test_an_item_that_the_dataset_does_not_take(
