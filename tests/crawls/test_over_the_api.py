@@ -18,7 +18,7 @@ from urllib.request import Request as Call
 from urllib.request import urlopen
 
 import pytest
-from scrapy import signals
+from scrapy import Request, signals
 from scrapy.http import Response
 
 from scrapy_apify_rq import scrapy_private
@@ -317,6 +317,30 @@ async def test_a_dataset_of_the_account_is_never_deleted(
     assert len(stored(served)) == 1
     await rq_ok(served, "purge", "--yes")
     assert {one["name"] for one in of_api(served, "datasets")["items"]} == {"my-items"}
+
+
+async def test_a_purge_that_is_interrupted(site: Site, served: ServedQueue, crawls: Crawls) -> None:
+    """The items of a dataset of others do not come back as those of the next crawl."""
+    site.serve({"/": "page", "/b": "page"})
+    queue_id = (await served.info()).id
+    settings = {"APIFY_RQ_NAME": None, "APIFY_RQ_ID": queue_id, "APIFY_RQ_DATASET": "my-items"}
+    await crawls.run(Links, settings, queue=served, site=site.url)
+
+    def stop(call: Any) -> Any:
+        return error(400) if call.method == "PUT" and "scrapy-rq.dataset" in call.path else None
+
+    class Other(Links):
+        async def start(self) -> AsyncIterator[Any]:
+            yield Request(f"{self.site}/b")
+
+    again = {**settings, "APIFY_RQ_PURGE_ON_START": True}
+    served.api.before = stop
+    stopped = await crawls.run(Other, again, queue=served, site=site.url)
+    assert stopped.paths == []
+    served.api.before = lambda call: None
+    crawl = await crawls.run(Other, again, queue=served, site=site.url)
+    assert crawl.paths == ["/b"]
+    assert "and 1 item" in crawl.closing_line
 
 
 async def test_items_move_with_their_queue(

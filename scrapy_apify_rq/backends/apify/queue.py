@@ -270,8 +270,9 @@ class ApifyBackend:
     async def purge(self) -> None:
         """Delete a named queue and create it again, since the API cannot empty one."""
         left = await self._items.forget()
-        await self._records.clear()
+        # First, or a kill in between would give the next crawl the items of this one.
         await self._records.save(left)
+        await self._records.clear(but=left)
         if self._api.is_opened_by_name:
             await self._api.delete_queue()
             await self._api.create_queue()
