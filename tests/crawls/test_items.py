@@ -783,6 +783,34 @@ async def test_a_storage_that_appends_gets_only_what_it_has_not(
     assert Counter(lines(file.read_text())) == Counter(["/", "/a", "/b"])
 
 
+class NeedsPassword(RemoteFile):
+    def __init__(self, uri: str, *, feed_options: Any = None) -> None:
+        super().__init__(uri.replace("me:hunter2@", "", 1), feed_options=feed_options)
+        assert "me:hunter2@" in uri
+
+
+async def test_the_password_of_a_storage_is_not_stored(
+    site: Site, queue: Queue, crawls: Crawls, tmp_path: Path
+) -> None:
+    """All runs use the name that the first one has given, and each its own password."""
+    site.serve({"/": links("/a"), "/a": "page"})
+    folder = tmp_path / "feeds"
+    folder.mkdir()
+    uri = f"remote://me:hunter2@{folder}/items-%(batch_time)s.jl"
+    settings = {
+        **UNNAMED,
+        "FEED_STORAGES": {"remote": NeedsPassword},
+        "FEEDS": {uri: {"format": "jsonlines", "overwrite": False}},
+    }
+    for few in ({"CLOSESPIDER_PAGECOUNT": 1}, {}):
+        await crawls.run(Links, {**settings, **few}, queue=queue, site=site.url)
+    (file,) = folder.iterdir()
+    assert lines(file.read_text()) == ["/", "/a"]
+    stored = b"".join(file.read_bytes() for file in queue.folder.glob(f"{FILE_NAME}*"))
+    assert b"items-" in stored
+    assert b"hunter2" not in stored
+
+
 async def test_a_worker_gets_back_what_it_has_saved_itself(
     site: Site, queue: Queue, crawls: Crawls, tmp_path: Path
 ) -> None:
