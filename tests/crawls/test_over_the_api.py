@@ -130,6 +130,21 @@ async def test_a_crawl_is_over_though_the_counts_lag(
     assert site.paths == ["/", "/a"]
 
 
+async def test_a_crawl_is_not_over_though_the_counts_lag(
+    site: Site, served: ServedQueue, crawls: Crawls, tmp_path: Path
+) -> None:
+    """They do not know of its links yet when it is stopped."""
+    site.serve({"/": links("/a", "/b"), "/a": "page", "/b": "page"})
+    feed = {str(tmp_path / "items.jl"): {"format": "jsonlines", "overwrite": True}}
+    served.faults(Faults(counter_lag=600))
+    first = {"FEEDS": feed, "CLOSESPIDER_PAGECOUNT": 1}
+    crawl = await crawls.run(Links, first, queue=served, site=site.url)
+    assert "0 pending" in crawl.closing_line
+    served.faults(Faults())
+    await crawls.run(Links, {"FEEDS": feed}, queue=served, site=site.url)
+    assert contents(tmp_path)["items.jl"] == Counter(["/", "/a", "/b"])
+
+
 # Items that are in the dataset and do not count.
 
 
