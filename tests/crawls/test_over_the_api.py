@@ -269,6 +269,25 @@ async def test_an_item_that_the_dataset_does_not_take(
     assert crawl.log_text.count("WARNING: The dataset does not take an item") == 1
 
 
+async def test_items_that_cannot_be_counted_at_the_end(
+    site: Site, served: ServedQueue, crawls: Crawls
+) -> None:
+    """The crawl is over all the same, and the next one is another."""
+    site.serve({"/": links("/a"), "/a": "page"})
+    settings = {"APIFY_RQ_ITEMS": True}
+    first = {**settings, "CLOSESPIDER_PAGECOUNT": 1}
+    await crawls.run(Links, first, queue=served, site=site.url)
+
+    class ScrapesNothing(Links):
+        def parse(self, response: Response) -> None:
+            served.api.before = lambda call: error(403) if "/datasets/" in call.path else None
+
+    crawl = await crawls.run(ScrapesNothing, settings, queue=served, site=site.url)
+    assert "this run handled 1 (0 of them failed)" in crawl.closing_line
+    assert "its counts are unknown: datasets/" in crawl.closing_line
+    assert '"ended":null' not in str(records(served, "feeds"))
+
+
 # Which dataset, and which store.
 
 
