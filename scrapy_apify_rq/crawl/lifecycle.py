@@ -233,7 +233,7 @@ class Lifecycle:
         try:
             if isinstance(info, BackendError):
                 raise info
-            # Counts that lag may be of before the links were added.
+            # Counts that lag may be of before the acks, or of before the links were added.
             is_over = self.frontier.is_over or not (info.pending or self._backend.lag)
             self.feeds.is_complete = is_over and self.start_has_ended
             if self._exporter is None:
