@@ -135,7 +135,7 @@ class SavedFeeds(scrapy_private.FeedHooks):
                 self.slots.append(waiting.pop()[1])
             try:
                 await self._export(feeds, item, None, spider)
-            except OSError:
+            except (OSError, BackendError):
                 raise
             except Exception:  # as Scrapy does with an item that cannot be exported
                 logger.error(
@@ -153,11 +153,21 @@ class SavedFeeds(scrapy_private.FeedHooks):
         self, item: Any, spider: Spider, response: Response | None = None
     ) -> None:
         feeds = self._feeds
-        if feeds is None or await feeds.scraped(item, response):
-            if feeds is not None:
-                await feeds.are_ready.wait()
-            for one in self._group:
-                await one._export(feeds, item, response, spider)
+        if feeds is None:
+            await self._export_to_all(None, item, response, spider)
+        elif await feeds.scraped(item, response):
+            await feeds.are_ready.wait()
+            try:
+                await self._export_to_all(feeds, item, response, spider)
+            except BackendError as error:
+                feeds.has_all = False
+                feeds.fail(error)
+
+    async def _export_to_all(
+        self, feeds: Feeds | None, item: Any, response: Response | None, spider: Spider
+    ) -> None:
+        for one in self._group:
+            await one._export(feeds, item, response, spider)
 
     async def _export(
         self, feeds: Feeds | None, item: Any, response: Response | None, spider: Spider

@@ -23,7 +23,16 @@ from scrapy.http import Response
 
 from scrapy_apify_rq import scrapy_private
 from scrapy_apify_rq.crawl import state
-from tests.crawls.test_items import Kinds, Loose, Many, contents, feeds, files_in, restore
+from tests.crawls.test_items import (
+    Kinds,
+    Loose,
+    Many,
+    SecondExporter,
+    contents,
+    feeds,
+    files_in,
+    restore,
+)
 from tests.crawls.test_state import KEYS, WORKER, LogsIn, login, records, sent_cookies
 from tests.support.api_calls import error
 from tests.support.command_line import rq_ok
@@ -110,6 +119,39 @@ async def test_no_feed_is_written_that_nobody_could_cut_back(
     await crawls.run(Links, settings, queue=served, site=site.url)
     paths = [json.loads(line)["path"] for line in file.read_text().splitlines()]
     assert sorted(paths) == ["/", "/a"]
+
+
+async def test_no_batch_is_replayed_that_nobody_could_cut_back(
+    site: Site, served: ServedQueue, crawls: Crawls, tmp_path: Path
+) -> None:
+    """A feed that is new to the crawl, and whose second batch cannot be noted."""
+    site.serve({"/": links("/a", "/b"), "/a": "page", "/b": "page"})
+    first = {"APIFY_RQ_ITEMS": True, "CLOSESPIDER_PAGECOUNT": 2, "CONCURRENT_REQUESTS": 1}
+    await crawls.run(Links, first, queue=served, site=site.url)
+    feed = {str(tmp_path / "%(batch_id)d-.jl"): {"format": "jsonlines", "batch_item_count": 1}}
+    served.api.before = lambda call: (
+        error(403) if "scrapy-rq.feeds" in call.path and b"2-.jl" in call.body else None
+    )
+    crawl = await crawls.run(Links, {"FEEDS": feed}, queue=served, site=site.url)
+    assert crawl.reason == "apify_rq_unauthorized"
+    served.api.before = lambda call: None
+    await crawls.run(Links, {"FEEDS": feed}, queue=served, site=site.url)
+    found = [text.decode() for _, text in sorted(files_in(tmp_path).items())]
+    assert found == [f'{{"path": "{path}"}}\n' for path in ("/", "/a", "/b")]
+
+
+async def test_a_batch_that_cannot_be_noted_while_there_are_two_exporters(
+    site: Site, served: ServedQueue, crawls: Crawls, tmp_path: Path
+) -> None:
+    """The first one begins it, and the second one has to wait for the note."""
+    site.serve({"/": "page"})
+    feed = {str(tmp_path / "%(batch_id)d-.jl"): {"format": "jsonlines", "batch_item_count": 1}}
+    served.api.before = lambda call: (
+        error(403) if "scrapy-rq.feeds" in call.path and b"2-.jl" in call.body else None
+    )
+    settings = {"FEEDS": feed, "EXTENSIONS": {SecondExporter: 0}}
+    crawl = await crawls.run(Links, settings, queue=served, site=site.url)
+    assert crawl.reason == "apify_rq_unauthorized"
 
 
 async def test_a_crawl_is_over_though_the_counts_lag(
