@@ -304,11 +304,12 @@ class Backend(Protocol):
     async def load_records(self, prefix: str) -> dict[str, bytes]:
         """Return what ``save_records`` has stored under names that begin so."""
 
-    async def save_records(self, texts: Mapping[str, bytes | None]) -> None:
+    async def save_records(self, texts: Mapping[str, bytes | None]) -> Collection[str]:
         """Store each text under its name; None deletes what was there. In the embedded file all of
         them are stored or none.
 
-        Nothing is stored by a backend that does not keep records.
+        Return the names of texts that are too long to be stored; what was there stays. Nothing is
+        stored by a backend that does not keep records.
         """
 
     # For the tools.

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Awaitable, Callable
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from pydispatch.dispatcher import (  # type: ignore[import-untyped]
     getAllReceivers,
@@ -19,7 +19,7 @@ from pydispatch.dispatcher import (  # type: ignore[import-untyped]
 from pydispatch.robustapply import robustApply  # type: ignore[import-untyped]
 from scrapy import signals
 from scrapy.extensions.feedexport import FeedExporter, FeedSlot
-from scrapy.utils.defer import maybe_deferred_to_future
+from scrapy.utils.defer import deferred_from_coro, maybe_deferred_to_future
 from twisted.internet.defer import Deferred
 
 from scrapy_apify_rq import scrapy_private
@@ -41,7 +41,6 @@ _HANDLERS: Final = {
     "close_spider": signals.spider_closed,
     "item_scraped": signals.item_scraped,
 }
-_FAILED: Final = "feedexport/failed_count/"
 
 
 class SavedFeeds(scrapy_private.FeedHooks):
@@ -52,6 +51,8 @@ class SavedFeeds(scrapy_private.FeedHooks):
     _feeds: Feeds | None = None
     _followers: tuple[SavedFeeds, ...] = ()
     """Other exporters of this crawl, for which Scrapy's signals come here, too."""
+    _unstored: set[FeedSlot]
+    """All batches that have begun, but for those that are stored."""
 
     @property
     def _group(self) -> tuple[SavedFeeds, ...]:
@@ -63,6 +64,20 @@ class SavedFeeds(scrapy_private.FeedHooks):
     def batch_begins(self, slot: FeedSlot) -> None:
         if self._feeds is not None:
             self._feeds.begins(slot)
+            self._watch(slot)
+
+    def _watch(self, slot: FeedSlot) -> None:
+        """Note it when the batch is stored. Scrapy tells of a failure in its log and stats only."""
+        store: Callable[[IO[bytes]], Any] = slot.storage.store
+
+        async def watched(file: IO[bytes]) -> None:
+            await _finished(store(file))
+            self._unstored.discard(slot)
+
+        self._unstored.add(slot)
+        slot.storage.store = (  # type: ignore[method-assign]
+            lambda file: deferred_from_coro(watched(file))
+        )
 
     async def open_spider(self, spider: Spider) -> None:
         scheduler: Any = scrapy_private.scheduler(self.crawler)
@@ -91,6 +106,8 @@ class SavedFeeds(scrapy_private.FeedHooks):
             )
         except BackendError as error:
             feeds.fail(error)
+        finally:
+            feeds.are_ready.set()
 
     async def _open_all(self, spider: Spider) -> None:
         for one in self._group:
@@ -118,7 +135,7 @@ class SavedFeeds(scrapy_private.FeedHooks):
                 self.slots.append(waiting.pop()[1])
             try:
                 await self._export(feeds, item, None, spider)
-            except OSError:
+            except (OSError, BackendError):
                 raise
             except Exception:  # as Scrapy does with an item that cannot be exported
                 logger.error(
@@ -136,9 +153,21 @@ class SavedFeeds(scrapy_private.FeedHooks):
         self, item: Any, spider: Spider, response: Response | None = None
     ) -> None:
         feeds = self._feeds
-        if feeds is None or await feeds.scraped(item, response):
-            for one in self._group:
-                await one._export(feeds, item, response, spider)
+        if feeds is None:
+            await self._export_to_all(None, item, response, spider)
+        elif await feeds.scraped(item, response):
+            await feeds.are_ready.wait()
+            try:
+                await self._export_to_all(feeds, item, response, spider)
+            except BackendError as error:
+                feeds.has_all = False
+                feeds.fail(error)
+
+    async def _export_to_all(
+        self, feeds: Feeds | None, item: Any, response: Response | None, spider: Spider
+    ) -> None:
+        for one in self._group:
+            await one._export(feeds, item, response, spider)
 
     async def _export(
         self, feeds: Feeds | None, item: Any, response: Response | None, spider: Spider
@@ -162,34 +191,24 @@ class SavedFeeds(scrapy_private.FeedHooks):
         if feeds is None:
             await self._close_all(spider)
             return
-        slots, closed = [slot for one in self._group for slot in one.slots], list[FeedSlot]()
-
-        def note(slot: FeedSlot) -> None:
-            closed.append(slot)
-
-        self.crawler.signals.connect(note, signals.feed_slot_closed)
+        slots = [slot for one in self._group for slot in one.slots]
         try:
             await self._close_all(spider)
-            await feeds.stored(slots, self._failed_storages(slots, closed))
+            failed = {
+                slot.uri_template
+                for one in self._group
+                for slot in one._unstored
+                if slot.itemcount or (slot.store_empty and slot.batch_id == 1)
+            }
+            await feeds.stored(slots, failed)
         except BackendError as error:
             feeds.fail(error)
         finally:
-            self.crawler.signals.disconnect(note, signals.feed_slot_closed)
             await feeds.let_go()
 
     async def _close_all(self, spider: Spider) -> None:
         for one in self._group:
             await _finished(one._stock("close_spider", spider=spider))
-
-    def _failed_storages(self, slots: list[FeedSlot], closed: list[FeedSlot]) -> set[str]:
-        """The classes of storages that have failed. Scrapy counts what was not stored, and says
-        nothing if an exporter could not end.
-        """
-        assert self.crawler.stats is not None
-        stats = self.crawler.stats.get_stats()
-        failed = {name.removeprefix(_FAILED) for name in stats if name.startswith(_FAILED)}
-        unclosed = (slot for slot in slots if slot.itemcount and slot not in closed)
-        return failed | {type(slot.storage).__name__ for slot in unclosed}
 
     def _stock(self, method: str, **arguments: Any) -> Any:
         # A subclass of the project may take fewer arguments, or more.
@@ -247,4 +266,6 @@ def _adopt(exporter: FeedExporter) -> SavedFeeds:
     cls = type(exporter)
     saved: Any = type(cls.__name__, (SavedFeeds, cls), {"__module__": cls.__module__})
     exporter.__class__ = saved
-    return exporter  # type: ignore[return-value]
+    adopted: Any = exporter
+    adopted._unstored = set()
+    return adopted  # type: ignore[no-any-return]

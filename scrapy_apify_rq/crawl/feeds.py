@@ -5,7 +5,8 @@ next run start afresh. Until then each run gives its feeds first what the runs b
 a feed ends as it would have without them. For that it keeps, beside the queue:
 
     crawl                   when it began, and ended; see ``CrawlNote``
-    uri {feed} {batch}      where the first run has stored this batch: its name may hold the time
+    uri {feed} {batch}      where the first run has stored this batch: its name may hold the time.
+                            Without its user and password
     file {path}             a local file, before the crawl wrote to it
 
 What is noted about a file is stored before the file is written.
@@ -107,6 +108,8 @@ class Feeds:
         """The crawl has nothing left to do but to store its feeds."""
         self.has_all = True
         """The feeds have all items of earlier runs, and of this one."""
+        self.are_ready = asyncio.Event()
+        """They have been given the items of earlier runs."""
         self.left_alone: set[str] = set()
         """Feeds that get no items of earlier runs."""
         self._notes = dict(history.notes)
@@ -192,10 +195,12 @@ class Feeds:
         """Where the batch was stored first. If never, it is ``uri``, for later runs too."""
         if uri == feed:
             return uri
-        name = f"uri {feed} {batch}"
+        before, user, after = _parts(uri)
+        name = f"uri {_without_user(feed)} {batch}"
         if name not in self._notes:
-            self._note(name, uri)
-        return self._notes[name]
+            self._note(name, before + after)
+        before, _, after = _parts(self._notes[name])
+        return before + user + after
 
     def begins(self, slot: FeedSlot) -> None:
         """A batch is to be written: see to it that it begins where it began first."""
@@ -303,7 +308,8 @@ class Feeds:
 
     def begins_after(self, slot: FeedSlot) -> int:
         """The number of the last item that the feed's storage has already."""
-        return self.crawl.sent.get(slot.uri_template, 0) if _appends_remotely(slot) else 0
+        feed = _without_user(slot.uri_template)
+        return self.crawl.sent.get(feed, 0) if _appends_remotely(slot) else 0
 
     # The end.
 
@@ -321,13 +327,14 @@ class Feeds:
         self._is_open = True
 
     async def stored(self, slots: list[FeedSlot], failed: set[str]) -> None:
-        """All feeds are stored, except those whose storage is of a class in ``failed``."""
+        """All feeds are stored, but for those in ``failed``."""
         self._is_open = False
         remote = [slot for slot in slots if _appends_remotely(slot)]
         last = await self._store.last() if remote and self.has_all else self._given
         for slot in remote:
-            if type(slot.storage).__name__ not in failed:
-                self.crawl.sent[slot.uri_template] = max(last, self.begins_after(slot))
+            if slot.uri_template not in failed:
+                feed = _without_user(slot.uri_template)
+                self.crawl.sent[feed] = max(last, self.begins_after(slot))
         await self.end(is_stored=not failed)
 
     async def end(self, *, is_stored: bool = True) -> None:
@@ -345,6 +352,19 @@ class Feeds:
 
 def _absolute(storage: FileFeedStorage) -> str:
     return str(Path(storage.path).resolve())
+
+
+def _parts(uri: str) -> tuple[str, str, str]:
+    """Split it where its user and password are, which are not to be stored."""
+    scheme, colon, rest = uri.partition("://")
+    host, slash, path = rest.partition("/")
+    user, at, host = host.rpartition("@")
+    return scheme + colon, user + at, host + slash + path
+
+
+def _without_user(uri: str) -> str:
+    before, _, after = _parts(uri)
+    return before + after
 
 
 def _appends_remotely(slot: FeedSlot) -> bool:

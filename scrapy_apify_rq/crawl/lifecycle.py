@@ -233,8 +233,8 @@ class Lifecycle:
         try:
             if isinstance(info, BackendError):
                 raise info
-            # The counts of the API lag, so what the frontier knows goes before them.
-            is_over = self.frontier.is_over or not info.pending
+            # Counts that lag may be of before the acks, or of before the links were added.
+            is_over = self.frontier.is_over or not (info.pending or self._backend.lag)
             self.feeds.is_complete = is_over and self.start_has_ended
             if self._exporter is None:
                 await self.feeds.end()

@@ -377,10 +377,10 @@ class Report:
             if isinstance(info, BackendError):
                 raise info
             run += _of_all(await all_totals())
+            items = 0 if self._backend.items is None else await self._backend.items.count()
         except BackendError as error:  # all is saved, so the run is as good as any
             location = self._backend.location
             return f"Request queue in {location}: {run}; its counts are unknown: {error}"
-        items = 0 if self._backend.items is None else await self._backend.items.count()
         saved = f" and {items} {plural(items, 'item')}" if items else ""
         return (
             f"{self._title(info)}: {run}; the queue holds {info.handled} handled,"

@@ -161,7 +161,9 @@ class State:
                 await self._collect()
             if self._unsaved:
                 # It is emptied afterwards only, because this task can be cancelled.
-                await self._backend.save_records(self._unsaved)
+                for name in await self._backend.save_records(self._unsaved):
+                    kind = name.partition("/")[0]
+                    self._report.not_kept(f"Not saved: {kind}, which is longer than the API takes")
                 self._unsaved = {}
 
     async def _collect(self) -> None:

@@ -5,12 +5,14 @@ A plain dict is written as ``values`` writes it. Any other item is
     {"$saved": [class path, [[field, value], ...]]}
 
 and is restored without its constructor, which may change or refuse what pipelines have made of it.
-A part that ``values`` refuses because it is of a subclass of a built-in type, or an item that is no
-longer what its constructor would make, is written as the plain value that it is to an exporter.
+A part that ``values`` refuses because it is of a subclass of a built-in type or has a time zone of
+others, or an item that is no longer what its constructor would make, is written as the plain value
+that it is to an exporter.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections import OrderedDict
 from collections.abc import Callable
@@ -109,6 +111,8 @@ def _plain(value: Any) -> Any:
     for kind, convert in _PLAIN:
         if isinstance(value, kind):
             return value if type(value) in (kind, bool) else convert(value)
+    if isinstance(value, dt.datetime):
+        return _plain_datetime(value)
     if isinstance(value, dict):
         return {_plain(key): _plain(part) for key, part in dict.items(value)}
     if isinstance(value, tuple):
@@ -120,6 +124,17 @@ def _plain(value: Any) -> Any:
     if ItemAdapter.is_item(value):
         return {name: _plain(part) for name, part in ItemAdapter(value).items()}
     return value
+
+
+def _plain_datetime(value: dt.datetime) -> dt.datetime:
+    """Without a class or a time zone of others, such as those of dateutil and pytz."""
+    offset, name = value.utcoffset(), value.tzname()
+    zone = None
+    if offset is not None:
+        zone = dt.timezone(offset) if name is None else dt.timezone(offset, name)
+    day, time = (value.year, value.month, value.day), (value.hour, value.minute, value.second)
+    plain = dt.datetime(*day, *time, value.microsecond, zone)
+    return plain if str(plain) == str(value) else value  # it may have nanoseconds
 
 
 def _restore(cls: Any, fields: dict[Any, Any]) -> Any:

@@ -23,6 +23,7 @@ from scrapy.exporters import JsonLinesItemExporter
 from scrapy.extensions.feedexport import BlockingFeedStorage, FeedExporter, FileFeedStorage
 from scrapy.extensions.postprocessing import GzipPlugin
 from scrapy.http import Response
+from scrapy.statscollectors import DummyStatsCollector
 from scrapy.utils.defer import deferred_from_coro
 
 from scrapy_apify_rq import scrapy_private
@@ -373,7 +374,16 @@ class SlowStorage(FileFeedStorage):
         return deferred_from_coro(self._store(file))
 
 
-@pytest.mark.parametrize("how", ["killed", "failed"])
+class CannotEnd(JsonLinesItemExporter):
+    fails = False
+
+    def finish_exporting(self) -> None:
+        if type(self).fails:
+            self.file.close()
+            no_space()
+
+
+@pytest.mark.parametrize("how", ["killed", "failed", "failed without stats", "batch failed"])
 async def test_an_upload_that_did_not_come_to_its_end(
     site: Site, queue: Queue, crawls: Crawls, tmp_path: Path, how: str
 ) -> None:
@@ -384,10 +394,17 @@ async def test_an_upload_that_did_not_come_to_its_end(
         **UNNAMED,
         "FEED_STORAGES": {"slow": SlowStorage},
         "FEEDS": {f"slow://{folder}/items.json": {"format": "json", "overwrite": True}},
+        "FEED_EXPORTERS": {"full": CannotEnd},
     }
-    SlowStorage.may_store, SlowStorage.fails = asyncio.Event(), how == "failed"
+    if how == "failed without stats":
+        settings["STATS_CLASS"] = DummyStatsCollector
+    elif how == "batch failed":
+        feed = {"format": "full", "batch_item_count": 1}
+        settings["FEEDS"] = {f"{folder}/%(batch_id)d.jl": feed}
+    SlowStorage.may_store, SlowStorage.fails = asyncio.Event(), how.startswith("failed")
+    CannotEnd.fails = how == "batch failed"
     crawl = await crawls.start(Links, settings, queue=queue, site=site.url)
-    if how == "failed":
+    if how != "killed":
         SlowStorage.may_store.set()
         await crawl.end()
     else:
@@ -397,7 +414,7 @@ async def test_an_upload_that_did_not_come_to_its_end(
         SlowStorage.may_store.set()
         await crawl.end()
         queue = left
-    SlowStorage.fails = False
+    SlowStorage.fails = CannotEnd.fails = False
     second = await crawls.run(Links, settings, queue=queue, site=site.url)
     assert second.paths == []
     assert "resuming, all 2 handled" in second.log_text
@@ -764,6 +781,34 @@ async def test_a_storage_that_appends_gets_only_what_it_has_not(
     assert lines(file.read_text()) == ["/"]
     await crawls.run(Links, settings, queue=queue, site=site.url)
     assert Counter(lines(file.read_text())) == Counter(["/", "/a", "/b"])
+
+
+class NeedsPassword(RemoteFile):
+    def __init__(self, uri: str, *, feed_options: Any = None) -> None:
+        super().__init__(uri.replace("me:hunter2@", "", 1), feed_options=feed_options)
+        assert "me:hunter2@" in uri
+
+
+async def test_the_password_of_a_storage_is_not_stored(
+    site: Site, queue: Queue, crawls: Crawls, tmp_path: Path
+) -> None:
+    """All runs use the name that the first one has given, and each its own password."""
+    site.serve({"/": links("/a"), "/a": "page"})
+    folder = tmp_path / "feeds"
+    folder.mkdir()
+    uri = f"remote://me:hunter2@{folder}/items-%(batch_time)s.jl"
+    settings = {
+        **UNNAMED,
+        "FEED_STORAGES": {"remote": NeedsPassword},
+        "FEEDS": {uri: {"format": "jsonlines", "overwrite": False}},
+    }
+    for few in ({"CLOSESPIDER_PAGECOUNT": 1}, {}):
+        await crawls.run(Links, {**settings, **few}, queue=queue, site=site.url)
+    (file,) = folder.iterdir()
+    assert lines(file.read_text()) == ["/", "/a"]
+    stored = b"".join(file.read_bytes() for file in queue.folder.glob(f"{FILE_NAME}*"))
+    assert b"items-" in stored
+    assert b"hunter2" not in stored
 
 
 async def test_a_worker_gets_back_what_it_has_saved_itself(

@@ -18,10 +18,21 @@ from urllib.request import Request as Call
 from urllib.request import urlopen
 
 import pytest
+from scrapy import Request, signals
 from scrapy.http import Response
 
+from scrapy_apify_rq import scrapy_private
 from scrapy_apify_rq.crawl import state
-from tests.crawls.test_items import Kinds, Loose, Many, contents, feeds, files_in, restore
+from tests.crawls.test_items import (
+    Kinds,
+    Loose,
+    Many,
+    SecondExporter,
+    contents,
+    feeds,
+    files_in,
+    restore,
+)
 from tests.crawls.test_state import KEYS, WORKER, LogsIn, login, records, sent_cookies
 from tests.support.api_calls import error
 from tests.support.command_line import rq_ok
@@ -110,6 +121,39 @@ async def test_no_feed_is_written_that_nobody_could_cut_back(
     assert sorted(paths) == ["/", "/a"]
 
 
+async def test_no_batch_is_replayed_that_nobody_could_cut_back(
+    site: Site, served: ServedQueue, crawls: Crawls, tmp_path: Path
+) -> None:
+    """A feed that is new to the crawl, and whose second batch cannot be noted."""
+    site.serve({"/": links("/a", "/b"), "/a": "page", "/b": "page"})
+    first = {"APIFY_RQ_ITEMS": True, "CLOSESPIDER_PAGECOUNT": 2, "CONCURRENT_REQUESTS": 1}
+    await crawls.run(Links, first, queue=served, site=site.url)
+    feed = {str(tmp_path / "%(batch_id)d-.jl"): {"format": "jsonlines", "batch_item_count": 1}}
+    served.api.before = lambda call: (
+        error(403) if "scrapy-rq.feeds" in call.path and b"2-.jl" in call.body else None
+    )
+    crawl = await crawls.run(Links, {"FEEDS": feed}, queue=served, site=site.url)
+    assert crawl.reason == "apify_rq_unauthorized"
+    served.api.before = lambda call: None
+    await crawls.run(Links, {"FEEDS": feed}, queue=served, site=site.url)
+    found = [text.decode() for _, text in sorted(files_in(tmp_path).items())]
+    assert found == [f'{{"path": "{path}"}}\n' for path in ("/", "/a", "/b")]
+
+
+async def test_a_batch_that_cannot_be_noted_while_there_are_two_exporters(
+    site: Site, served: ServedQueue, crawls: Crawls, tmp_path: Path
+) -> None:
+    """The first one begins it, and the second one has to wait for the note."""
+    site.serve({"/": "page"})
+    feed = {str(tmp_path / "%(batch_id)d-.jl"): {"format": "jsonlines", "batch_item_count": 1}}
+    served.api.before = lambda call: (
+        error(403) if "scrapy-rq.feeds" in call.path and b"2-.jl" in call.body else None
+    )
+    settings = {"FEEDS": feed, "EXTENSIONS": {SecondExporter: 0}}
+    crawl = await crawls.run(Links, settings, queue=served, site=site.url)
+    assert crawl.reason == "apify_rq_unauthorized"
+
+
 async def test_a_crawl_is_over_though_the_counts_lag(
     site: Site, served: ServedQueue, crawls: Crawls, tmp_path: Path
 ) -> None:
@@ -126,6 +170,21 @@ async def test_a_crawl_is_over_though_the_counts_lag(
     second = await crawls.run(Links, settings, queue=served, site=site.url)
     assert "The feeds have got" not in second.log_text
     assert site.paths == ["/", "/a"]
+
+
+async def test_a_crawl_is_not_over_though_the_counts_lag(
+    site: Site, served: ServedQueue, crawls: Crawls, tmp_path: Path
+) -> None:
+    """They do not know of its links yet when it is stopped."""
+    site.serve({"/": links("/a", "/b"), "/a": "page", "/b": "page"})
+    feed = {str(tmp_path / "items.jl"): {"format": "jsonlines", "overwrite": True}}
+    served.faults(Faults(counter_lag=600))
+    first = {"FEEDS": feed, "CLOSESPIDER_PAGECOUNT": 1}
+    crawl = await crawls.run(Links, first, queue=served, site=site.url)
+    assert "0 pending" in crawl.closing_line
+    served.faults(Faults())
+    await crawls.run(Links, {"FEEDS": feed}, queue=served, site=site.url)
+    assert contents(tmp_path)["items.jl"] == Counter(["/", "/a", "/b"])
 
 
 # Items that are in the dataset and do not count.
@@ -212,6 +271,34 @@ async def test_items_of_no_request_come_once(
                 assert crawl.stats["apify_rq/items_known"] == 4
 
 
+class ScrapesEarly(Links):
+    """Scrapes an item while its feeds get those of earlier runs."""
+
+    run = ""
+
+    @classmethod
+    def from_crawler(cls, crawler: Any, *args: Any, **kwargs: Any) -> ScrapesEarly:
+        spider = super().from_crawler(crawler, *args, **kwargs)
+        crawler.signals.connect(spider.opened, signals.spider_opened)
+        return spider
+
+    async def opened(self) -> None:
+        await wait_until(lambda: scrapy_private.scheduler(self.crawler).feeds._is_open)
+        item = {"path": f"opened {self.run}"}
+        await self.crawler.engine.scraper.start_itemproc_async(item, response=None)
+
+
+async def test_an_item_that_is_scraped_before_the_feeds_have_the_old_ones(
+    site: Site, served: ServedQueue, crawls: Crawls, tmp_path: Path
+) -> None:
+    site.serve({"/": links("/a"), "/a": "page"})
+    settings = {"FEEDS": {str(tmp_path / "items.jl"): {"format": "jsonlines", "overwrite": True}}}
+    first = {**settings, "CLOSESPIDER_PAGECOUNT": 1}
+    await crawls.run(ScrapesEarly, first, queue=served, site=site.url, run="1")
+    await crawls.run(ScrapesEarly, settings, queue=served, site=site.url, run="2")
+    assert contents(tmp_path)["items.jl"] == Counter(["opened 1", "opened 2", "/", "/a"])
+
+
 async def test_an_item_that_the_dataset_does_not_take(
     site: Site, served: ServedQueue, crawls: Crawls
 ) -> None:
@@ -222,6 +309,25 @@ async def test_an_item_that_the_dataset_does_not_take(
     assert await exported(served) == Counter(["/", "/b"])
     assert crawl.stats["apify_rq/items_unsaved"] == 1
     assert crawl.log_text.count("WARNING: The dataset does not take an item") == 1
+
+
+async def test_items_that_cannot_be_counted_at_the_end(
+    site: Site, served: ServedQueue, crawls: Crawls
+) -> None:
+    """The crawl is over all the same, and the next one is another."""
+    site.serve({"/": links("/a"), "/a": "page"})
+    settings = {"APIFY_RQ_ITEMS": True}
+    first = {**settings, "CLOSESPIDER_PAGECOUNT": 1}
+    await crawls.run(Links, first, queue=served, site=site.url)
+
+    class ScrapesNothing(Links):
+        def parse(self, response: Response) -> None:
+            served.api.before = lambda call: error(403) if "/datasets/" in call.path else None
+
+    crawl = await crawls.run(ScrapesNothing, settings, queue=served, site=site.url)
+    assert "this run handled 1 (0 of them failed)" in crawl.closing_line
+    assert "its counts are unknown: datasets/" in crawl.closing_line
+    assert '"ended":null' not in str(records(served, "feeds"))
 
 
 # Which dataset, and which store.
@@ -287,6 +393,30 @@ async def test_a_dataset_of_the_account_is_never_deleted(
     assert len(stored(served)) == 1
     await rq_ok(served, "purge", "--yes")
     assert {one["name"] for one in of_api(served, "datasets")["items"]} == {"my-items"}
+
+
+async def test_a_purge_that_is_interrupted(site: Site, served: ServedQueue, crawls: Crawls) -> None:
+    """The items of a dataset of others do not come back as those of the next crawl."""
+    site.serve({"/": "page", "/b": "page"})
+    queue_id = (await served.info()).id
+    settings = {"APIFY_RQ_NAME": None, "APIFY_RQ_ID": queue_id, "APIFY_RQ_DATASET": "my-items"}
+    await crawls.run(Links, settings, queue=served, site=site.url)
+
+    def stop(call: Any) -> Any:
+        return error(400) if call.method == "PUT" and "scrapy-rq.dataset" in call.path else None
+
+    class Other(Links):
+        async def start(self) -> AsyncIterator[Any]:
+            yield Request(f"{self.site}/b")
+
+    again = {**settings, "APIFY_RQ_PURGE_ON_START": True}
+    served.api.before = stop
+    stopped = await crawls.run(Other, again, queue=served, site=site.url)
+    assert stopped.paths == []
+    served.api.before = lambda call: None
+    crawl = await crawls.run(Other, again, queue=served, site=site.url)
+    assert crawl.paths == ["/b"]
+    assert "and 1 item" in crawl.closing_line
 
 
 async def test_items_move_with_their_queue(
@@ -371,3 +501,21 @@ async def test_a_token_for_nothing_but_the_queue(
     assert contents(tmp_path / "feeds")["items.jl"] == Counter(["/"])
     assert crawl.log_text.count("Neither items nor the state of the crawl can be saved") == 1
     assert "The items of this crawl are not saved" in crawl.log_text
+
+
+async def test_a_state_that_is_longer_than_the_api_takes(
+    site: Site, served: ServedQueue, crawls: Crawls
+) -> None:
+    """It is reported, and costs nothing but itself."""
+
+    class Grows(Links):
+        def parse(self, response: Response) -> Iterator[Any]:
+            self.state["large"] = "x" * 10_000_000
+            yield from super().parse(response)
+
+    site.serve({"/": Page("page", headers={"Set-Cookie": "a=b"})})
+    crawl = await crawls.run(Grows, queue=served, site=site.url)
+    assert crawl.reason == "finished"
+    assert crawl.log_text.count("WARNING: Not saved: spider.state, which is longer") == 1
+    assert crawl.stats["apify_rq/not_kept"] == 1
+    assert {name.partition("/")[0] for name in records(served)} == {"cookies", "totals"}

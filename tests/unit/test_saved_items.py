@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import datetime as dt
 import enum
 import io
 from collections.abc import Callable
@@ -75,6 +76,22 @@ class Level(enum.IntEnum):
     HIGH = 3
 
 
+class Zone(dt.tzinfo):
+    """As those of dateutil and pytz."""
+
+    def utcoffset(self, moment: dt.datetime | None) -> dt.timedelta:
+        return dt.timedelta(hours=2)
+
+    def tzname(self, moment: dt.datetime | None) -> str | None:
+        return None
+
+    def dst(self, moment: dt.datetime | None) -> None: ...
+
+
+class Moment(dt.datetime):
+    """As that of pendulum."""
+
+
 Point = collections.namedtuple("Point", "x y")
 ITEMS = [
     {"a": [1, {"b": None}], "$c": "\ud800", 4: (2, 3)},
@@ -89,6 +106,7 @@ ITEMS = [
     collections.OrderedDict(b=1, a=2),
     collections.defaultdict(list, {"b": [1]}),
     {"text": Text("tea"), "parts": [Text("a")]},
+    {"at": dt.datetime(2026, 1, 2, 3, tzinfo=Zone()), "and": Moment(2026, 1, 2, 3)},
 ]
 
 

@@ -241,8 +241,10 @@ class ApifyBackend:
     async def load_records(self, prefix: str) -> dict[str, bytes]:
         return await self._records.load(prefix)
 
-    async def save_records(self, texts: Mapping[str, bytes | None]) -> None:
-        await self._records.save(texts)
+    async def save_records(self, texts: Mapping[str, bytes | None]) -> Collection[str]:
+        long = {name for name, text in texts.items() if text is not None and wire.too_long(text)}
+        await self._records.save({name: texts[name] for name in texts.keys() - long})
+        return long
 
     # For the tools.
 
@@ -268,8 +270,9 @@ class ApifyBackend:
     async def purge(self) -> None:
         """Delete a named queue and create it again, since the API cannot empty one."""
         left = await self._items.forget()
-        await self._records.clear()
+        # First, or a kill in between would give the next crawl the items of this one.
         await self._records.save(left)
+        await self._records.clear(but=left)
         if self._api.is_opened_by_name:
             await self._api.delete_queue()
             await self._api.create_queue()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 from urllib.parse import quote, unquote
 
@@ -101,10 +101,10 @@ class Records:
             if text is not None:
                 self._kept[name] = text
 
-    async def clear(self) -> None:
-        """Delete all records."""
+    async def clear(self, *, but: Collection[str]) -> None:
+        """Delete all records ``but`` these."""
         names = await self.load("")
-        await self.save(dict.fromkeys(names))
+        await self.save(dict.fromkeys(names.keys() - set(but)))
 
 
 def key_of(name: str) -> str:

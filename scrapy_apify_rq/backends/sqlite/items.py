@@ -194,13 +194,14 @@ class SavedItems:
         await self._database.transaction(work)
 
     async def notes_of_others(self, names: Collection[str]) -> list[dict[str, str]]:
-        query = "SELECT queue, client, json FROM feeds WHERE name = ? AND (queue, client) <> (?, ?)"
+        # Not a query for each name: a feed may have thousands of batches, and there is no index.
+        query = "SELECT queue, client, name, json FROM feeds WHERE (queue, client) <> (?, ?)"
+        wanted = frozenset(names)
 
         def read() -> list[dict[str, str]]:
             notes: defaultdict[tuple[int, str], dict[str, str]] = defaultdict(dict)
-            for name in names:
-                values = (name, *self._owner)
-                for queue, client, text in self._database.rows(query, values):
+            for queue, client, name, text in self._database.rows(query, self._owner):
+                if name in wanted:
                     notes[queue, client][name] = text
             return list(notes.values())
 

@@ -295,8 +295,9 @@ class SqliteBackend:
     async def load_records(self, prefix: str) -> dict[str, bytes]:
         return await self._database.patiently(lambda: self._table.load_records(prefix))
 
-    async def save_records(self, texts: Mapping[str, bytes | None]) -> None:
+    async def save_records(self, texts: Mapping[str, bytes | None]) -> Collection[str]:
         await self._write(lambda counters: self._table.save_records(texts))
+        return ()
 
     async def prolong(self, ids: Collection[str]) -> dict[str, float]:
         secs = self.lock_secs or 0
