@@ -8,8 +8,10 @@ from typing import Final
 _FIRST: Final = 4
 # Entries that have waited for so many seconds were more than the worker needs.
 _LONG: Final = 5.0
-# While all hosts that have entries here are busy, so many may wait for each of several.
-_FOR_A_BUSY_HOST: Final = 16
+# While all hosts that have entries here are busy, so many may wait for each of several: where a
+# claim brings the head of the queue, and where it brings something of each host.
+_AT_THE_HEAD: Final = 16
+_OF_EACH_HOST: Final = 2
 
 
 class Appetite:
@@ -18,13 +20,15 @@ class Appetite:
     No other worker can crawl what this one has claimed, and its leases must be prolonged. So a slow
     spider should hold few entries, and a fast one as many as it uses up during one claim.
 
-    Where links are grouped by host, the entries of other hosts come behind many of one that is
-    busy. So a worker whose hosts are all busy claims more, the more hosts it has found. With a
-    single one it does not: there may be no others, and other workers need entries, too.
+    A worker whose hosts are all busy claims more, the more hosts it has found: with a delay, say,
+    it needs many of them. Where links are grouped by host and a claim brings the head of the queue,
+    the entries of other hosts come behind many of one that is busy. With a single host it does not
+    claim more: there may be no others, and other workers need entries, too.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, *, chooses_hosts: bool) -> None:
         self._most = most
+        self._for_a_busy_host = _OF_EACH_HOST if chooses_hosts else _AT_THE_HEAD
         self._size = min(_FIRST, most)
         self._is_starving = False
         self._was_rich = False
@@ -38,7 +42,7 @@ class Appetite:
         return waiting < max(enough, self._most_for(busy_hosts))
 
     def _most_for(self, busy_hosts: int) -> int:
-        return min(_FOR_A_BUSY_HOST * busy_hosts, self._most) if busy_hosts > 1 else 0
+        return min(self._for_a_busy_host * busy_hosts, self._most) if busy_hosts > 1 else 0
 
     def starve(self) -> None:
         """The worker has nothing left to crawl and could take more."""

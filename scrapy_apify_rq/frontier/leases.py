@@ -55,7 +55,8 @@ class Leases:
         self._stats = stats
         # If hosts can be chosen, one that never answers must leave room for others.
         part = 2 if backend.chooses_hosts else 1
-        self._appetite = Appetite(max(local.window.limit // part, 1))
+        most = max(local.window.limit // part, 1)
+        self._appetite = Appetite(most, chooses_hosts=backend.chooses_hosts)
         self._memory = local.window.memory // part
         """Bytes that may wait, of whatever host."""
         self._offers = Offers(local.window)
@@ -126,18 +127,13 @@ class Leases:
         window, waiting = self._window, self._waiting()
         if self._looks_past_hosts:
             return waiting.entries < window.limit and waiting.size < window.memory
-        return self._needs_any(waiting, busy_hosts=self._busy_hosts)
+        return self._needs_any(waiting, busy_hosts=window.busy_slots)
 
     def _needs_any(self, waiting: Amount, *, busy_hosts: int = 0) -> bool:
         """Few enough wait for more to be claimed; without ``busy_hosts``, of whatever host."""
         return waiting.size <= self._memory // 2 and self._appetite.is_low(
             waiting.entries, busy_hosts=busy_hosts, is_stuck=self._window.is_stuck
         )
-
-    @property
-    def _busy_hosts(self) -> int:
-        """How many busy hosts to come past; none if a claim brings something of each host."""
-        return 0 if self._backend.chooses_hosts else self._window.busy_slots
 
     @property
     def _looks_past_hosts(self) -> bool:
@@ -171,7 +167,7 @@ class Leases:
         if for_others:
             entries = min(self._appetite.claim(0), window.limit - waiting.entries)
         else:
-            entries = self._appetite.claim(waiting.entries, busy_hosts=self._busy_hosts)
+            entries = self._appetite.claim(waiting.entries, busy_hosts=window.busy_slots)
         self._was_for_others, window.ran_dry = for_others, False
         memory = window.memory if for_others else self._memory
         return Amount(
