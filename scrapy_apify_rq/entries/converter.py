@@ -34,7 +34,7 @@ from scrapy_apify_rq.entries.builtin_values import part
 from scrapy_apify_rq.entries.callbacks import SpiderMethods
 from scrapy_apify_rq.entries.foreign import read_apify, read_plain
 from scrapy_apify_rq.entries.mending import without_words
-from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.models import TURNS, Entry
 from scrapy_apify_rq.entries.names import Names
 from scrapy_apify_rq.entries.place import Place
 from scrapy_apify_rq.entries.request_classes import (
@@ -241,7 +241,7 @@ class RequestConverter:
         base = self._known_bases[cls]
         if base is None or not is_certain(parts, base):
             return False
-        return replaced is None or replaced.user_data.keys() <= {"label", "scrapy"}
+        return replaced is None or replaced.user_data.keys() <= {"label", "scrapy", TURNS}
 
     def _check(self, entry: Entry, name: str) -> None:
         """Raise CodecError unless the entry can be stored and the same request read from it."""

@@ -5,6 +5,11 @@
 People see what Scrapy's JSON exporter would show, about. What plain JSON cannot say is in the
 hidden field (see ``About``), so that an item comes back exactly as ``saved_items`` has written it.
 Apify leaves fields that begin with "#" out of clean exports.
+
+An item is in the dataset before its entry is updated, which a kill may prevent. So the update names
+the turn, the visit of the page, whose items it makes valid, by the ``retryCount`` of the try:
+
+    userData.scrapy_items   {"0": "RUN:TURN", ...}
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from scrapy_apify_rq.entries.models import TURNS, Entry
 from scrapy_apify_rq.entries.saved_items import TAG
 from scrapy_apify_rq.entries.value_reader import decode
 from scrapy_apify_rq.errors import CodecError
@@ -51,6 +57,23 @@ class About(BaseModel):
     """Its fields with values that JSON does not have, as ``values`` writes them."""
     text: str | None = None
     """All of it, where nothing else would do."""
+
+
+def turn_name(run: str, turn: int) -> str:
+    return f"{run}:{turn}"
+
+
+def valid_turns(entry: Entry) -> dict[str, str]:
+    """By try, the names of the turns whose items the entry's updates have made valid."""
+    turns = entry.user_data.get(TURNS)
+    return turns if isinstance(turns, dict) else {}
+
+
+def make_valid(entry: Entry, retry: int, turn: str) -> None:
+    """Let the entry's next update do that, instead of any other turn of this try."""
+    turns = {**valid_turns(entry), str(retry): turn}
+    # A retry shares what it has not changed with the entry before.
+    entry.user_data = {**entry.user_data, TURNS: turns}
 
 
 def to_dataset(text: str, about: About) -> bytes:

@@ -10,7 +10,8 @@ Crawlee keeps data of its own in ``userData.__crawlee``. We read what Scrapy has
     crawlDepth       meta["depth"]
     skipNavigation   the callback gets an empty page, and nothing is downloaded, as in Crawlee
 
-The user data as a whole is ``meta["userData"]``, and stays in the entry.
+The user data as a whole, but for what we keep in it, is ``meta["userData"]``, and stays in the
+entry.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from scrapy import Request
 
 from scrapy_apify_rq.entries.callbacks import SpiderMethods
 from scrapy_apify_rq.entries.mending import well_formed_json
-from scrapy_apify_rq.entries.models import UNREADABLE, Entry
+from scrapy_apify_rq.entries.models import TURNS, UNREADABLE, Entry
 from scrapy_apify_rq.entries.names import Names
 from scrapy_apify_rq.entries.request_classes import find_request_class
 from scrapy_apify_rq.entries.wire_fields import read_body
@@ -78,7 +79,7 @@ def _meta(entry: Entry, meta: dict[str, Any]) -> dict[str, Any]:
     others = {
         name: value
         for name, value in entry.user_data.items()
-        if name not in ("scrapy_request", UNREADABLE)
+        if name not in ("scrapy_request", UNREADABLE, TURNS)
     }
     counts = {name: _crawlee(entry).get(theirs) for theirs, name in _NUMBERS.items()}
     known = {name: count for name, count in counts.items() if type(count) is int and count >= 0}

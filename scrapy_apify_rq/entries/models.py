@@ -36,6 +36,8 @@ from scrapy_apify_rq.entries.mending import in_schema, well_formed, well_formed_
 UNREADABLE: Final = "scrapy_unreadable"
 """The key in the user data of what the schema does not hold: an object of texts, ``original`` and,
 if the entry is broken, ``why``."""
+TURNS: Final = "scrapy_items"
+"""The key in the user data of whose items count: see ``dataset_form``."""
 # Without these an entry is another request.
 _REQUIRED: Final = frozenset(("uniqueKey", "url", "headers"))
 

@@ -19,10 +19,13 @@ from urllib.request import urlopen
 
 import pytest
 from scrapy import Request, signals
+from scrapy.downloadermiddlewares.retry import get_retry_request
 from scrapy.http import Response
 
 from scrapy_apify_rq import scrapy_private
 from scrapy_apify_rq.crawl import state
+from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.crawls.test_items import (
     Kinds,
     Loose,
@@ -190,10 +193,18 @@ async def test_a_crawl_is_not_over_though_the_counts_lag(
 # Items that are in the dataset and do not count.
 
 
+@pytest.mark.parametrize(
+    ("then", "expected"),
+    [
+        pytest.param(links("/a"), ["/", "/a"], id="crawled"),
+        pytest.param([503, links("/a")], ["/", "/a"], id="retried"),
+        pytest.param(404, ["/a"], id="failed"),
+    ],
+)
 async def test_a_page_whose_ack_never_came(
-    site: Site, served: ServedQueue, crawls: Crawls, tmp_path: Path, killed: Any
+    site: Site, served: ServedQueue, crawls: Crawls, tmp_path: Path, then: Any, expected: list[str]
 ) -> None:
-    """Its items are pushed before the ack, so those of its second visit take their place."""
+    """Its items are pushed before the ack, so those of what ``then`` comes take their place."""
     site.serve({"/": links("/a"), "/a": "page"})
     folder = tmp_path / "feeds"
     settings = {"FEEDS": {str(folder / "items.jl"): {"format": "jsonlines"}}}
@@ -214,11 +225,33 @@ async def test_a_page_whose_ack_never_came(
         restore(folder, written)
         assert [item["path"] for item in stored(left)] == ["/"]
         assert await exported(left) == Counter()
-        again = await crawls.run(Links, settings, queue=left, site=site.url)
-        assert sorted(again.paths) == ["/", "/a"]
-        assert contents(folder)["items.jl"] == Counter(["/", "/a"])
-        assert sorted(item["path"] for item in stored(left)) == ["/", "/", "/a"]
-        assert await exported(left) == Counter(["/", "/a"])
+        site.serve({"/": then, "/a": "page"})
+        await crawls.run(Links, settings, queue=left, site=site.url)
+        assert contents(folder)["items.jl"] == Counter(expected)
+        assert sorted(item["path"] for item in stored(left)) == ["/", *expected]
+        assert await exported(left) == Counter(expected)
+
+
+class Thrice(Links):
+    """Scrapes the user data at each of three tries."""
+
+    def parse(self, response: Response) -> Iterator[Any]:
+        yield {"path": json.dumps(response.meta["userData"])}
+        yield get_retry_request(response.request, spider=self, reason="why") or {"path": "end"}
+
+
+async def test_the_items_of_all_tries_count(
+    site: Site, served: ServedQueue, crawls: Crawls
+) -> None:
+    """Of an entry whose user data another program has written, which stay as they were."""
+    site.serve({"/": "page"})
+    data, url = {"x": 1, "label": "L"}, f"{site.url}/"
+    await served.add(Entry(id=request_id(url), unique_key=url, url=url, user_data=data))
+    settings: dict[str, Any] = {"APIFY_RQ_ITEMS": True}
+    first = {**settings, "CLOSESPIDER_PAGECOUNT": 1}
+    await crawls.run(Thrice, first, queue=served, site=site.url)
+    await crawls.run(Thrice, settings, queue=served, site=site.url)
+    assert await exported(served) == Counter([*[json.dumps(data)] * 3, "end"])
 
 
 def pushes(queue: ServedQueue) -> list[Any]:

@@ -14,7 +14,7 @@ from scrapy.http import Headers, JsonRequest
 
 from scrapy_apify_rq.commands.show import request_as_json
 from scrapy_apify_rq.entries.foreign import apify_start_key
-from scrapy_apify_rq.entries.models import Entry
+from scrapy_apify_rq.entries.models import TURNS, Entry
 from tests.support.codec_classes import SPIDER, Exploit, Ran
 from tests.support.conversion import URL, apify, apify_text, converter, foreign, refusal
 from tests.support.exact_values import describe
@@ -29,7 +29,8 @@ def test_an_entry_with_nothing_but_a_url() -> None:
 def test_an_entry_of_another_program() -> None:
     user_data = {"label": "LIST", "page": 2}
     fields = {"method": "POST", "payload": "text é", "headers": {"accept": "*/*", "X-É": "é"}}
-    request = converter().decode(foreign(**fields, user_data=user_data, no_retry=True))
+    ours = {TURNS: {"0": "run:1"}}
+    request = converter().decode(foreign(**fields, user_data=user_data | ours, no_retry=True))
     assert (request.method, request.body, request.callback) == ("POST", "text é".encode(), None)
     assert request.headers == Headers({"Accept": "*/*", "X-É": "é"})
     assert request.meta == {"userData": user_data, "dont_retry": True}

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from scrapy_apify_rq.backends.apify.valid_items import Standing, ValidItems
+from scrapy_apify_rq.backends.apify.valid_items import ValidItems
 from scrapy_apify_rq.entries.dataset_form import About
-
-HANDLED, PENDING = Standing(0, True), Standing(0, False)
 
 
 def pushed(run: str, turn: int, *numbers: int, done: int = 0, **about: object) -> list[About]:
@@ -24,24 +22,34 @@ def pushed(run: str, turn: int, *numbers: int, done: int = 0, **about: object) -
 CASES = {
     "a push whose answer was lost": (
         [*pushed("a", 1, 0, 1), *pushed("a", 1, 0, 1)],
-        HANDLED,
+        {"0": "a:1"},
         ["a1.0", "a1.1"],
     ),
-    "killed before the ack, and not crawled since": (pushed("a", 1, 0, 1), PENDING, []),
+    "killed before the ack, and not crawled since": (pushed("a", 1, 0, 1), {}, []),
     "killed before the ack, and crawled again": (
         [*pushed("a", 1, 0, 1, 2), *pushed("b", 1, 0, 1)],
-        HANDLED,
+        {"0": "b:1"},
         ["b1.0", "b1.1"],
     ),
-    "killed twice": ([*pushed("a", 1, 0), *pushed("b", 1, 0)], PENDING, []),
+    "killed before the ack, and pushed late": (
+        [*pushed("b", 1, 0), *pushed("a", 1, 0)],
+        {"0": "b:1"},
+        ["b1.0"],
+    ),
+    "killed before the ack, and tried twice since": (
+        [*pushed("a", 1, 0), *pushed("b", 1, 0, retry=1)],
+        {"1": "b:1"},
+        ["b1.0"],
+    ),
+    "killed twice": ([*pushed("a", 1, 0), *pushed("b", 1, 0)], {}, []),
     "tried again by Scrapy's own retry": (
         [*pushed("a", 1, 0), *pushed("a", 2, 0, 1, retry=1)],
-        Standing(1, True),
+        {"0": "a:1", "1": "a:2"},
         ["a1.0", "a2.0", "a2.1"],
     ),
     "the retry is not acked": (
         [*pushed("a", 1, 0), *pushed("a", 2, 0, retry=1)],
-        Standing(1, False),
+        {"0": "a:1"},
         ["a1.0"],
     ),
     "known to be acked by what came later": (
@@ -51,12 +59,12 @@ CASES = {
     ),
     "acked, then killed in the middle of another visit": (
         [*pushed("a", 1, 0, 1), *pushed("a", 2, 0, done=2, entry="x"), *pushed("b", 1, 0)],
-        HANDLED,
+        {"0": "a:1"},
         ["a1.0", "a1.1", "a2.0"],
     ),
-    "acked, made pending by hand, then killed": (
+    "acked, and another program has replaced the entry": (
         [*pushed("a", 1, 0), *pushed("a", 2, 0, done=2, entry="x"), *pushed("b", 1, 0)],
-        PENDING,
+        {},
         ["a1.0", "a2.0"],
     ),
     "the entry was deleted": (pushed("a", 1, 0), None, ["a1.0"]),
@@ -81,10 +89,10 @@ def valid() -> Iterator[ValidItems]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_item_counts_once(valid: ValidItems, case: str) -> None:
-    items, standing, expected = CASES[case]
+    items, named, expected = CASES[case]
     for item in items:
         valid.note(item)
-    standings = {id: HANDLED if id in ("x", "other") else standing for id in valid.open_entries()}
-    valid.settle(standings)
+    others = {"0": "a:2"}
+    valid.settle({id: named if id == "e" else others for id in valid.open_entries()})
     found = [f"{item.run}{item.turn}.{item.number}" for item in items if valid.counts(item)]
     assert found == expected

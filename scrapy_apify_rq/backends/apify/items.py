@@ -34,10 +34,18 @@ from scrapy_apify_rq.backends.apify.parallel import run_all
 from scrapy_apify_rq.backends.apify.pushes import Pushes
 from scrapy_apify_rq.backends.apify.records import Records
 from scrapy_apify_rq.backends.apify.storages import Datasets, ItemPage
-from scrapy_apify_rq.backends.apify.valid_items import Standing, ValidItems
+from scrapy_apify_rq.backends.apify.valid_items import ValidItems
 from scrapy_apify_rq.backends.apify.wire import too_long
 from scrapy_apify_rq.backends.base import EntryItems, LooseItems, SavedItem
-from scrapy_apify_rq.entries.dataset_form import About, about_item, from_dataset, to_dataset
+from scrapy_apify_rq.entries.dataset_form import (
+    About,
+    about_item,
+    from_dataset,
+    make_valid,
+    to_dataset,
+    turn_name,
+    valid_turns,
+)
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.records import owner_of
 from scrapy_apify_rq.errors import BackendError
@@ -139,13 +147,14 @@ class DatasetItems(FeedNotes):
     # Saving.
 
     async def add(self, entries: Sequence[Entry], items: Mapping[str, EntryItems]) -> None:
-        """Save the items of requests before they are updated."""
+        """Save the items of requests before they are updated, which makes them valid."""
         lines: list[bytes] = []
         for entry in entries:
             if (found := items.get(entry.id)) is not None:
                 turn, before = self._turns.place(entry.id, found.spill, len(found.texts))
                 # A requeue has counted the try already.
                 retry = entry.retry_count - (not entry.is_handled)
+                make_valid(entry, retry, turn_name(self._run, turn))
                 lines += self._lines(
                     found.texts, entry=entry.id, retry=retry, turn=turn, number=before
                 )
@@ -245,7 +254,7 @@ class DatasetItems(FeedNotes):
         valid = await self._scan(after)
         self._index = None
         try:
-            valid.settle(await self._standings(valid.open_entries()))
+            valid.settle(await self._valid_turns(valid.open_entries()))
             async for number, item, about in self._list(after, brief=False):
                 is_wanted = not own or (about.run != self._run and about.client == self._client)
                 if is_wanted and valid.counts(about):
@@ -265,16 +274,16 @@ class DatasetItems(FeedNotes):
         self._index = after, valid
         return valid
 
-    async def _standings(self, ids: Collection[str]) -> dict[str, Standing | None]:
-        """How the queue has these entries. Found out one by one: a list may lag."""
-        left, found = list(ids), dict[str, Standing | None]()
+    async def _valid_turns(self, ids: Collection[str]) -> dict[str, dict[str, str] | None]:
+        """What these entries name, None for one that does not exist. Read one by one: a list may
+        lag.
+        """
+        left, found = list(ids), dict[str, dict[str, str] | None]()
         for start in range(0, len(left), _PARALLEL):
             part = left[start : start + _PARALLEL]
             entries = await run_all(map(self._api.get_request, part))
             for id, entry in zip(part, entries, strict=True):
-                found[id] = None
-                if entry is not None:
-                    found[id] = Standing(entry.retry_count, entry.is_handled)
+                found[id] = None if entry is None else valid_turns(entry)
         return found
 
     async def _list(

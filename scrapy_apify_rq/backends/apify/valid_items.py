@@ -4,10 +4,12 @@ A dataset is only ever appended to, and an item is in it before its page is acke
 answer was lost is there twice, and a page that was fetched again after a kill has the items of both
 visits. An item therefore names its turn: a visit of a page, counted in each run.
 
-* Of several turns of one page (and one retry of it), the last one counts that is known to be acked;
-  if none is, the last one. A later turn exists only because nobody has acked the page before.
+* Of the turns of one page (and one retry of it), that one counts which the entry names: its update,
+  the ack or that of the retry, has come. GETs are exact, so no lag of a list matters, nor what a
+  killed run pushes late.
+* An item also says up to where the turns of its run were acked, so few entries are looked at: those
+  of turns that are not known to be. Where nothing else is known, the last acked turn counts.
 * Of a single turn, items count once, by their numbers, which grow.
-* If a turn is not known to be acked, the queue says whether the page is.
 
 What is known grows with the number of pages, so it is in a temporary file.
 """
@@ -19,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from scrapy_apify_rq.entries.dataset_form import About
+from scrapy_apify_rq.entries.dataset_form import About, turn_name
 
 _SCHEMA: Final = """
     CREATE TABLE pages (name TEXT PRIMARY KEY, turn TEXT NOT NULL, seen INTEGER NOT NULL)
@@ -36,13 +38,6 @@ class Page(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.entry}:{self.retry}"
-
-
-class Standing(NamedTuple):
-    """How an entry is stored now."""
-
-    retries: int
-    is_handled: bool
 
 
 class ValidItems:
@@ -88,24 +83,27 @@ class ValidItems:
         """Return the ids of entries that are not known to be acked."""
         return {page.entry for pages in self._open.values() for page in pages.values()}
 
-    def settle(self, standings: Mapping[str, Standing | None]) -> None:
-        """Decide which turns count. ``standings`` are those of the open entries; None for one that
-        was deleted, whose items stay.
+    def settle(self, valid: Mapping[str, Mapping[str, str] | None]) -> None:
+        """Decide which turns count. ``valid`` are those that the open entries name, by try; None
+        for an entry that was deleted, whose items stay.
         """
         open_turns = {
-            _turn(run, turn): page
+            turn_name(run, turn): page
             for run, turns in self._open.items()
             for turn, page in turns.items()
         }
-        for page, turns in self._repeated.items():
-            acked = [turn for turn in turns if turn not in open_turns]
-            best = acked[-1] if acked else turns[-1]
-            self._db.execute("UPDATE pages SET turn = ? WHERE name = ?", (best, page.name))
+        pages = dict(self._repeated)
         for turn, page in open_turns.items():
-            now = standings[page.entry]
-            if now is not None and not now.is_handled and now.retries <= page.retry:
-                query = "DELETE FROM pages WHERE name = ? AND turn = ?"
-                self._db.execute(query, (page.name, turn))
+            pages.setdefault(page, [turn])
+        for page, turns in pages.items():
+            acked = [turn for turn in turns if turn not in open_turns]
+            best = acked[-1] if acked else ""
+            named = valid.get(page.entry)
+            if named is not None and named.get(str(page.retry)) in turns:
+                best = named[str(page.retry)]
+            elif named is None and not acked:
+                best = turns[-1]
+            self._db.execute("UPDATE pages SET turn = ? WHERE name = ?", (best, page.name))
 
     def counts(self, about: About) -> bool:
         """Return whether the item counts and was not asked about before."""
@@ -119,8 +117,4 @@ def _names(about: About) -> tuple[str, str]:
     """The page of an item, and its turn. An item without a page has only a key."""
     if about.entry is None:
         return f"*{about.key}", ""
-    return Page(about.entry, about.retry).name, _turn(about.run, about.turn)
-
-
-def _turn(run: str, turn: int) -> str:
-    return f"{run}:{turn}"
+    return Page(about.entry, about.retry).name, turn_name(about.run, about.turn)
