@@ -78,6 +78,8 @@ def _attempt(url: str, headers: dict[str, str], what: str) -> bytes | None:
     ) as client:
         try:
             with client.stream("GET", url, headers=headers) as answer:
+                if answer.next_request is not None:  # a record may be elsewhere, behind a link
+                    return _attempt(str(answer.next_request.url), {}, what)
                 if answer.status_code == 404:
                     return None
                 if answer.status_code == 429 or answer.status_code >= 500:

@@ -191,10 +191,12 @@ class Client:
         body: bytes | None = None,
         query: Mapping[str, str | int] | None = None,
         storage: str = "",
+        may_link: bool = False,
     ) -> Answer[T]:
         """Make a call and retry it while that may help. ``name`` is for stats and messages, and
         ``read`` returns what an answer says, or raises ValueError. ``storage`` has rates of its
-        own; it is the queue if none is named.
+        own; it is the queue if none is named. With ``may_link`` the answer may be a link to what
+        was asked for, which whoever has it may read: the token does not go there.
 
         Raises Refused if the API refuses this call, and BackendError if it stays unavailable.
         """
@@ -211,7 +213,7 @@ class Client:
             self._inc_stat(f"apify_rq/api/calls/{name}")
             since = since or time.monotonic()
             try:
-                data = self._read(*await self._send(self._connections, request), read)
+                data = self._read(*await self._send(self._connections, request, may_link), read)
             except TransientError as failure:
                 maybe_done = maybe_done or failure.maybe_done
                 self._inc_stat("apify_rq/api/retries")
@@ -235,12 +237,15 @@ class Client:
         return httpx2.Request(method, url, headers=headers, stream=httpx2.ByteStream(body or b""))
 
     async def _send(
-        self, connections: httpx2.AsyncBaseTransport, request: httpx2.Request
+        self, connections: httpx2.AsyncBaseTransport, request: httpx2.Request, may_link: bool
     ) -> tuple[httpx2.Response, bytearray]:
         try:
             async with asyncio.timeout(_LONGEST_CALL):
                 answer = await connections.handle_async_request(request)
                 try:
+                    if may_link and (link := _link(request.url, answer)) is not None:
+                        linked = httpx2.Request("GET", link, headers={"Accept-Encoding": "gzip"})
+                        return await self._send(connections, linked, may_link=False)
                     return answer, await self._body(answer)
                 finally:
                     await answer.aclose()
@@ -348,6 +353,17 @@ class Client:
                 self.patience,
             )
         await asyncio.sleep(delay)
+
+
+def _link(url: httpx2.URL, answer: httpx2.Response) -> httpx2.URL | None:
+    """Where the answer to a call of this URL says that its content is."""
+    if not answer.has_redirect_location:
+        return None
+    try:
+        link = url.join(answer.headers["Location"])
+    except httpx2.InvalidURL:
+        return None
+    return link if link.scheme in ("https", url.scheme) else None
 
 
 def _pieces(answer: httpx2.Response) -> AsyncIterable[bytes]:

@@ -204,7 +204,9 @@ class Stores(_Storages):
 
     async def get(self, ref: str, key: str) -> bytes | None:
         path = f"records/{quote(key, safe='')}"
-        return await self._call_if_any("record_get", "GET", ref, path, bytes, rate=CRUD_RATE)
+        return await self._call_if_any(
+            "record_get", "GET", ref, path, bytes, rate=CRUD_RATE, may_link=True
+        )
 
     async def put(self, ref: str, key: str, text: bytes) -> None:
         path = f"records/{quote(key, safe='')}"
