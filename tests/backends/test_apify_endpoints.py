@@ -20,18 +20,20 @@ from tests.support.queues import NAME, TOKEN
 
 
 @pytest.mark.parametrize(
-    ("status", "reason", "cure"),
+    ("status", "kind", "reason", "cure"),
     [
-        (401, "apify_rq_unauthorized", "Set APIFY_TOKEN"),
-        (403, "apify_rq_unauthorized", "APIFY_TOKEN may not use this queue"),
-        (404, "apify_rq_gone", "APIFY_RQ_ID"),
-        (405, "apify_rq_unavailable", "APIFY_API_BASE_URL"),
+        (401, "a-type", "apify_rq_unauthorized", "Set APIFY_TOKEN"),
+        (402, "a-type", "apify_rq_charge_limit", "raise the limit"),
+        (403, "platform-feature-disabled", "apify_rq_charge_limit", "raise the limit"),
+        (403, "a-type", "apify_rq_unauthorized", "APIFY_TOKEN may not use this queue"),
+        (404, "a-type", "apify_rq_gone", "APIFY_RQ_ID"),
+        (405, "a-type", "apify_rq_unavailable", "APIFY_API_BASE_URL"),
     ],
 )
 async def test_what_concerns_the_queue_is_final(
-    api: Api, client: Apify, status: int, reason: str, cure: str
+    api: Api, client: Apify, status: int, kind: str, reason: str, cure: str
 ) -> None:
-    api.before = lambda call: error(status, "a-type", "the message")
+    api.before = lambda call: error(status, kind, "the message")
     for call in (
         lambda: client.fill("a"),
         client.take,
@@ -39,7 +41,7 @@ async def test_what_concerns_the_queue_is_final(
         lambda: client.delete(ids("a")),
         client.open,
     ):
-        with pytest.raises(BackendError, match=f"{status} a-type: the message") as caught:
+        with pytest.raises(BackendError, match=f"{status} {kind}: the message") as caught:
             await call()
         assert caught.value.reason == reason
         assert cure in str(caught.value)

@@ -34,7 +34,7 @@ from scrapy_apify_rq.backends.apify.http import (
     Refused,
     TransientError,
 )
-from scrapy_apify_rq.backends.apify.wire import ABOUT_CONTENT
+from scrapy_apify_rq.backends.apify.wire import ABOUT_CONTENT, SPENT
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.limits import BATCH_RATE, CRUD_RATE, OTHER_RATE
@@ -62,6 +62,7 @@ _CURES: Final[dict[int, tuple[str, str]]] = {
         "apify_rq_unauthorized",
         "Set APIFY_TOKEN to a valid token: https://console.apify.com/settings/integrations.",
     ),
+    HTTPStatus.PAYMENT_REQUIRED: SPENT,
     HTTPStatus.FORBIDDEN: (
         "apify_rq_unauthorized",
         "The APIFY_TOKEN may not use this queue: give it the permission, or choose another queue"

@@ -53,6 +53,8 @@ _UNSENT: Final = (
 # These are final, though they do not come from the API itself, but from a proxy before it. It may
 # answer with others for a while, as with 502.
 _ABOUT_THE_CALL: Final = frozenset((400, 413, 414, 422, 431))
+# The account has spent what it may in this month, though the status is that of a missing right.
+_SPENT: Final = "platform-feature-disabled"
 # Seconds to try again while no call has succeeded, if the address or the certificate is wrong.
 _HOPELESS_PATIENCE: Final = 3.0
 # Enough for CRUD_RATE at 0.3 seconds a call.
@@ -294,7 +296,7 @@ class Client:
             or (not kind and status not in _ABOUT_THE_CALL)
         )
         if not is_transient:
-            raise Refused(status, problem)
+            raise Refused(HTTPStatus.PAYMENT_REQUIRED if kind == _SPENT else status, problem)
         raise TransientError(
             problem,
             maybe_done=not is_limit,

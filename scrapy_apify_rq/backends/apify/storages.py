@@ -18,7 +18,7 @@ from pydantic_core import from_json
 from scrapy_apify_rq.backends.api_models import Model
 from scrapy_apify_rq.backends.apify.answers import Reading, reading
 from scrapy_apify_rq.backends.apify.http import AnswerTooLong, Client, Refused
-from scrapy_apify_rq.backends.apify.wire import ABOUT_CONTENT
+from scrapy_apify_rq.backends.apify.wire import ABOUT_CONTENT, SPENT
 from scrapy_apify_rq.entries.dataset_form import FIELD
 from scrapy_apify_rq.errors import BackendError
 from scrapy_apify_rq.limits import CRUD_RATE, OTHER_RATE
@@ -123,10 +123,13 @@ class _Storages:
             if error.status in expected or isinstance(error, AnswerTooLong):
                 raise
             reason = "apify_rq_items" if self.kind == "datasets" else "apify_rq_unavailable"
+            cure = _CURES[self.kind]
             if error.status in _UNAUTHORIZED:
                 reason = "apify_rq_unauthorized"
+            elif error.status == HTTPStatus.PAYMENT_REQUIRED:
+                reason, cure = SPENT
             what = f"{self.kind}/{ref or options['query']['name']}"
-            raise BackendError(f"{what}: {error}. {_CURES[self.kind]}", reason) from None
+            raise BackendError(f"{what}: {error}. {cure}", reason) from None
         return answer.data
 
     async def _call_if_any(
@@ -148,20 +151,9 @@ class Datasets(_Storages):
     async def push(self, id: str, items: Iterable[bytes]) -> None:
         """Append items, given as JSON. Raises Refused if the API does not take one of them."""
         body = b"[" + b",".join(items) + b"]"
-        expected = ABOUT_CONTENT | {HTTPStatus.PAYMENT_REQUIRED}
-        try:
-            await self._call(
-                "push", "POST", id, "items", _done, rate=CRUD_RATE, expected=expected, body=body
-            )
-        except Refused as error:
-            if error.status != HTTPStatus.PAYMENT_REQUIRED:
-                raise
-            raise BackendError(
-                f"datasets/{id}: {error}. The run or its account may spend no more, so the dataset"
-                " takes no more items. What is left stays pending: raise the limit, and run the"
-                " crawl again.",
-                "apify_rq_charge_limit",
-            ) from None
+        await self._call(
+            "push", "POST", id, "items", _done, rate=CRUD_RATE, expected=ABOUT_CONTENT, body=body
+        )
 
     async def page(self, id: str, offset: int, limit: int, *, brief: bool) -> ItemPage:
         """Return items from ``offset`` on, or only what they say about themselves, if ``brief``.

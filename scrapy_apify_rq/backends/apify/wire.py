@@ -19,6 +19,12 @@ ABOUT_CONTENT: Final = frozenset(
         HTTPStatus.UNPROCESSABLE_ENTITY,
     )
 )
+# The closing reason and the cure where nobody pays for more.
+SPENT: Final = (
+    "apify_rq_charge_limit",
+    "The run or its account may spend no more. What is left stays pending: raise the limit, and run"
+    " the crawl again.",
+)
 
 
 def to_send(entry: Entry) -> bytes:
