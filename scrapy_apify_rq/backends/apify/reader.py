@@ -90,14 +90,15 @@ class Read:
     absent: list[str] = field(default_factory=list)
     """Ids that were fetched and do not exist."""
     fetched: int = 0
-    outdated: int = 0
-    """How many of the fetched ones are absent or handled."""
+    handled: list[str] = field(default_factory=list)
+    """Ids that were fetched and are handled."""
 
     def note_fetched(self, id: str, entry: Entry | None) -> None:
         self.fetched += 1
         if entry is None:
             self.absent.append(id)
-        self.outdated += entry is None or entry.is_handled
+        elif entry.is_handled:
+            self.handled.append(id)
 
     def add(self, entry: Entry) -> bool:
         """Add a pending entry if it fits. The first one always does."""

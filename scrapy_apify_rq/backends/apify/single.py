@@ -10,6 +10,7 @@ that are remembered, too.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -67,7 +68,7 @@ class SingleAccess:
         self._is_fresh = False
         """Whether the entries fetched last were pending, as the head said."""
         self._acked: OrderedDict[str, float] = OrderedDict()
-        """When recent acks were confirmed. A head that lags still lists these entries."""
+        """When recent acks were confirmed, or seen. A head that lags still lists these entries."""
         self._stale = 0
         """How many recently acked entries the last head listed."""
         self._absent: dict[str, float] = {}
@@ -120,9 +121,7 @@ class SingleAccess:
             # With nothing known the crawl would end, so its latest acks are worth a look, too.
             age = self._consistency_delay if known else 0
             entries, is_cut = await self._requeued_by_others(view.ids, age, size)
-        # An id that does not exist yet may be a new entry. One that stays away is a deleted one.
-        now = time.monotonic()
-        is_expected = any(now - since < self._lag for since in self._absent.values())
+        is_expected = any(map(self._may_exist, self._absent))
         self._hosts |= {entry.id: host_of(entry) for entry in entries}
         return Claim(
             [Claimed(entry, None) for entry in entries],
@@ -140,9 +139,14 @@ class SingleAccess:
         head = await self._api.get_head(asked)
         ids = [item.id for item in head.items]
         self._stale = sum(id in self._acked for id in ids)
+        wanted = [id for id in ids if id not in unwanted and id not in self._acked]
+        if self._absent:
+            # What is not there comes last, or much of it would hide the rest.
+            self._absent = {id: self._absent[id] for id in wanted if id in self._absent}
+            wanted = sorted(filter(self._may_exist, wanted), key=self._absent.__contains__)
         view = _View(
             ids,
-            wanted=[id for id in ids if id not in unwanted and id not in self._acked],
+            wanted=wanted,
             hosts={item.id: host(item.url, None) for item in head.items},
             more=len(ids) >= asked,
             others=self._note_clients(head.had_multiple_clients),
@@ -205,6 +209,10 @@ class SingleAccess:
         while self._acked and self._acked[id := next(iter(self._acked))] < oldest:
             del self._acked[id]
 
+    def _may_exist(self, id: str) -> bool:
+        """Whether it is not known to be deleted: one that does not exist yet may be a new one."""
+        return time.monotonic() - self._absent.get(id, math.inf) < self._lag
+
     def _note_clients(self, several: bool) -> bool:
         """Return True if another client has come. One that was there before us may have left."""
         has_come = several and self._alone is True
@@ -241,7 +249,11 @@ class SingleAccess:
             if id in listed:
                 self._complete.keep(listed[id])
         if read.fetched:
-            self._is_fresh = not read.outdated
+            self._is_fresh = not (read.absent or read.handled)
         now = time.monotonic()
-        self._absent = {id: self._absent.get(id, now) for id in read.absent}
+        self._acked |= dict.fromkeys(read.handled, now)
+        for id in [entry.id for entry in read.entries] + read.handled:
+            self._absent.pop(id, None)
+        for id in read.absent:
+            self._absent.setdefault(id, now)
         return read.entries, bool(read.rest)
