@@ -342,6 +342,7 @@ async def test_an_item_that_the_dataset_does_not_take(
     assert await exported(served) == Counter(["/", "/b"])
     assert crawl.stats["apify_rq/items_unsaved"] == 1
     assert crawl.log_text.count("WARNING: The dataset does not take an item") == 1
+    assert "If the dataset has a schema, that must allow the field #scrapy" in crawl.log_text
 
 
 async def test_items_that_cannot_be_counted_at_the_end(

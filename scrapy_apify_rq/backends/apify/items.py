@@ -38,6 +38,7 @@ from scrapy_apify_rq.backends.apify.valid_items import ValidItems
 from scrapy_apify_rq.backends.apify.wire import too_long
 from scrapy_apify_rq.backends.base import EntryItems, LooseItems, SavedItem
 from scrapy_apify_rq.entries.dataset_form import (
+    FIELD,
     About,
     about_item,
     from_dataset,
@@ -206,8 +207,10 @@ class DatasetItems(FeedNotes):
             self._has_logged_refusal = True
             logger.warning(
                 "The dataset does not take an item: %s. It is exported as ever, but a kill may lose"
-                " it. No more of these are logged; see the stat apify_rq/items_unsaved",
+                " it. If the dataset has a schema, that must allow the field %s. No more of these"
+                " are logged; see the stat apify_rq/items_unsaved",
                 error,
+                FIELD,
             )
 
     async def _open(self) -> str:
