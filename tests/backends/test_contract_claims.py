@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from scrapy_apify_rq import clock
 from scrapy_apify_rq.backends.base import Claim
 from tests.support.backends import Handy, Queues, entry, handled, ids, keys_of, numbered
 
 
-class Clock:
-    """Moves the time that leases go by: a test's own, or the real one by waiting for it."""
+class Time:
+    """That which leases go by. Only the live platform's has to be waited for."""
 
-    def __init__(self, kind: str) -> None:
-        self.is_real = kind != "sqlite"
-        self.lock_secs = {"sqlite": 60, "server": 1, "live": 10}[kind]
-        self.time = 1_000_000.0
-        self.options: dict[str, Any] = {"lock_secs": self.lock_secs}
-        if not self.is_real:
-            self.options["now"] = self.now
+    def __init__(self, queues: Queues, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_real = queues.kind == "live"
+        self.lock_secs = 10 if self.is_real else 60
+        self._monkeypatch = monkeypatch
 
-    def now(self) -> float:
-        return time.time() if self.is_real else self.time
+    def leased_now(self) -> Any:
+        """When a lease ends that begins now."""
+        return pytest.approx(clock.now() + self.lock_secs, abs=self.lock_secs / 20)
 
-    async def advance(self, share: float) -> None:
+    async def go_on(self, share: float) -> None:
         """By this share of a lease."""
-        self.time += share * self.lock_secs
         if self.is_real:
             await asyncio.sleep(share * self.lock_secs)
+        else:
+            self._monkeypatch.setattr(clock, "_START", clock._START + share * self.lock_secs)
+
+
+@pytest.fixture
+def lease_time(queues: Queues, monkeypatch: pytest.MonkeyPatch) -> Time:
+    return Time(queues, monkeypatch)
 
 
 @pytest.mark.parametrize("lock_secs", [None, 60])
@@ -154,10 +158,10 @@ async def test_a_claim_is_a_lease(queues: Queues) -> None:
     me = {"lock_secs": 60, "client_key": "me"}
     async with queues.open(**me) as one, queues.open(lock_secs=60) as two:
         await one.fill("a", "b", "c")
-        before = time.time()
+        before = clock.now()
         claim = await one.take(2)
         assert claim.leased
-        assert all(before + 60 <= held.lease <= time.time() + 60 for held in claim.entries)
+        assert all(before + 60 <= held.lease <= clock.now() + 60 for held in claim.entries)
         assert keys_of(held.entry for held in claim.entries) == ["a", "b"]
         lock, *others = [await two.lock_of(id) for id in ids("a", "c", "strange")]
         assert lock.client_key == "me"
@@ -182,16 +186,16 @@ async def test_no_more_is_leased_than_asked_for(queues: Queues, limit: int) -> N
         assert len(await two.listed("locked")) == limit
 
 
-async def test_a_lapsed_lease_is_free_for_others(queues: Queues) -> None:
-    clock = Clock(queues.kind)
-    async with queues.open(**clock.options) as one, queues.open(**clock.options) as two:
+async def test_a_lapsed_lease_is_free_for_others(queues: Queues, lease_time: Time) -> None:
+    secs = lease_time.lock_secs
+    async with queues.open(lock_secs=secs) as one, queues.open(lock_secs=secs) as two:
         await one.fill("a")
         lease = (await one.take()).entries[0].lease
-        assert lease == pytest.approx(clock.now() + clock.lock_secs, abs=0.3)
-        await clock.advance(0.5)
+        assert lease == lease_time.leased_now()
+        await lease_time.go_on(0.5)
         assert await two.keys() == []
         assert await one.listed("locked") == {"a"}
-        await clock.advance(0.6)
+        await lease_time.go_on(0.6)
         assert await one.listed("locked") == set()
         assert await two.keys() == ["a"]
         # It is the other's now: the first holder can neither keep nor free it.
@@ -200,19 +204,19 @@ async def test_a_lapsed_lease_is_free_for_others(queues: Queues) -> None:
         assert await one.keys() == []
 
 
-async def test_prolong_starts_the_lease_anew(queues: Queues) -> None:
-    clock = Clock(queues.kind)
+async def test_prolong_starts_the_lease_anew(queues: Queues, lease_time: Time) -> None:
+    secs = lease_time.lock_secs
     asked = ids("a", "b", "strange")
-    async with queues.open(**clock.options) as one, queues.open(**clock.options) as two:
+    async with queues.open(lock_secs=secs) as one, queues.open(lock_secs=secs) as two:
         await one.fill("a", "b")
         await one.take(1)
-        await clock.advance(0.6)
+        await lease_time.go_on(0.6)
         assert await two.prolong(asked) == {}
-        until = pytest.approx(clock.now() + clock.lock_secs, abs=0.3)
+        until = lease_time.leased_now()
         assert await one.prolong(asked) == dict.fromkeys(ids("a"), until)
-        await clock.advance(0.6)
+        await lease_time.go_on(0.6)
         assert await two.keys() == ["b"]
-        await clock.advance(0.5)
+        await lease_time.go_on(0.5)
         assert await two.keys() == ["a"]
         assert await one.prolong(asked) == {}
 
