@@ -411,6 +411,8 @@ class InFlight:
             if isinstance(parent, Flight):
                 parent.children.remove(old)
                 parent.children.add(again)
+            self._crawler.stats.inc_value("scheduler/enqueued")
+            self._crawler.stats.inc_value("scheduler/enqueued/memory")
             self._frontier.keep(again)
             return
         again.entry = self._retried(flight, old.entry, request, reason)

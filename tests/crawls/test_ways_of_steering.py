@@ -138,6 +138,7 @@ PAGES: dict[str, Any] = {
     "/hop": Page(status=301, headers={"Location": "/target"}),
     "/refresh": '<html><head><meta http-equiv="refresh" content="0; url=/refreshed"></head></html>',
     "/flaky": [503, "page"],
+    "/lambda": [503, "page"],
     "/down": 503,
     "/retried": ["not yet", "not yet", "page"],
 }
@@ -224,7 +225,7 @@ EXPECTED = {
     (3, 1, 1, 0): ("/retried",),
     (2, 1, 2, 0): ("/again",),
     (0, 2, 0, 0): ("/start",),
-    (1, 1, 0, 0): ("/lambda",),
+    (2, 1, 0, 0): ("/lambda",),
     (1, 0, 0, 0): ("/downloaded", "/file.bin", "/robots.txt"),
 }
 
@@ -263,5 +264,5 @@ async def test_all_ways(served: ServedQueue, crawls: Crawls, tmp_path: Path) -> 
         assert str(entries[path][0].loaded_url).endswith(path)
     assert ours.crawl.spider.handled == [False]  # "/slow" was not acked before its pipelines ended
     assert ours.crawl.stats["scheduler/unserializable"] == 1
-    assert ours.crawl.stats["scheduler/dequeued/memory"] == 1
+    assert ours.crawl.stats["scheduler/dequeued/memory"] == 2
     assert "Unable to serialize request" in ours.crawl.log_text
