@@ -44,18 +44,19 @@ class Duplicates:
         self._spider = cast("Spider", crawler.spider)
         self._frontier = frontier
         self._repeats_start = config.repeat_start
-        # For its log line and stat only. Its from_crawler() would write a set of seen requests of
-        # its own to JOBDIR.
-        self._stock = RFPDupeFilter(
-            debug=crawler.settings.getbool("DUPEFILTER_DEBUG"),
-            fingerprinter=crawler.request_fingerprinter,
-        )
         cls = load_object(crawler.settings["DUPEFILTER_CLASS"])
         is_stock = cls in (BaseDupeFilter, RFPDupeFilter)
         self._filter: BaseDupeFilter | None = None if is_stock else build_from_crawler(cls, crawler)
+        # For its log line and stat only. Its from_crawler() would write a set of seen requests of
+        # its own to JOBDIR.
+        self._logs: RFPDupeFilter = RFPDupeFilter(
+            debug=crawler.settings.getbool("DUPEFILTER_DEBUG"),
+            fingerprinter=crawler.request_fingerprinter,
+        )
         fingerprint = None
         if config.unique_key == "fingerprint" and _differs_by_fingerprint(self._filter):
             fingerprint = self._filter.request_fingerprint
+            self._logs = self._filter
         self._keys = Keys(crawler, config.unique_key, fingerprint)
         self._asks = self._filter is not None and fingerprint is None
         """The filter of the project has a memory of its own, and has to be asked."""
@@ -123,8 +124,8 @@ class Duplicates:
         return not self._frontier.knows(request_id(self._keys.plain(copy)))
 
     def log(self, request: Request) -> None:
-        """Log and count a duplicate as Scrapy does."""
-        self._stock.log(request, self._spider)
+        """Log and count a duplicate as Scrapy does, or as the project's filter does."""
+        self._logs.log(request, self._spider)
 
 
 def _differs_by_fingerprint(filter: BaseDupeFilter | None) -> TypeGuard[RFPDupeFilter]:  # noqa: A002 (Scrapy's word)

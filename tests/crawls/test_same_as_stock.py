@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from scrapy import Request
@@ -141,6 +142,11 @@ class Fingerprinter:
         return fingerprint(request.replace(url=request.url.partition("?session=")[0]))
 
 
+class LoudFilter(RFPDupeFilter):
+    def log(self, request: Request, spider: Any) -> None:
+        spider.crawler.stats.inc_value(f"loud{urlsplit(request.url).path}")
+
+
 class PickyFilter(RFPDupeFilter):
     def request_seen(self, request: Request) -> bool:
         return "/secret" in request.url or super().request_seen(request)
@@ -153,10 +159,11 @@ TWICE = {"/": links("/1", "/1", "/2"), "/1": links("/2", "/3")}
     ("component", "pages", "expected"),
     [
         ({"REQUEST_FINGERPRINTER_CLASS": Fingerprinter}, PAGES, ALL - Counter(SESSIONS)),
+        ({"DUPEFILTER_CLASS": LoudFilter}, TWICE, dict.fromkeys(("/", "/1", "/2", "/3"), 1)),
         ({"DUPEFILTER_CLASS": PickyFilter}, PAGES, ALL - Counter(["/secret"])),
         ({"DUPEFILTER_CLASS": BaseDupeFilter}, TWICE, {"/": 1, "/1": 2, "/2": 3, "/3": 2}),
     ],
-    ids=["fingerprinter", "filter", "no filter"],
+    ids=["fingerprinter", "own log", "filter", "no filter"],
 )
 async def test_own_duplicates(
     site: Site, served: ServedQueue, crawls: Crawls, component: Any, pages: Any, expected: Any
