@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
-from scrapy import Request, signals
+from scrapy import Item, Request, signals
 from scrapy.http import HtmlResponse, Response
 from scrapy.utils.asyncio import is_asyncio_available
 from twisted.python.failure import Failure
@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 # others get their turn earlier, but not on a page with few outputs: Scrapy starts a hundred workers
 # for each page, and all that have no output yet must be woken once more, which costs CPU time.
 _OUTPUTS: Final = 50
-# A request with a body of more bytes than this ends the turn.
+# A request of more bytes than this ends the turn. Each value in its meta counts as so many, too.
 _LARGE: Final = 16 * 1024
+_VALUE: Final = 16
+_CONTAINERS: Final = (dict, list, tuple, set, frozenset)
 
 
 def checked_config(crawler: Crawler) -> Config | None:
@@ -177,7 +179,7 @@ class SpiderMiddleware:
             if scheduler is not None and isinstance(output, Request):
                 if scheduler.is_full():
                     await scheduler.room(output)
-                if len(output.body) > _LARGE:
+                if _is_large(output):
                     left = 0  # it counts as waiting only once Scrapy has scheduled it
             yield output
 
@@ -185,3 +187,22 @@ class SpiderMiddleware:
         inflight = inflight_of(self._crawler)
         if inflight is not None and failure.value is not None:
             inflight.callback_failed(getattr(response, "request", None), failure.value)
+
+
+def _is_large(request: Request) -> bool:
+    """Whether it may take long to write, or much memory. Looks at no more values than it must."""
+    left = _LARGE - len(request.body)
+    values: list[Any] = [request.meta, request.cb_kwargs]
+    while values and left >= 0:
+        value = values.pop()
+        kind = type(value)
+        left -= _VALUE
+        if kind is str or kind is bytes:
+            left -= len(value)
+        elif kind in _CONTAINERS:
+            if len(value) * _VALUE > left:
+                return True
+            values.extend(value.values() if kind is dict else value)
+        elif isinstance(value, Item):
+            values.append(vars(value))
+    return left < 0

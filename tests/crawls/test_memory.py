@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from scrapy import Request
+from scrapy import Field, Item, Request
 from scrapy.http import Response
 
 from scrapy_apify_rq.entries.models import Entry
@@ -138,24 +138,33 @@ async def test_large_pages_that_wait_for_their_children(
     assert (await queue.info()).pending == 0
 
 
+class Product(Item):
+    texts = Field()
+
+
 class YieldsLarge(SiteSpider):
     """Its first page yields large requests faster than the queue takes them."""
 
     yielded = 0
+    where = "body"
 
     def parse(self, response: Response) -> Any:
         self.note(response)
         for number in range(COUNT):
             self.yielded += 1
-            body = f"{number:05}" + "x" * (SIZE - 5)
-            url = f"{self.site}/{number}"
-            yield Request(url, self.parse_page, method="POST", body=body)
+            yield Request(f"{self.site}/{number}", self.parse_page, **self.options(number))
+
+    def options(self, number: int) -> dict[str, Any]:
+        if self.where == "body":
+            return {"method": "POST", "body": f"{number:05}" + "x" * (SIZE - 5)}
+        return {"meta": {"item": Product(texts=[{"text": "x" * 90}] * (SIZE // 100))}}
 
     def parse_page(self, response: Response) -> None:
         self.note(response)
 
 
-async def test_outbox(site: Site, served: ServedQueue, crawls: Crawls) -> None:
+@pytest.mark.parametrize("where", ["body", "meta"])
+async def test_outbox(site: Site, served: ServedQueue, crawls: Crawls, where: str) -> None:
     """What the spider has yielded and the queue has not confirmed fits into half of the memory."""
     paths = [f"/{number}" for number in range(COUNT)]
     site.serve({"/": "page", **dict.fromkeys(paths, "page")})
@@ -172,7 +181,7 @@ async def test_outbox(site: Site, served: ServedQueue, crawls: Crawls) -> None:
     served.api.after = after
     # Scrapy takes so many outputs of a callback at a time.
     settings = {**LIMITED, "CONCURRENT_ITEMS": 4}
-    crawl = await crawls.start(YieldsLarge, settings, queue=served, site=site.url)
+    crawl = await crawls.start(YieldsLarge, settings, queue=served, site=site.url, where=where)
     await crawl.end()
     assert SIZE * most < 500_000 + SIZE * 5
     assert sorted(crawl.spider.handled) == sorted(["/", *paths])
