@@ -224,6 +224,7 @@ class InFlight:
 
     def downloaded(self, request: Request, response: Response) -> None:
         if (flight := self.match(request, Stage.DOWNLOADED)) is not None:
+            flight.outgoing.note_sent()  # if it was not: it may be a page of a cache
             flight.stage = Stage.DOWNLOADED
             flight.status = response.status
             flight.retry_after = response.headers.get("Retry-After")
@@ -231,6 +232,7 @@ class InFlight:
 
     def download_failed(self, request: Request, error: Exception) -> None:
         if (flight := self.match(request, Stage.DOWNLOADED)) is not None:
+            flight.outgoing.note_sent()
             flight.stage = Stage.DOWNLOADED
             flight.retry_after = None
             flight.download_error = describe(error)

@@ -47,17 +47,24 @@ class Outgoing:
         self._touched: frozenset[str] | None = None
 
     def note_sent(self) -> None:
-        """Call this when all other downloader middlewares have had the request."""
-        self._sent = dict(self._request.meta)
-        self._touched = None
+        """Call this when all other downloader middlewares have had the request, or one of them has
+        answered it. Only the first call counts: a callback may download its own request again.
+        """
+        if self._sent is None:
+            self._sent = dict(self._request.meta)
 
     def touched(self) -> frozenset[str]:
         """The keys of ``meta`` that changed on the way to the downloader."""
+        if self._sent is None:  # it is on its way
+            return self._changed_in(self._request.meta)
         if self._touched is None:
-            sent = {**self._inherited, **(self._sent or {})}
-            changed = {name for name, value in sent.items() if _is_other(self._meta, name, value)}
-            self._touched = frozenset(changed | (_BY_DOWNLOADER - self._meta.keys()))
+            self._touched = self._changed_in(self._sent)
         return self._touched
+
+    def _changed_in(self, meta: dict[str, Any]) -> frozenset[str]:
+        now = {**self._inherited, **meta}
+        changed = {name for name, value in now.items() if _is_other(self._meta, name, value)}
+        return frozenset(changed | (_BY_DOWNLOADER - self._meta.keys()))
 
     def stored_successor(self, request: Request) -> Stored:
         """What to store of a retry or a redirect, which is made from the request that was sent."""

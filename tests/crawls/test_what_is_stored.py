@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from scrapy import Request
 from scrapy.downloadermiddlewares.retry import RetryMiddleware, get_retry_request
+from scrapy.exceptions import IgnoreRequest
 from scrapy.http import Response
 
 from scrapy_apify_rq.entries.models import Entry
@@ -194,6 +195,44 @@ async def test_child_without_cookies_and_user_agent(
     crawl = await crawls.run(Again, ROTATING, site=site.url)
     assert crawl.spider.handled == ["/", "/next"]
     assert not {"cookie", "user-agent"} & stored_headers(await queue.entry("/next"))
+
+
+class Credits:
+    """Puts a secret on the way out, and the next middleware keeps the request from going there."""
+
+    def process_request(self, request: Request) -> Any:
+        if request.url.endswith("/next"):
+            return None
+        request.meta["token"] = "secret"
+        way = request.url.rpartition("/")[2]
+        if way == "answered":
+            return Response(request.url)
+        if way == "replaced":
+            return request.replace(url=f"{request.url}/next")
+        raise IgnoreRequest
+
+
+class Inherits(SiteSpider):
+    async def start(self) -> AsyncIterator[Any]:
+        for way in ("answered", "replaced", "refused"):
+            yield Request(f"{self.site}/{way}", self.parse, errback=self.parse)
+
+    def parse(self, response: Any) -> Iterator[Any]:
+        if not response.request.url.endswith("/next"):
+            url = f"{response.request.url}/next"
+            yield Request(url, meta={**response.request.meta, "mine": 1})
+
+
+async def test_child_of_a_page_that_was_not_downloaded(
+    site: Site, queue: Queue, crawls: Crawls
+) -> None:
+    """It is made from a cached page, put in the place of a request, or yielded by an errback."""
+    settings = {"DOWNLOADER_MIDDLEWARES": {Credits: 900}}
+    await crawls.run(Inherits, settings, site=site.url)
+    for way in ("answered", "replaced", "refused"):
+        meta = stored_meta(await queue.entry(f"/{way}/next"))
+        assert "token" not in meta, way
+        assert ("mine" in meta) == (way != "replaced")
 
 
 async def test_redirect_without_cookies_and_user_agent(
