@@ -53,6 +53,16 @@ def test_what_the_spider_set_itself_is_stored() -> None:
     assert stored.meta == {**meta, "retry_times": 1}
 
 
+def test_what_a_callback_adds_before_it_downloads_its_request_again_is_stored() -> None:
+    request = Request(URL)
+    outgoing = sent(request)
+    request.meta["attempt"] = 2
+    outgoing.note_sent()
+    stored = outgoing.stored_link(Request(f"{URL}/next", meta=request.meta))
+    assert stored is not None
+    assert stored.meta == {"attempt": 2}
+
+
 def test_what_the_retry_changes_on_purpose_is_stored() -> None:
     request = Request(URL, meta={"proxy": "http://one.example"})
     outgoing = sent(request)
