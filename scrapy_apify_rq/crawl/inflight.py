@@ -215,6 +215,8 @@ class InFlight:
         """The request has passed all downloader middlewares on its way out."""
         if (flight := self._flights.get(request)) is not None:
             flight.outgoing.note_sent()
+            if flight.stage is Stage.SCRAPING:
+                flight.outgoing.note_answered()  # the middlewares have had it once more
 
     def has_no_page(self, request: Request) -> bool:
         """Whether the request is in flight and must not be downloaded: see ``foreign``."""
@@ -239,6 +241,7 @@ class InFlight:
 
     def reached_callback(self, response: Response) -> None:
         if (flight := self.match(response.request, Stage.SCRAPING)) is not None:
+            flight.outgoing.note_answered()
             flight.stage = Stage.SCRAPING
             flight.loaded_url = response.url
 

@@ -31,20 +31,32 @@ class Outgoing:
     need not know whether it is equal to another.
     """
 
-    __slots__ = ("_cookies", "_headers", "_inherited", "_meta", "_request", "_sent", "_touched")
+    __slots__ = (
+        "_answered",
+        "_cookies",
+        "_headers",
+        "_inherited",
+        "_meta",
+        "_request",
+        "_sent",
+        "_sent_headers",
+        "_touched",
+    )
 
     def __init__(self, request: Request, stored: Stored | None = None) -> None:
         """``stored`` is what the queue holds of it, if it has inherited more than that."""
         self._request = request
         own = stored or Stored(request.headers, request.meta, request.cookies)
-        # Lists are copied, because appendlist() changes them in place.
-        self._headers = {name: list(values) for name, values in dict.items(own.headers)}
+        self._headers = _copied_headers(own.headers)
         self._meta = dict(own.meta)
         self._cookies = _copied(own.cookies)
         self._inherited = dict(request.meta) if stored else {}
         self._sent: dict[str, Any] | None = None
         """``meta`` as the downloader got it; None if it has not got it."""
+        self._sent_headers: dict[bytes, Any] = {}
         self._touched: frozenset[str] | None = None
+        self._answered: tuple[dict[bytes, Any], dict[str, Any]] | None = None
+        """Headers and ``meta`` as the callback got them; None if it has not got them."""
 
     def note_sent(self) -> None:
         """Call this when all other downloader middlewares have had the request, or one of them has
@@ -52,6 +64,16 @@ class Outgoing:
         """
         if self._sent is None:
             self._sent = dict(self._request.meta)
+            self._sent_headers = _copied_headers(self._request.headers)
+
+    def note_answered(self) -> None:
+        """Call this when the callback begins, which may change this very request and yield it."""
+        self._answered = _copied_headers(self._request.headers), dict(self._request.meta)
+
+    @property
+    def _now(self) -> tuple[dict[bytes, Any], dict[str, Any]]:
+        """Headers and ``meta`` as whoever made another request of this one has found them."""
+        return self._answered or (self._request.headers, self._request.meta)
 
     def touched(self) -> frozenset[str]:
         """The keys of ``meta`` that changed on the way to the downloader."""
@@ -91,15 +113,22 @@ class Outgoing:
 
         Of ``dict``, because the methods of ``Headers`` write each name in their way again.
         """
-        values: Any = dict.get(request.headers, name, [])
-        sent: Any = dict.get(self._request.headers, name, [])
-        return bool(values != self._headers.get(name) and values == sent)
+        values: Any = dict.get(request.headers, name)
+        own = self._headers.get(name)
+        if values == own:
+            return False
+        if self._sent is not None and self._answered is None:
+            # A middleware or an errback has made it. What it adds to this very request is its own.
+            sent = self._sent_headers.get(name)
+            if sent == own or values == sent:
+                return bool(sent != own)
+        return bool(values == dict.get(self._now[0], name))
 
     def _stored_meta(self, request: Request) -> dict[str, Any]:
         """The request's meta, but for values that it has from the way to the downloader."""
         meta = dict(request.meta)
         for name in self.touched() & meta.keys():
-            if _is_other(self._request.meta, name, meta[name]):
+            if _is_other(self._now[1], name, meta[name]):
                 continue  # it was changed on purpose since
             if name in self._meta:
                 meta[name] = self._meta[name]
@@ -110,6 +139,11 @@ class Outgoing:
 
 def _is_other(meta: dict[str, Any], name: str, value: object) -> bool:
     return name not in meta or meta[name] is not value
+
+
+def _copied_headers(headers: Headers) -> dict[bytes, Any]:
+    # Lists are copied, because appendlist() changes them in place.
+    return {name: list(values) for name, values in dict.items(headers)}
 
 
 def _copied(cookies: Any) -> Any:

@@ -235,6 +235,48 @@ async def test_child_of_a_page_that_was_not_downloaded(
         assert ("mine" in meta) == (way != "replaced")
 
 
+def marked(request: Request) -> Request | None:
+    """The very same request, to be crawled again with a mark; None if it has the mark."""
+    if "X-Mark" in request.headers:
+        return None
+    request.headers["X-Mark"] = "1"
+    return request
+
+
+class Marks:
+    def process_response(self, request: Request, response: Response) -> Any:
+        return (request.url.endswith("/middleware") and marked(request)) or response
+
+
+class YieldsItsOwn(SiteSpider):
+    async def start(self) -> AsyncIterator[Any]:
+        for who in ("callback", "errback", "middleware"):
+            url = f"{self.site}/{who}"
+            yield Request(url, self.parse, errback=self.failed, dont_filter=True)
+
+    def parse(self, response: Response) -> Any:
+        assert response.request is not None
+        return marked(response.request)
+
+    def failed(self, failure: Any) -> Any:
+        return marked(failure.request)
+
+
+async def test_request_that_is_changed_and_scheduled_again(
+    site: Site, queue: Queue, crawls: Crawls
+) -> None:
+    """It is still in flight then, so what is stored of it is crawled, and not the object."""
+    site.serve({"/callback": "page", "/errback": 404, "/middleware": "page"})
+    settings = {"DOWNLOADER_MIDDLEWARES": {RotatingUserAgent: 450, Marks: 460}}
+    settings["CLOSESPIDER_PAGECOUNT"] = 20  # type: ignore[assignment]
+    await crawls.run(YieldsItsOwn, settings, site=site.url)
+    for who in ("callback", "errback", "middleware"):
+        assert [header(hit, "X-Mark") for hit in hits(site, f"/{who}")] == [None, "1"], who
+    stored = [stored_headers(entry) for entry in await queue.entries()]
+    assert sum("x-mark" in names for names in stored) == 3
+    assert not any("user-agent" in names for names in stored)
+
+
 async def test_redirect_without_cookies_and_user_agent(
     site: Site, queue: Queue, crawls: Crawls
 ) -> None:

@@ -63,6 +63,18 @@ def test_what_a_callback_adds_before_it_downloads_its_request_again_is_stored() 
     assert stored.meta == {"attempt": 2}
 
 
+def test_what_a_callback_changes_in_its_own_request_is_stored_when_it_yields_that_one() -> None:
+    request = Request(URL)
+    outgoing = sent(request)
+    outgoing.note_answered()
+    request.headers["Referer"] = URL
+    request.meta["download_timeout"] = 5.0
+    stored = outgoing.stored_link(request)
+    assert stored is not None
+    assert dict(stored.headers) == {b"Referer": [URL.encode()]}
+    assert stored.meta == {"download_timeout": 5.0}
+
+
 def test_what_the_retry_changes_on_purpose_is_stored() -> None:
     request = Request(URL, meta={"proxy": "http://one.example"})
     outgoing = sent(request)
