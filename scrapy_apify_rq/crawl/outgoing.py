@@ -39,6 +39,7 @@ class Outgoing:
         "_meta",
         "_request",
         "_sent",
+        "_sent_cookies",
         "_sent_headers",
         "_touched",
     )
@@ -54,6 +55,7 @@ class Outgoing:
         self._sent: dict[str, Any] | None = None
         """``meta`` as the downloader got it; None if it has not got it."""
         self._sent_headers: dict[bytes, Any] = {}
+        self._sent_cookies: Any = None
         self._touched: frozenset[str] | None = None
         self._answered: tuple[dict[bytes, Any], dict[str, Any]] | None = None
         """Headers and ``meta`` as the callback got them; None if it has not got them."""
@@ -65,6 +67,7 @@ class Outgoing:
         if self._sent is None:
             self._sent = dict(self._request.meta)
             self._sent_headers = _copied_headers(self._request.headers)
+            self._sent_cookies = _copied(self._request.cookies)
 
     def note_answered(self) -> None:
         """Call this when the callback begins, which may change this very request and yield it."""
@@ -94,19 +97,24 @@ class Outgoing:
         for name in {*headers, *self._request.headers, *self._headers}:
             if self._is_inherited(request, name):
                 _set(headers, name, self._headers.get(name))
-        same_cookies = request.cookies == self._request.cookies
-        cookies = self._cookies if same_cookies else request.cookies
-        return Stored(headers, self._stored_meta(request), cookies)
+        return Stored(headers, self._stored_meta(request), self._stored_cookies(request))
 
     def stored_link(self, request: Request) -> Stored | None:
         """What to store of a link; None if it has inherited nothing, as most links have not."""
         inherited = [name for name in request.headers if self._is_inherited(request, name)]
-        if not inherited and self.touched().isdisjoint(request.meta):
+        cookies = request.cookies and self._stored_cookies(request)
+        has_same = cookies == request.cookies and self.touched().isdisjoint(request.meta)
+        if has_same and not inherited:
             return None
         headers = Headers(request.headers)
         for name in inherited:
             _set(headers, name, self._headers.get(name))
-        return Stored(headers, self._stored_meta(request), request.cookies)
+        return Stored(headers, self._stored_meta(request), cookies)
+
+    def _stored_cookies(self, request: Request) -> Any:
+        """The request's cookies, unless it has them from the way to the downloader."""
+        sent = self._request.cookies if self._sent is None else self._sent_cookies
+        return self._cookies if request.cookies == sent else request.cookies
 
     def _is_inherited(self, request: Request, name: bytes) -> bool:
         """Whether a header has its value from the way to the downloader.

@@ -75,6 +75,21 @@ def test_what_a_callback_changes_in_its_own_request_is_stored_when_it_yields_tha
     assert stored.meta == {"download_timeout": 5.0}
 
 
+def test_cookies_that_a_middleware_has_chosen_are_not_stored() -> None:
+    request = Request(URL)
+    outgoing = Outgoing(request)
+    request.cookies = {"session": "1"}
+    outgoing.note_sent()
+    for stored in (
+        outgoing.stored_link(request.replace(url=f"{URL}/next")),
+        outgoing.stored_successor(retried(request)),
+    ):
+        assert stored is not None
+        assert stored.cookies == {}
+    request.cookies["mine"] = "2"
+    assert outgoing.stored_successor(request).cookies == {"session": "1", "mine": "2"}
+
+
 def test_what_the_retry_changes_on_purpose_is_stored() -> None:
     request = Request(URL, meta={"proxy": "http://one.example"})
     outgoing = sent(request)
