@@ -80,12 +80,13 @@ class Outgoing:
         return Stored(headers, self._stored_meta(request), request.cookies)
 
     def _is_inherited(self, request: Request, name: bytes) -> bool:
-        """Whether a header has its value from the way to the downloader.
+        """Whether a header has its value from the way to the downloader, or lacks one from there.
 
-        Of ``dict``, because the methods of ``Headers`` write each name in their way again.
+        Of ``dict``, because the methods of ``Headers`` write each name in their way again. An empty
+        list is not a missing header: it says that none may be sent.
         """
-        values: Any = dict.get(request.headers, name, [])
-        sent: Any = dict.get(self._request.headers, name, [])
+        values: Any = dict.get(request.headers, name)
+        sent: Any = dict.get(self._request.headers, name)
         return bool(values != self._headers.get(name) and values == sent)
 
     def _stored_meta(self, request: Request) -> dict[str, Any]:
