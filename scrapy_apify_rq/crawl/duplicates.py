@@ -75,7 +75,10 @@ class Duplicates:
         async for entry in backend.list():
             self._frontier.remember(entry.id)
             with suppress(CodecError):  # reported when it is its turn
-                self._filter.request_seen(converter.decode(entry))
+                request = converter.decode(entry)
+                # Scrapy asks for these only. A retry has dont_filter whatever its first try had.
+                if entry.retry_count or not self._keys.is_repeatable(request):
+                    self._filter.request_seen(request)
 
     def new_key(
         self, request: Request, content: Callable[[], str], parent: Parent | None
