@@ -312,7 +312,7 @@ class RequestConverter:
         """Read an entry. Raises CodecError with the reason if it is not a request, and MissingError
         if another version of the project may know better.
         """
-        blob = entry.user_data.get("scrapy")
+        blob, no_retry = entry.user_data.get("scrapy"), entry.no_retry
         try:
             if entry.broken is not None:
                 raise CodecError(entry.broken)
@@ -320,6 +320,7 @@ class RequestConverter:
                 request = self._decode_own(entry, blob)
             elif "scrapy_request" in entry.user_data:
                 request = read_apify(entry, self._methods, self.names)
+                no_retry = no_retry or None  # false is all that ``apify.scrapy`` writes
             else:
                 request = read_plain(entry, self._methods, self._callbacks)
         except MissingError:
@@ -329,8 +330,8 @@ class RequestConverter:
         except Exception as error:  # a constructor may reject what a stranger wrote in any way
             raise CodecError(_reason(error)) from error
         self._check_scheme(request.url)
-        if entry.no_retry not in (None, bool(request.meta.get("dont_retry"))):
-            request.meta["dont_retry"] = entry.no_retry
+        if no_retry not in (None, bool(request.meta.get("dont_retry"))):
+            request.meta["dont_retry"] = no_retry
         return request
 
     def _decode_own(self, entry: Entry, blob: dict[str, Any], depth: int = 0) -> Request:

@@ -104,6 +104,16 @@ def test_an_entry_of_apify_scrapy() -> None:
     assert request.dumps_kwargs == {"indent": 1, "sort_keys": True}
 
 
+@pytest.mark.parametrize(
+    ("no_retry", "meta"), [(False, {}), (False, {"dont_retry": True}), (True, {})]
+)
+def test_no_retry_of_apify_scrapy(no_retry: bool, meta: dict[str, Any]) -> None:
+    """It writes false whatever the meta says; true was set by somebody else."""
+    entry = apify(meta=meta).model_copy(update={"no_retry": no_retry})
+    request = converter().decode(entry)
+    assert bool(request.meta.get("dont_retry")) is (no_retry or bool(meta))
+
+
 def test_an_entry_of_apify_scrapy_that_is_wrong() -> None:
     wrong: list[dict[str, Any]] = [{"headers": 5}, {"headers": {"A": 5}}, {"body": 5}]
     for changes in (*wrong, {"meta": None}, {"_class": "dict"}, {"_class": 5}):
