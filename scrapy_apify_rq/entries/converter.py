@@ -35,13 +35,14 @@ from scrapy_apify_rq.entries.callbacks import SpiderMethods
 from scrapy_apify_rq.entries.foreign import read_apify, read_plain
 from scrapy_apify_rq.entries.mending import without_words
 from scrapy_apify_rq.entries.models import TURNS, Entry
-from scrapy_apify_rq.entries.names import Names
+from scrapy_apify_rq.entries.names import Names, type_name
 from scrapy_apify_rq.entries.place import Place
 from scrapy_apify_rq.entries.request_classes import (
     Parts,
     find_request_class,
     is_certain,
     known_base,
+    unlisted,
 )
 from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.entries.value_reader import decode
@@ -145,7 +146,7 @@ class RequestConverter:
             parts = _parts(request, headers, meta, cookies)
             entry = self._write(parts, unique_key, replaced)
             if not (unique_key.isascii() and self._is_certain(parts, replaced)):
-                self._check(entry, type(request).__qualname__)
+                self._check(entry, request)
         except CodecError:
             raise
         except Exception as error:  # a subclass of Request may compute its attributes
@@ -243,8 +244,9 @@ class RequestConverter:
             return False
         return replaced is None or replaced.user_data.keys() <= {"label", "scrapy", TURNS}
 
-    def _check(self, entry: Entry, name: str) -> None:
+    def _check(self, entry: Entry, request: Request) -> None:
         """Raise CodecError unless the entry can be stored and the same request read from it."""
+        name = type(request).__qualname__
         try:
             stored = Entry.from_json(entry.id, entry.to_json())
         except ValueError as error:
@@ -252,17 +254,37 @@ class RequestConverter:
                 f"{name} cannot be written as JSON: {error}"[:_REASON_LIMIT]
             ) from error
         try:
-            request = self.decode(stored)
+            restored = self.decode(stored)
         except CodecError as error:
             raise CodecError(f"{name} cannot be restored: {error}") from error
-        parts = Parts(request, request.headers, request.meta, request.cookies)
-        again = self._write(parts, entry.unique_key, stored)
+        again = self._write(_parts(restored, None, None, None), entry.unique_key, stored)
         # The written forms are compared, because values in meta may not know that they are equal.
         before, after = _flat(entry), _flat(again)
         if lost := [
             field for field in {**before, **after} if before.get(field) != after.get(field)
         ]:
             raise CodecError(f"{name} does not restore its {', '.join(lost)}")
+        if lost := self._lost(request, restored):
+            raise CodecError(
+                f"{name} does not restore its {', '.join(lost)}: list what its constructor takes in"
+                " the attributes of the class"
+            )
+
+    def _lost(self, request: Request, restored: Request) -> list[str]:
+        """Name what the restored request lacks of what its class does not list."""
+        after = unlisted(restored)
+        return [
+            name
+            for name, value in unlisted(request).items()
+            if name not in after or self._form(value) != self._form(after[name])
+        ]
+
+    def _form(self, value: object) -> JsonValue:
+        """Values without a written form, such as locks, count by their types."""
+        try:
+            return encode(value, "", self.names)
+        except CodecError:
+            return type_name(value)
 
     # A request that is part of a value: see ``names.Requests``.
 
@@ -274,7 +296,8 @@ class RequestConverter:
         inner = place.written_by(place.writer._replace(is_checked=False))
         data = self._write_part(parts, inner)
         restored = self.read_part(data, place.depth)
-        if data != self._write_part(_parts(restored, None, None, None), inner):
+        again = self._write_part(_parts(restored, None, None, None), inner)
+        if data != again or self._lost(request, restored):
             raise place.refusal(f"the {type(request).__qualname__} would not be the same")
         return data
 
@@ -390,7 +413,9 @@ def _reason(error: Exception) -> str:
 def _flat(entry: Entry) -> dict[str, Any]:
     """Return all values that were written of a request in one dict."""
     blob = entry.user_data["scrapy"]
-    fields = {name: getattr(entry, name) for name in ("url", "method", "payload", "headers")}
+    fields = {name: getattr(entry, name) for name in ("url", "method", "headers")}
+    # Under the name of Request, since a subclass may have a payload of its own.
+    fields["body"] = entry.payload
     return {**fields, **blob, **blob.get("attributes", {}), "attributes": None}
 
 
