@@ -172,6 +172,8 @@ class RequestConverter:
             blob = self._blob(parts._replace(meta=own))
             written = write_headers(parts.headers, blob)
             differences = {name: blob[name] for name in blob if name not in _SAME_CONTENT}
+            if fragment := request.url.partition("#")[2]:  # a browser may make two pages of it
+                differences["fragment"] = fragment
             if not (differences or written):
                 return ""
             text = json.dumps([differences, written], sort_keys=True)

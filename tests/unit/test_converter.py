@@ -151,6 +151,14 @@ def test_the_entry_shares_nothing_with_the_request() -> None:
     assert second.meta["list"] == [1, {"x": [2]}]
 
 
+def test_content_is_what_no_fingerprint_says() -> None:
+    requests = [Request(f"{URL}?a#1"), Request(f"{URL}?a#2"), Request(URL, cookies={"a": "b"})]
+    requests += [Request(URL, SPIDER.parse), Request(URL, headers={"A": None}), JsonRequest(URL)]
+    assert len({converter().content(request) for request in requests}) == 6
+    same = [Request(URL, priority=1), Request(f"{URL}#", meta={"depth": 1}, dont_filter=True)]
+    assert {converter().content(request) for request in same} == {""}
+
+
 # The form
 
 GET: Any = {"meta": {"depth": 1, "download_timeout": 180.0}, "callback": SPIDER.parse_page}
