@@ -266,6 +266,13 @@ def test_deepest_possible(wrap: Callable[[Any], Any], levels: int) -> None:
     assert is_refused(encode, nested(101, wrap))
 
 
+def test_what_shares_its_parts_at_each_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scrapy_apify_rq.entries.values.MAX_PARTS", 1000)
+    assert is_refused(encode, nested(40, lambda x: [x, x]))
+    assert is_refused(encode, nested(12, lambda x: Product(name=x, related=x)))
+    assert len(encode([(1,)] * 999)) == 999  # type: ignore[arg-type]
+
+
 def test_little_stack_left() -> None:
     limit, data = sys.getrecursionlimit(), encode(nested(90))
     calls = [(encode, nested(90)), (decode, data), (encode, nested(20, Point))]
