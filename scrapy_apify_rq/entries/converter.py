@@ -47,7 +47,13 @@ from scrapy_apify_rq.entries.request_classes import (
 from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.entries.value_reader import decode
 from scrapy_apify_rq.entries.values import encode
-from scrapy_apify_rq.entries.wire_fields import read_body, read_headers, write_body, write_headers
+from scrapy_apify_rq.entries.wire_fields import (
+    read_body,
+    read_headers,
+    read_url,
+    write_body,
+    write_headers,
+)
 from scrapy_apify_rq.errors import CodecError, ConfigError, MissingError
 from scrapy_apify_rq.limits import METHODS
 
@@ -376,7 +382,7 @@ class RequestConverter:
             if name in blob and not isinstance(value, types):
                 raise CodecError(f"userData.scrapy.{name} is a {type(value).__name__}")
         request = cls(
-            url=entry.url,
+            url=read_url(entry.url),
             method=blob.get("method", entry.method),
             headers=read_headers(entry, blob),
             body=read_body(entry, blob),

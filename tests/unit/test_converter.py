@@ -17,7 +17,16 @@ from scrapy_apify_rq.entries.converter import reset, store_spider_errors, stored
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import CodecError
 from tests.support.codec_classes import SPIDER, ApiRequest
-from tests.support.conversion import URL, apify_text, converter, encoded, foreign, own, refusal
+from tests.support.conversion import (
+    URL,
+    apify,
+    apify_text,
+    converter,
+    encoded,
+    foreign,
+    own,
+    refusal,
+)
 from tests.support.exact_values import JSON_DATA, ODD, VALUES, describe, nested, seeded
 
 VERBATIM = {"verbatim_url": True}
@@ -290,6 +299,9 @@ def test_deep_and_large_entries() -> None:
     assert "the entry" in refusal(Entry.from_json("id", text))
     refusal(apify_text('{"a":' * 50_000))
     refusal(foreign(url=BIG))
+    long = f"http://{'é' * 2_000_000}/"
+    for entry in (foreign(url=long), own({"v": 1}, url=long), apify(url=long)):
+        assert "host of 2000000" in refusal(entry)
     refusal(own({"v": 1, "meta": {f"${BIG}": 1}}))
     request = converter().decode(own({"v": 1, "meta": {"big": BIG}}, payload=BIG))
     assert request.meta["big"] == BIG
