@@ -482,7 +482,7 @@ def _forget_retries(stored: dict[str, Any]) -> int:
 def _without_retries(scrapy_request: str) -> str:
     try:
         stored = json.loads(scrapy_request)
-    except ValueError:  # a pickle, perhaps: decode() says what is wrong with it
+    except (ValueError, RecursionError):  # decode() says what is wrong: a pickle, perhaps
         return scrapy_request
     changed = isinstance(stored, dict) and _forget_retries(stored)
     return without_words(json.dumps(stored)) if changed else scrapy_request

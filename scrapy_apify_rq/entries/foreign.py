@@ -109,6 +109,6 @@ def apify_start_key(entry: Entry) -> str | None:
         is_start = meta.get("is_start_request") and stored.get("dont_filter")
         # A retry or a redirect of a start request is an entry of its own and inherits its meta.
         is_first = not (meta.get("retry_times") or meta.get("redirect_times"))
-    except (KeyError, ValueError, TypeError, AttributeError):  # written by others, or broken
-        return None
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return None  # written by others, or broken
     return entry.unique_key.partition("|")[2] if is_start and is_first else None

@@ -353,7 +353,7 @@ def test_reset_reads_what_apify_scrapy_wrote() -> None:
 def test_reset_takes_what_strangers_write() -> None:
     pairs = [1, [], ["retry_times", "?"]]
     blobs = (1, {"v": 1, "meta": 2}, {"v": 1, "meta": {"$dict": pairs}})
-    texts = ("gASVpickle", "[1]", 5)
+    texts = ("gASVpickle", "[1]", 5, '{"a":' * 100_000)
     for entry in (foreign(), *map(own, blobs), *map(apify_text, texts)):
         entry.handled_at, entry.error_messages = NOW, ["why"]
         reset(entry, -1)

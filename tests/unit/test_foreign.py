@@ -142,4 +142,5 @@ START_KEYS += [({"meta": START}, None), ({"dont_filter": True}, None), ({"meta":
 def test_key_of_a_start_request_of_apify_scrapy(stored: Any, key: str | None) -> None:
     user_data = {"scrapy_request": json.dumps(stored)}
     assert apify_start_key(foreign(unique_key="random|key|rest", user_data=user_data)) == key
-    assert apify_start_key(apify_text("gASVpickle")) is apify_start_key(foreign()) is None
+    for other in (apify_text("gASVpickle"), apify_text('{"a":' * 100_000), foreign()):
+        assert apify_start_key(other) is None
