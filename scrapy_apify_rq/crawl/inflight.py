@@ -147,6 +147,7 @@ class InFlight:
         """Bytes of what Scrapy has, entries and live requests, about. What waits for its children
         does not count, or these could not be handed out."""
         self._most_size = config.memory // 2
+        converter.stored_form = self._stored_form_in_value
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -306,6 +307,11 @@ class InFlight:
         if stored is not None:
             self._stored_forms[request] = stored
         return stored
+
+    def _stored_form_in_value(self, request: Request) -> Stored | None:
+        """What the queue is to store of a request that the meta of another one holds."""
+        flight = self._flights.get(request)
+        return None if flight is None else flight.outgoing.stored_successor(request)
 
     def adopt(self, visit: Visit) -> None:
         """A new request lives in memory only: let what led to it wait for it."""

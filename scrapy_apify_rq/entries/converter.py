@@ -23,7 +23,7 @@ requests and items are called.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
@@ -105,6 +105,10 @@ class RequestConverter:
         self.names = Names(trusted, plugins, self._methods, requests=self)
         self._schemes = schemes
         self._known_bases: dict[type[Request], type[Request] | None] = {}
+        self.stored_form: Callable[[Request], tuple[Headers, dict[str, Any], Any] | None]
+        """Headers, meta and cookies to write in place of those of a request that is part of a value:
+        it may be one that a crawl has sent. None: its own."""
+        self.stored_form = lambda request: None
         for label, name in self._callbacks.items():
             try:
                 self._methods.get(name)
@@ -298,7 +302,7 @@ class RequestConverter:
 
     def write_part(self, request: Request, place: Place) -> JsonValue:
         """Write it, and read it back if it may not come back the same."""
-        parts = _parts(request, None, None, None)
+        parts = _parts(request, *(self.stored_form(request) or (None, None, None)))
         if not place.writer.is_checked or self._is_certain(parts, None):
             return self._write_part(parts, place)
         inner = place.written_by(place.writer._replace(is_checked=False))

@@ -167,11 +167,13 @@ async def test_retry_without_what_belongs_to_one_attempt(
     assert not {"download_latency", "download_slot", "download_timeout", "proxy"} & set(meta)
 
 
-@pytest.mark.parametrize("way", ["follow", "replace"])
+@pytest.mark.parametrize("way", ["follow", "replace", "meta"])
 async def test_child_without_cookies_and_user_agent(
     site: Site, queue: Queue, crawls: Crawls, way: str
 ) -> None:
-    """A spider that makes a request of the one that was sent copies what was put on that one."""
+    """A spider that makes a request of the one that was sent copies what was put on that one. So
+    does one that lets a request carry it, to ask for it again later.
+    """
 
     class Again(SiteSpider):
         async def start(self) -> AsyncIterator[Any]:
@@ -187,13 +189,19 @@ async def test_child_without_cookies_and_user_agent(
                 return
             if way == "replace":
                 yield response.request.replace(url=f"{self.site}/next")
+            elif way == "meta":
+                yield Request(f"{self.site}/next", meta={"page": [response.request]})
             else:
                 yield response.follow("/next")
 
     site.serve({"/login": Page("in", headers={"Set-Cookie": "a=1"}), "/": "page", "/next": "page"})
     crawl = await crawls.run(Again, ROTATING, site=site.url)
     assert crawl.spider.handled == ["/", "/next"]
-    assert not {"cookie", "user-agent"} & stored_headers(await queue.entry("/next"))
+    entry = await queue.entry("/next")
+    assert not {"cookie", "user-agent"} & stored_headers(entry)
+    assert "download_latency" not in (text := entry.to_json())
+    assert "browser" not in text
+    assert "a=1" not in text
 
 
 async def test_redirect_without_cookies_and_user_agent(
