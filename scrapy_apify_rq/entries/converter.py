@@ -106,8 +106,8 @@ class RequestConverter:
         self._schemes = schemes
         self._known_bases: dict[type[Request], type[Request] | None] = {}
         self.stored_form: Callable[[Request], tuple[Headers, dict[str, Any], Any] | None]
-        """Headers, meta and cookies to write in place of those of a request that is part of a value:
-        it may be one that a crawl has sent. None: its own."""
+        """Headers, meta and cookies to write of a request that is part of a value, and that a crawl
+        may have sent, in place of its own. None: its own."""
         self.stored_form = lambda request: None
         for label, name in self._callbacks.items():
             try:
