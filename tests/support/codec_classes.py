@@ -152,6 +152,13 @@ class Stack(list[Any]):
     pass
 
 
+class Row(tuple[Any, ...]):
+    """No named tuple, which has as many elements as fields."""
+
+    __slots__ = ()
+    _fields = ("a", "b")
+
+
 class Table(dict[Any, Any]):
     __slots__ = ("title",)
 

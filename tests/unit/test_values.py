@@ -157,6 +157,7 @@ TAGGED: list[tuple[str, Any, Any]] = [
     ("$object", cc.Slotted(1), [f"{HERE}:Slotted", [["_Slotted__private", 1], ["here", 1]]]),
     ("$object", with_attribute(cc.Name("n"), "source", 1), NAMED),
     ("$object", with_attribute(cc.Table(a=1), "title", "t"), TABLE),
+    ("$object", cc.Row((1, 2, 3)), [f"{HERE}:Row", [], {"$tuple": [1, 2, 3]}]),
     ("$object", cc.Growing(["a"]), [f"{HERE}:Growing", [["tags", ["a", "new"]]]]),
     ("$object", Link("http://a.org", "t"), LINK),
 ]
