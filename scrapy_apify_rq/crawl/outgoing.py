@@ -8,6 +8,7 @@ they are secrets, and out of date when the crawl is resumed. The live request ke
 from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
+from weakref import ref
 
 from scrapy import Request
 from scrapy.http import Headers
@@ -25,17 +26,17 @@ class Stored(NamedTuple):
 
 
 class Outgoing:
-    """One request, from the moment when it is handed to the engine.
+    """One request, from the moment when it is handed to the engine. Whoever asks holds the request.
 
     Values are compared by identity, because a copy of ``meta`` holds the same objects and a value
     need not know whether it is equal to another.
     """
 
-    __slots__ = ("_cookies", "_headers", "_inherited", "_meta", "_request", "_sent", "_touched")
+    __slots__ = ("_cookies", "_headers", "_inherited", "_live", "_meta", "_sent", "_touched")
 
     def __init__(self, request: Request, stored: Stored | None = None) -> None:
         """``stored`` is what the queue holds of it, if it has inherited more than that."""
-        self._request = request
+        self._live = ref(request)
         own = stored or Stored(request.headers, request.meta, request.cookies)
         # Lists are copied, because appendlist() changes them in place.
         self._headers = {name: list(values) for name, values in dict.items(own.headers)}
@@ -45,6 +46,12 @@ class Outgoing:
         self._sent: dict[str, Any] | None = None
         """``meta`` as the downloader got it; None if it has not got it."""
         self._touched: frozenset[str] | None = None
+
+    @property
+    def _request(self) -> Request:
+        request = self._live()
+        assert request is not None
+        return request
 
     def note_sent(self) -> None:
         """Call this when all other downloader middlewares have had the request."""
