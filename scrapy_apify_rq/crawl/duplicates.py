@@ -76,8 +76,9 @@ class Duplicates:
             self._frontier.remember(entry.id)
             with suppress(CodecError):  # reported when it is its turn
                 request = converter.decode(entry)
-                # Scrapy asks for these only. A retry has dont_filter whatever its first try had.
-                if entry.retry_count or not self._keys.is_repeatable(request):
+                # Scrapy shows it no others. A retry has dont_filter whatever its first try had.
+                is_retry = entry.retry_count and request.meta.get("retry_times")
+                if is_retry or not self._keys.is_repeatable(request):
                     self._filter.request_seen(request)
 
     def new_key(
