@@ -76,7 +76,11 @@ class Duplicates:
         async for entry in backend.list():
             self._frontier.remember(entry.id)
             with suppress(CodecError):  # reported when it is its turn
-                self._filter.request_seen(converter.decode(entry))
+                request = converter.decode(entry)
+                # Scrapy shows it no others. A retry has dont_filter whatever its first try had.
+                is_retry = entry.retry_count and request.meta.get("retry_times")
+                if is_retry or not self._keys.is_repeatable(request):
+                    self._filter.request_seen(request)
 
     def new_key(
         self, request: Request, content: Callable[[], str], parent: Parent | None

@@ -140,6 +140,8 @@ class InFlight:
         self._flights: dict[Request, Flight] = {}
         self._stored_forms: WeakKeyDictionary[Request, Stored] = WeakKeyDictionary()
         """What the queue holds of live requests that wait, where it is less than they hold."""
+        self._carried: WeakKeyDictionary[Request, Outgoing] = WeakKeyDictionary()
+        """Of requests that were sent, and that the meta of others holds."""
         self._visits: dict[str, Visit] = {}
         self._origins: dict[Visit, Flight | Origin] = {}
         """Of each visit that lives in memory only and is not finished: what leads to it again."""
@@ -147,6 +149,7 @@ class InFlight:
         """Bytes of what Scrapy has, entries and live requests, about. What waits for its children
         does not count, or these could not be handed out."""
         self._most_size = config.memory // 2
+        converter.stored_form = self._stored_form_in_value
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -311,6 +314,14 @@ class InFlight:
         if stored is not None:
             self._stored_forms[request] = stored
         return stored
+
+    def _stored_form_in_value(self, request: Request) -> Stored | None:
+        """What the queue is to store of a request that the meta of another one holds."""
+        if (flight := self._flights.get(request)) is not None:
+            # That one may hand it on when this one is finished.
+            self._carried[request] = flight.outgoing
+        outgoing = self._carried.get(request)
+        return None if outgoing is None else outgoing.stored_successor(request)
 
     def adopt(self, visit: Visit) -> None:
         """A new request lives in memory only: let what led to it wait for it."""

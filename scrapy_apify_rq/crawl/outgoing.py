@@ -8,6 +8,7 @@ they are secrets, and out of date when the crawl is resumed. The live request ke
 from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
+from weakref import ref
 
 from scrapy import Request
 from scrapy.http import Headers
@@ -25,7 +26,7 @@ class Stored(NamedTuple):
 
 
 class Outgoing:
-    """One request, from the moment when it is handed to the engine.
+    """One request, from the moment when it is handed to the engine. Whoever asks holds the request.
 
     Values are compared by identity, because a copy of ``meta`` holds the same objects and a value
     need not know whether it is equal to another.
@@ -36,8 +37,8 @@ class Outgoing:
         "_cookies",
         "_headers",
         "_inherited",
+        "_live",
         "_meta",
-        "_request",
         "_sent",
         "_sent_cookies",
         "_sent_headers",
@@ -46,7 +47,7 @@ class Outgoing:
 
     def __init__(self, request: Request, stored: Stored | None = None) -> None:
         """``stored`` is what the queue holds of it, if it has inherited more than that."""
-        self._request = request
+        self._live = ref(request)
         own = stored or Stored(request.headers, request.meta, request.cookies)
         self._headers = _copied_headers(own.headers)
         self._meta = dict(own.meta)
@@ -59,6 +60,12 @@ class Outgoing:
         self._touched: frozenset[str] | None = None
         self._answered: tuple[dict[bytes, Any], dict[str, Any]] | None = None
         """Headers and ``meta`` as the callback got them; None if it has not got them."""
+
+    @property
+    def _request(self) -> Request:
+        request = self._live()
+        assert request is not None
+        return request
 
     def note_sent(self) -> None:
         """Call this when all other downloader middlewares have had the request, or one of them has
@@ -117,9 +124,10 @@ class Outgoing:
         return self._cookies if request.cookies == sent else request.cookies
 
     def _is_inherited(self, request: Request, name: bytes) -> bool:
-        """Whether a header has its value from the way to the downloader.
+        """Whether a header has its value from the way to the downloader, or lacks one from there.
 
-        Of ``dict``, because the methods of ``Headers`` write each name in their way again.
+        Of ``dict``, because the methods of ``Headers`` write each name in their way again. An empty
+        list is not a missing header: it says that none may be sent.
         """
         values: Any = dict.get(request.headers, name)
         own = self._headers.get(name)

@@ -22,6 +22,8 @@ from scrapy_apify_rq.entries.names import type_name
 from scrapy_apify_rq.entries.place import Place
 from scrapy_apify_rq.entries.value_reader import FLAGS, MAX_DEPTH, MAX_DIGITS
 
+# Of those that are not written as they are. An entry of 9 MB has no room for many more.
+MAX_PARTS: Final = 1_000_000
 # Beyond it, JavaScript's only number type skips integers.
 _MAX_INT: Final = 2**53
 # Found by making one, because its name is private.
@@ -65,6 +67,10 @@ def write(value: object, place: Place) -> JsonValue:
     """Write a value that JSON cannot hold as it is, or that has parts."""
     if place.depth >= MAX_DEPTH:
         raise place.refusal(f"nested more than {MAX_DEPTH} levels deep, or contains itself")
+    left = place.writer.left
+    left[0] -= 1
+    if left[0] < 0:
+        raise place.refusal(f"the value has more than {MAX_PARTS} parts, or the same ones often")
     encoder = _ENCODERS.get(type(value))
     return encoder(value, place) if encoder else place.writer.write_other(value, place)
 

@@ -23,7 +23,7 @@ requests and items are called.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,18 +35,25 @@ from scrapy_apify_rq.entries.callbacks import SpiderMethods
 from scrapy_apify_rq.entries.foreign import read_apify, read_plain
 from scrapy_apify_rq.entries.mending import without_words
 from scrapy_apify_rq.entries.models import TURNS, Entry
-from scrapy_apify_rq.entries.names import Names
+from scrapy_apify_rq.entries.names import Names, type_name
 from scrapy_apify_rq.entries.place import Place
 from scrapy_apify_rq.entries.request_classes import (
     Parts,
     find_request_class,
     is_certain,
     known_base,
+    unlisted,
 )
 from scrapy_apify_rq.entries.unique_keys import request_id
 from scrapy_apify_rq.entries.value_reader import decode
 from scrapy_apify_rq.entries.values import encode
-from scrapy_apify_rq.entries.wire_fields import read_body, read_headers, write_body, write_headers
+from scrapy_apify_rq.entries.wire_fields import (
+    read_body,
+    read_headers,
+    read_url,
+    write_body,
+    write_headers,
+)
 from scrapy_apify_rq.errors import CodecError, ConfigError, MissingError
 from scrapy_apify_rq.limits import METHODS
 
@@ -98,6 +105,10 @@ class RequestConverter:
         self.names = Names(trusted, plugins, self._methods, requests=self)
         self._schemes = schemes
         self._known_bases: dict[type[Request], type[Request] | None] = {}
+        self.stored_form: Callable[[Request], tuple[Headers, dict[str, Any], Any] | None]
+        """Headers, meta and cookies to write of a request that is part of a value, and that a crawl
+        may have sent, in place of its own. None: its own."""
+        self.stored_form = lambda request: None
         for label, name in self._callbacks.items():
             try:
                 self._methods.get(name)
@@ -145,7 +156,7 @@ class RequestConverter:
             parts = _parts(request, headers, meta, cookies)
             entry = self._write(parts, unique_key, replaced)
             if not (unique_key.isascii() and self._is_certain(parts, replaced)):
-                self._check(entry, type(request).__qualname__)
+                self._check(entry, request)
         except CodecError:
             raise
         except Exception as error:  # a subclass of Request may compute its attributes
@@ -171,6 +182,8 @@ class RequestConverter:
             blob = self._blob(parts._replace(meta=own))
             written = write_headers(parts.headers, blob)
             differences = {name: blob[name] for name in blob if name not in _SAME_CONTENT}
+            if fragment := request.url.partition("#")[2]:  # a browser may make two pages of it
+                differences["fragment"] = fragment
             if not (differences or written):
                 return ""
             text = json.dumps([differences, written], sort_keys=True)
@@ -243,8 +256,9 @@ class RequestConverter:
             return False
         return replaced is None or replaced.user_data.keys() <= {"label", "scrapy", TURNS}
 
-    def _check(self, entry: Entry, name: str) -> None:
+    def _check(self, entry: Entry, request: Request) -> None:
         """Raise CodecError unless the entry can be stored and the same request read from it."""
+        name = type(request).__qualname__
         try:
             stored = Entry.from_json(entry.id, entry.to_json())
         except ValueError as error:
@@ -252,29 +266,50 @@ class RequestConverter:
                 f"{name} cannot be written as JSON: {error}"[:_REASON_LIMIT]
             ) from error
         try:
-            request = self.decode(stored)
+            restored = self.decode(stored)
         except CodecError as error:
             raise CodecError(f"{name} cannot be restored: {error}") from error
-        parts = Parts(request, request.headers, request.meta, request.cookies)
-        again = self._write(parts, entry.unique_key, stored)
+        again = self._write(_parts(restored, None, None, None), entry.unique_key, stored)
         # The written forms are compared, because values in meta may not know that they are equal.
         before, after = _flat(entry), _flat(again)
         if lost := [
             field for field in {**before, **after} if before.get(field) != after.get(field)
         ]:
             raise CodecError(f"{name} does not restore its {', '.join(lost)}")
+        if lost := self._lost(request, restored):
+            raise CodecError(
+                f"{name} does not restore its {', '.join(lost)}: list what its constructor takes in"
+                " the attributes of the class"
+            )
+
+    def _lost(self, request: Request, restored: Request) -> list[str]:
+        """Name what the restored request lacks of what its class does not list."""
+        after = unlisted(restored)
+        return [
+            name
+            for name, value in unlisted(request).items()
+            if name not in after or self._form(value) != self._form(after[name])
+        ]
+
+    def _form(self, value: object) -> JsonValue:
+        """Values without a written form, such as locks, count by their types."""
+        try:
+            return encode(value, "", self.names)
+        except CodecError:
+            return type_name(value)
 
     # A request that is part of a value: see ``names.Requests``.
 
     def write_part(self, request: Request, place: Place) -> JsonValue:
         """Write it, and read it back if it may not come back the same."""
-        parts = _parts(request, None, None, None)
+        parts = _parts(request, *(self.stored_form(request) or (None, None, None)))
         if not place.writer.is_checked or self._is_certain(parts, None):
             return self._write_part(parts, place)
         inner = place.written_by(place.writer._replace(is_checked=False))
         data = self._write_part(parts, inner)
         restored = self.read_part(data, place.depth)
-        if data != self._write_part(_parts(restored, None, None, None), inner):
+        again = self._write_part(_parts(restored, None, None, None), inner)
+        if data != again or self._lost(request, restored):
             raise place.refusal(f"the {type(request).__qualname__} would not be the same")
         return data
 
@@ -312,7 +347,7 @@ class RequestConverter:
         """Read an entry. Raises CodecError with the reason if it is not a request, and MissingError
         if another version of the project may know better.
         """
-        blob = entry.user_data.get("scrapy")
+        blob, no_retry = entry.user_data.get("scrapy"), entry.no_retry
         try:
             if entry.broken is not None:
                 raise CodecError(entry.broken)
@@ -320,6 +355,7 @@ class RequestConverter:
                 request = self._decode_own(entry, blob)
             elif "scrapy_request" in entry.user_data:
                 request = read_apify(entry, self._methods, self.names)
+                no_retry = no_retry or None  # false is all that ``apify.scrapy`` writes
             else:
                 request = read_plain(entry, self._methods, self._callbacks)
         except MissingError:
@@ -329,8 +365,8 @@ class RequestConverter:
         except Exception as error:  # a constructor may reject what a stranger wrote in any way
             raise CodecError(_reason(error)) from error
         self._check_scheme(request.url)
-        if entry.no_retry not in (None, bool(request.meta.get("dont_retry"))):
-            request.meta["dont_retry"] = entry.no_retry
+        if no_retry not in (None, bool(request.meta.get("dont_retry"))):
+            request.meta["dont_retry"] = no_retry
         return request
 
     def _decode_own(self, entry: Entry, blob: dict[str, Any], depth: int = 0) -> Request:
@@ -350,7 +386,7 @@ class RequestConverter:
             if name in blob and not isinstance(value, types):
                 raise CodecError(f"userData.scrapy.{name} is a {type(value).__name__}")
         request = cls(
-            url=entry.url,
+            url=read_url(entry.url),
             method=blob.get("method", entry.method),
             headers=read_headers(entry, blob),
             body=read_body(entry, blob),
@@ -389,7 +425,9 @@ def _reason(error: Exception) -> str:
 def _flat(entry: Entry) -> dict[str, Any]:
     """Return all values that were written of a request in one dict."""
     blob = entry.user_data["scrapy"]
-    fields = {name: getattr(entry, name) for name in ("url", "method", "payload", "headers")}
+    fields = {name: getattr(entry, name) for name in ("url", "method", "headers")}
+    # Under the name of Request, since a subclass may have a payload of its own.
+    fields["body"] = entry.payload
     return {**fields, **blob, **blob.get("attributes", {}), "attributes": None}
 
 
@@ -448,7 +486,7 @@ def _forget_retries(stored: dict[str, Any]) -> int:
 def _without_retries(scrapy_request: str) -> str:
     try:
         stored = json.loads(scrapy_request)
-    except ValueError:  # a pickle, perhaps: decode() says what is wrong with it
+    except (ValueError, RecursionError):  # decode() says what is wrong: a pickle, perhaps
         return scrapy_request
     changed = isinstance(stored, dict) and _forget_retries(stored)
     return without_words(json.dumps(stored)) if changed else scrapy_request

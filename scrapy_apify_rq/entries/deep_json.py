@@ -13,8 +13,9 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-# A text, with a colon if it is a key; or what changes the depth.
-_TOKEN: Final = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?|[{}\[\]]', re.DOTALL)
+# A text, with a colon if it is a key; or what changes the depth. Possessive, so that a text of
+# megabytes leaves nothing to come back to for each of its characters.
+_TOKEN: Final = re.compile(r'("(?:[^"\\]++|\\.)*+")(\s*+:)?|[{}\[\]]', re.DOTALL)
 
 
 def texts_at(text: str, depth: int) -> dict[str, str]:

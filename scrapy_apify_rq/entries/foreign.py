@@ -28,7 +28,7 @@ from scrapy_apify_rq.entries.mending import well_formed_json
 from scrapy_apify_rq.entries.models import TURNS, UNREADABLE, Entry
 from scrapy_apify_rq.entries.names import Names
 from scrapy_apify_rq.entries.request_classes import find_request_class
-from scrapy_apify_rq.entries.wire_fields import read_body
+from scrapy_apify_rq.entries.wire_fields import read_body, read_url
 from scrapy_apify_rq.errors import CodecError
 
 _CRAWLEE: Final = "__crawlee"
@@ -40,7 +40,7 @@ def read_plain(entry: Entry, methods: SpiderMethods, callbacks: Mapping[str, str
     label = entry.user_data.get("label")
     name = callbacks.get(label) if isinstance(label, str) else None
     return Request(
-        url=entry.url,
+        url=read_url(entry.url),
         method=entry.method,
         headers=entry.headers,
         body=read_body(entry, {}),
@@ -63,6 +63,7 @@ def read_apify(entry: Entry, methods: SpiderMethods, names: Names) -> Request:
         module, _, name = path.rpartition(".")
         cls = find_request_class(f"{module}:{name}", names)
     values = {name: stored[name] for name in cls.attributes if name in stored}
+    values["url"] = read_url(stored["url"])
     values["headers"] = {
         name: [base64.b64decode(value) for value in stored_values]
         for name, stored_values in stored.get("headers", {}).items()
@@ -108,6 +109,6 @@ def apify_start_key(entry: Entry) -> str | None:
         is_start = meta.get("is_start_request") and stored.get("dont_filter")
         # A retry or a redirect of a start request is an entry of its own and inherits its meta.
         is_first = not (meta.get("retry_times") or meta.get("redirect_times"))
-    except (KeyError, ValueError, TypeError, AttributeError):  # written by others, or broken
-        return None
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return None  # written by others, or broken
     return entry.unique_key.partition("|")[2] if is_start and is_first else None

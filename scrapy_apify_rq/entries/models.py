@@ -41,6 +41,9 @@ TURNS: Final = "scrapy_items"
 # Without these an entry is another request.
 _REQUIRED: Final = frozenset(("uniqueKey", "url", "headers"))
 
+# Beyond it, a stranger's number is none to reckon with.
+_MOST_RETRIES: Final = 2**53
+
 # Bytes, about: of an entry with empty fields; of quotes and a comma; of a number, true or null.
 _OVERHEAD: Final = 160
 _PUNCTUATION: Final = 6
@@ -90,7 +93,7 @@ class Entry(BaseModel):
     payload: str | dict[str, Any] | None = None
     headers: dict[str, str] | None = None
     user_data: Annotated[dict[str, Any], _null_is(dict)] = Field(default_factory=dict)
-    retry_count: Annotated[int, _null_is(int)] = 0
+    retry_count: Annotated[int, _null_is(int), Field(ge=0, le=_MOST_RETRIES)] = 0
     no_retry: bool | None = None
     error_messages: Annotated[list[str], _null_is(list)] = Field(default_factory=list)
     loaded_url: str | None = None

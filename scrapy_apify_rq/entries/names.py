@@ -132,7 +132,7 @@ class Names:
             )
         try:
             return importlib.import_module(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script ends itself when it is imported
             raise MissingError(
                 f"{short(path)} is in a module that cannot be imported",
                 short(f"{type(error).__name__}: {error}"),

@@ -53,12 +53,16 @@ def write_other(value: Any, place: Place) -> JsonValue:
         return _write_url(value, place)
     if _is_numpy_scalar(value):
         return _write_numpy_scalar(value, place)
-    if is_namedtuple_class(cls) and not getattr(value, "__dict__", None):
+    if is_namedtuple_class(cls) and _has_fields_only(value):
         elements = parts(tuple(tuple.__iter__(value)), place, 3)
         return {"$namedtuple": [_class_path(cls, place), elements]}
     if is_item_class(cls):
         return _write_item(value, place)
     return _write_object(value, place)
+
+
+def _has_fields_only(value: Any) -> bool:
+    return tuple.__len__(value) == len(value._fields) and not getattr(value, "__dict__", None)
 
 
 def _at(place: Place, function: Any, *arguments: Any) -> Any:

@@ -22,6 +22,10 @@ class Writer(NamedTuple):
 
     Only the outermost such part is, and with it those inside: to check each of them would double
     the work at each level."""
+    left: list[int]
+    """One number, which all share: how many parts may still be written. A part that lies in a value
+    at several places is written at each, and so are those inside of it: ten such levels make a
+    thousand, thirty a billion."""
 
 
 class Place:

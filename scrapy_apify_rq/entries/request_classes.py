@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cached_property
+from inspect import getattr_static
 from typing import Any, Final, NamedTuple
 
 from scrapy import FormRequest, Request
 from scrapy.http import Headers, JsonRequest, XmlRpcRequest
 from w3lib.url import safe_url_string
 
+from scrapy_apify_rq.entries.item_classes import state
 from scrapy_apify_rq.entries.names import Names
 from scrapy_apify_rq.errors import CodecError
 from scrapy_apify_rq.limits import METHODS
@@ -37,6 +40,8 @@ _CONSTRUCTION: Final = (vars(Request).keys() | vars(object).keys() | {"__getattr
     "__weakref__",
     "attributes",
 }
+# What Scrapy's own requests consist of, besides what they list in ``attributes``.
+_STATE: Final = frozenset().union(*(state(cls("https://a.b")) for cls in _DEFAULT_HEADERS))
 _COOKIES: Final = (dict, list, tuple)
 # Addresses that Scrapy's constructor is certain to leave alone, for a quick look.
 _SAFE: Final = r"(?:[\w.~!$&()*+,/:;=@-]++|%[0-9A-Fa-f]{2})"
@@ -69,8 +74,25 @@ def known_base(cls: type[Request]) -> type[Request] | None:
     base = next(base for base in cls.__mro__ if base in _DEFAULT_HEADERS)
     if type(cls) is not type(base) or cls.attributes != base.attributes:
         return None
-    own = set(cls.__mro__) - set(base.__mro__)
-    return None if any(vars(one).keys() & _CONSTRUCTION for one in own) else base
+    own = [vars(one) for one in set(cls.__mro__) - set(base.__mro__)]
+    if any(one.keys() & _CONSTRUCTION or one.get("__slots__") for one in own):
+        return None
+    return base
+
+
+def unlisted(request: Request) -> dict[str, Any]:
+    """Return what the request holds that its class does not list in ``attributes``.
+
+    Its constructor may make the same again. A cached property is made when somebody asks for it.
+    """
+    cls = type(request)
+    return {
+        name: value
+        for name, value in state(request).items()
+        if name not in _STATE
+        and name not in cls.attributes
+        and not isinstance(getattr_static(cls, name, None), cached_property)
+    }
 
 
 def is_certain(parts: Parts, base: type[Request]) -> bool:
@@ -82,6 +104,7 @@ def is_certain(parts: Parts, base: type[Request]) -> bool:
         and -_MAX_INT <= request.priority <= _MAX_INT
         and type(request.flags) is list
         and type(parts.cookies) in _COOKIES
+        and getattr(request, "__dict__", {}).keys() <= _STATE
         and _keeps_headers(parts, base)
         and _keeps_url(request.url, request.encoding, parts.meta)
     )

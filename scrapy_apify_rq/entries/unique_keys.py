@@ -20,6 +20,7 @@ from scrapy.utils.misc import load_object
 
 from scrapy_apify_rq.entries.crawlee_keys import extended_key, url_key, url_key_of_javascript
 from scrapy_apify_rq.entries.mending import well_formed
+from scrapy_apify_rq.entries.wire_fields import write_headers
 
 if TYPE_CHECKING:
     from scrapy import Request
@@ -86,8 +87,8 @@ class Keys:
     def plain(self, request: Request) -> str:
         """Return the key that this request shares with all that Scrapy filters as the same."""
         if self._of_crawlee is not None:
-            headers = _text_headers(request)
-            return self._of_crawlee(request.url, request.method, request.body, headers)
+            headers = write_headers(request.headers, {})  # as others will see them
+            return self._of_crawlee(request.url, request.method, request.body, headers.items())
         if self._fingerprint is not None:
             return self._fingerprint(request)
         return self._fingerprinter.fingerprint(request).hex()
@@ -124,11 +125,3 @@ class Keys:
     def of_none(self, plain: str) -> str:
         """Return the key of a request that nothing in the crawl has led to, as far as we know."""
         return f"{plain}:{secrets.token_hex(8)}"
-
-
-def _text_headers(request: Request) -> list[tuple[str, str]]:
-    return [
-        (name.decode("latin-1"), b", ".join(values).decode("latin-1"))
-        for name, values in request.headers.items()
-        if values
-    ]

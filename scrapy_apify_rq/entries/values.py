@@ -49,7 +49,7 @@ from __future__ import annotations
 
 from pydantic import JsonValue
 
-from scrapy_apify_rq.entries.builtin_values import NATIVE, is_unicode, write
+from scrapy_apify_rq.entries.builtin_values import MAX_PARTS, NATIVE, is_unicode, write
 from scrapy_apify_rq.entries.names import NOTHING, Names
 from scrapy_apify_rq.entries.objects import write_other
 from scrapy_apify_rq.entries.place import Place, Writer
@@ -62,7 +62,7 @@ def encode(value: object, where: str = "value", names: Names = NOTHING) -> JsonV
 
     Raises CodecError if a part would not come back the same; ``where`` begins the path to it.
     """
-    root = Place(None, where, 0, Writer(names, write_other, is_checked=True))
+    root = Place(None, where, 0, Writer(names, write_other, is_checked=True, left=[MAX_PARTS]))
     try:
         fits = NATIVE.get(type(value))
         return value if fits and fits(value) else write(value, root)  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Body and headers, between the bytes of Scrapy and the texts of the API.
+"""URL, body and headers, between what Scrapy takes and the texts of the API.
 
 Where the API's field cannot hold them exactly, the bytes go into ``userData.scrapy`` as well.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 from scrapy.http import Headers
 
@@ -15,6 +16,23 @@ from scrapy_apify_rq.entries.mending import without_words
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.value_reader import decode
 from scrapy_apify_rq.entries.values import encode
+from scrapy_apify_rq.errors import CodecError
+
+# Characters. Names of hosts end at 253.
+_LONGEST_HOST: Final = 1000
+
+
+def read_url(url: str) -> str:
+    """Refuse a host that Request would take many seconds to write in ASCII."""
+    if len(url) <= _LONGEST_HOST or url.isascii():
+        return url
+    try:
+        host = urlsplit(url).netloc
+    except ValueError:  # Request refuses it at once, or leaves it as it is (verbatim_url)
+        return url
+    if len(host) > _LONGEST_HOST and not host.isascii():
+        raise CodecError(f"its URL has a host of {len(host)} characters")
+    return url
 
 
 def write_body(body: bytes, blob: dict[str, Any]) -> str | None:

@@ -73,28 +73,42 @@ class Languages(SiteSpider):
 class Often(Languages):
     """Asks for each of four pages five times, from each of two pages."""
 
+    async def start(self) -> AsyncIterator[Any]:
+        yield Request(f"{self.site}/", dont_filter=True)
+
     def pages(self) -> Any:
         for number in range(4):
             for _ in range(5):
                 yield Request(f"{self.site}/{number}", self.parse_page)
+
+    def parse_again(self, response: Response) -> Any:
+        yield from super().parse_again(response)
+        for _ in range(3):  # the filter has not seen the start request
+            yield Request(f"{self.site}/", self.parse_page)
 
     def parse_page(self, response: Response) -> None:
         self.note(response)
 
 
 @pytest.mark.parametrize(
-    ("spider", "filter_class", "pages"),
-    [(Languages, LanguageFilter, 15), (Often, ThriceFilter, 12)],
+    ("spider", "filter_class", "pages", "last"),
+    [(Languages, LanguageFilter, 15, []), (Often, ThriceFilter, 12, ["/", "/", "/"])],
 )
 async def test_the_filter_of_the_project_decides_in_both_directions(
-    site: Site, queue: Queue, crawls: Crawls, spider: Any, filter_class: type, pages: int
+    site: Site,
+    queue: Queue,
+    crawls: Crawls,
+    spider: Any,
+    filter_class: type,
+    pages: int,
+    last: list[str],
 ) -> None:
     """As in stock Scrapy; and a crawl that is killed with one page left goes on with that one."""
     held = Held("page")
     site.serve({"/": "page", "/again": "page", **{f"/{number}": "page" for number in range(5)}})
     settings = {"DUPEFILTER_CLASS": filter_class}
     stock = await crawls.run(spider, {**settings, **STOCK}, site=site.url)
-    assert len(stock.spider.handled) == pages + 2
+    assert len(stock.spider.handled) == pages + 2 + len(last)
 
     site.serve({"/again": [held, "page"]})
     crawl = await crawls.start(spider, settings, site=site.url)
@@ -105,7 +119,7 @@ async def test_the_filter_of_the_project_decides_in_both_directions(
     await crawl.end()
     assert Counter(crawl.spider.handled) == Counter(stock.spider.handled)
     resumed = await crawls.run(spider, settings, queue=killed, site=site.url)
-    assert resumed.spider.handled == ["/again"]
+    assert resumed.spider.handled == ["/again", *last]
 
 
 class Differ(SiteSpider):

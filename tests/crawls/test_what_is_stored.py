@@ -168,11 +168,13 @@ async def test_retry_without_what_belongs_to_one_attempt(
     assert not {"download_latency", "download_slot", "download_timeout", "proxy"} & set(meta)
 
 
-@pytest.mark.parametrize("way", ["follow", "replace"])
+@pytest.mark.parametrize("way", ["follow", "replace", "meta"])
 async def test_child_without_cookies_and_user_agent(
     site: Site, queue: Queue, crawls: Crawls, way: str
 ) -> None:
-    """A spider that makes a request of the one that was sent copies what was put on that one."""
+    """A spider that makes a request of the one that was sent copies what was put on that one. So
+    does one that lets a request carry it, to ask for it again later.
+    """
 
     class Again(SiteSpider):
         async def start(self) -> AsyncIterator[Any]:
@@ -186,15 +188,26 @@ async def test_child_without_cookies_and_user_agent(
             assert response.request is not None
             if response.url.endswith("/next"):
                 return
-            if way == "replace":
+            if way == "meta":
+                yield Request(
+                    f"{self.site}/between", self.parse_between, meta={"page": response.request}
+                )
+            elif way == "replace":
                 yield response.request.replace(url=f"{self.site}/next")
             else:
                 yield response.follow("/next")
 
+        def parse_between(self, response: Response) -> Iterator[Any]:
+            yield Request(f"{self.site}/next", meta={"page": [response.meta["page"]]})
+
     site.serve({"/login": Page("in", headers={"Set-Cookie": "a=1"}), "/": "page", "/next": "page"})
+    site.serve({"/between": "page"})
     crawl = await crawls.run(Again, ROTATING, site=site.url)
     assert crawl.spider.handled == ["/", "/next"]
-    assert not {"cookie", "user-agent"} & stored_headers(await queue.entry("/next"))
+    for entry in await queue.entries():
+        assert not {"cookie", "user-agent"} & stored_headers(entry)
+        text = entry.to_json()
+        assert [word for word in ("browser", "a=1", "download_latency") if word in text] == []
 
 
 class Credits:

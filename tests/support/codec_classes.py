@@ -7,6 +7,7 @@ import datetime as dt
 import enum
 import functools
 import json
+import threading
 from collections import namedtuple
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -151,6 +152,13 @@ class Stack(list[Any]):
     pass
 
 
+class Row(tuple[Any, ...]):
+    """No named tuple, which has as many elements as fields."""
+
+    __slots__ = ()
+    _fields = ("a", "b")
+
+
 class Table(dict[Any, Any]):
     __slots__ = ("title",)
 
@@ -216,6 +224,32 @@ class TokenRequest(Request):
         super().__init__(*args, **options)
         self.token = token
         self.number = min(number, 9)
+
+
+class PayloadRequest(Request):
+    """Its body is made of its payload, whatever body it is given."""
+
+    attributes: tuple[str, ...] = (*Request.attributes, "payload")
+
+    def __init__(self, *args: Any, payload: Any = None, **options: Any) -> None:
+        super().__init__(*args, **{**options, "body": json.dumps(payload)})
+        self.payload = payload
+
+
+class UserRequest(Request):
+    """Does not list its user, so a copy lacks it."""
+
+    def __init__(self, *args: Any, user: str | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.user, self.lock = user, threading.Lock()
+
+    @functools.cached_property
+    def host(self) -> str:
+        return self.url.split("/")[2]
+
+
+class SlottedRequest(Request):
+    __slots__ = ("user",)
 
 
 class Positional(Request):

@@ -17,7 +17,16 @@ from scrapy_apify_rq.entries.converter import reset, store_spider_errors, stored
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.errors import CodecError
 from tests.support.codec_classes import SPIDER, ApiRequest
-from tests.support.conversion import URL, apify_text, converter, encoded, foreign, own, refusal
+from tests.support.conversion import (
+    URL,
+    apify,
+    apify_text,
+    converter,
+    encoded,
+    foreign,
+    own,
+    refusal,
+)
 from tests.support.exact_values import JSON_DATA, ODD, VALUES, describe, nested, seeded
 
 VERBATIM = {"verbatim_url": True}
@@ -151,6 +160,14 @@ def test_the_entry_shares_nothing_with_the_request() -> None:
     assert second.meta["list"] == [1, {"x": [2]}]
 
 
+def test_content_is_what_no_fingerprint_says() -> None:
+    requests = [Request(f"{URL}?a#1"), Request(f"{URL}?a#2"), Request(URL, cookies={"a": "b"})]
+    requests += [Request(URL, SPIDER.parse), Request(URL, headers={"A": None}), JsonRequest(URL)]
+    assert len({converter().content(request) for request in requests}) == 6
+    same = [Request(URL, priority=1), Request(f"{URL}#", meta={"depth": 1}, dont_filter=True)]
+    assert {converter().content(request) for request in same} == {""}
+
+
 # The form
 
 GET: Any = {"meta": {"depth": 1, "download_timeout": 180.0}, "callback": SPIDER.parse_page}
@@ -282,6 +299,9 @@ def test_deep_and_large_entries() -> None:
     assert "the entry" in refusal(Entry.from_json("id", text))
     refusal(apify_text('{"a":' * 50_000))
     refusal(foreign(url=BIG))
+    long = f"http://{'é' * 2_000_000}/"
+    for entry in (foreign(url=long), own({"v": 1}, url=long), apify(url=long)):
+        assert "host of 2000000" in refusal(entry)
     refusal(own({"v": 1, "meta": {f"${BIG}": 1}}))
     request = converter().decode(own({"v": 1, "meta": {"big": BIG}}, payload=BIG))
     assert request.meta["big"] == BIG
@@ -333,7 +353,7 @@ def test_reset_reads_what_apify_scrapy_wrote() -> None:
 def test_reset_takes_what_strangers_write() -> None:
     pairs = [1, [], ["retry_times", "?"]]
     blobs = (1, {"v": 1, "meta": 2}, {"v": 1, "meta": {"$dict": pairs}})
-    texts = ("gASVpickle", "[1]", 5)
+    texts = ("gASVpickle", "[1]", 5, '{"a":' * 100_000)
     for entry in (foreign(), *map(own, blobs), *map(apify_text, texts)):
         entry.handled_at, entry.error_messages = NOW, ["why"]
         reset(entry, -1)

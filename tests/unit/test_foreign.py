@@ -104,6 +104,16 @@ def test_an_entry_of_apify_scrapy() -> None:
     assert request.dumps_kwargs == {"indent": 1, "sort_keys": True}
 
 
+@pytest.mark.parametrize(
+    ("no_retry", "meta"), [(False, {}), (False, {"dont_retry": True}), (True, {})]
+)
+def test_no_retry_of_apify_scrapy(no_retry: bool, meta: dict[str, Any]) -> None:
+    """It writes false whatever the meta says; true was set by somebody else."""
+    entry = apify(meta=meta).model_copy(update={"no_retry": no_retry})
+    request = converter().decode(entry)
+    assert bool(request.meta.get("dont_retry")) is (no_retry or bool(meta))
+
+
 def test_an_entry_of_apify_scrapy_that_is_wrong() -> None:
     wrong: list[dict[str, Any]] = [{"headers": 5}, {"headers": {"A": 5}}, {"body": 5}]
     for changes in (*wrong, {"meta": None}, {"_class": "dict"}, {"_class": 5}):
@@ -132,4 +142,5 @@ START_KEYS += [({"meta": START}, None), ({"dont_filter": True}, None), ({"meta":
 def test_key_of_a_start_request_of_apify_scrapy(stored: Any, key: str | None) -> None:
     user_data = {"scrapy_request": json.dumps(stored)}
     assert apify_start_key(foreign(unique_key="random|key|rest", user_data=user_data)) == key
-    assert apify_start_key(apify_text("gASVpickle")) is apify_start_key(foreign()) is None
+    for other in (apify_text("gASVpickle"), apify_text('{"a":' * 100_000), foreign()):
+        assert apify_start_key(other) is None

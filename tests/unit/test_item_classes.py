@@ -81,6 +81,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     source = "import dataclasses\n@dataclasses.dataclass\nclass Thing:\n    a: int = 0\n"
     (tmp_path / name).mkdir()
     files = {"__init__.py": "", "items.py": source, "broken.py": "1 / 0", f"../{name}x.py": source}
+    files["script.py"] = "raise SystemExit"
     for file, text in files.items():
         (tmp_path / name / file).write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
@@ -101,7 +102,8 @@ def test_trusted_module_is_imported(package: str, below: str) -> None:
     assert describe(decode(encode(cc.Point(thing)))) == describe(cc.Point(thing))
 
 
-MISSING = [".missing:Thing", ".broken:Thing", ".items:Renamed", ".items:Thing.Inner"]
+MISSING = [".missing:Thing", ".broken:Thing", ".script:Thing"]
+MISSING += [".items:Renamed", ".items:Thing.Inner"]
 
 
 @pytest.mark.parametrize("path", MISSING)

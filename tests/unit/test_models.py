@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import time
+import tracemalloc
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
-from scrapy_apify_rq.entries.mending import strict_json
+from scrapy_apify_rq.entries.deep_json import texts_at
+from scrapy_apify_rq.entries.mending import strict_json, without_words
 from scrapy_apify_rq.entries.models import Entry
 from scrapy_apify_rq.entries.unique_keys import request_id
 from tests.support.conversion import URL, foreign
@@ -58,6 +60,7 @@ def test_odd_values_whose_meaning_is_plain(odd: dict[str, Any], expected: dict[s
 
 
 ABSENT: list[tuple[str, Any]] = [("retryCount", "many"), ("retryCount", 2.5), ("retryCount", {})]
+ABSENT += [("retryCount", -1), ("retryCount", 10**20)]
 ABSENT += [("handledAt", "yesterday"), ("handledAt", "9999-12-31T23:59:59-05:00")]
 ABSENT += [("noRetry", "perhaps"), ("loadedUrl", 5), ("method", 5), ("userData", "text")]
 
@@ -94,6 +97,18 @@ def test_a_number_beyond_pythons_stays_one() -> None:
     for text, why in ((b"[NaN]", "NaN is not JSON"), (b"[" * 10**5 + b"]" * 10**5, "too deeply")):
         with pytest.raises(ValueError, match=why):  # NaN must not become null
             strict_json(text)
+
+
+def test_memory_for_a_long_text_with_such_a_number() -> None:
+    text = json.dumps({"text": "NaN " * 100_000, "number": math.inf})
+    deep = f'{{"text":{text},"deep":{"[" * 100_000}{"]" * 100_000}}}'
+    tracemalloc.start()
+    try:
+        assert without_words(text).endswith("1e999}")
+        assert texts_at(deep, 2) == {"text": "NaN " * 100_000}
+        assert tracemalloc.get_traced_memory()[1] < 20 * len(text)
+    finally:
+        tracemalloc.stop()
 
 
 def test_nobody_but_us_says_that_an_entry_is_broken() -> None:

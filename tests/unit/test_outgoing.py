@@ -139,6 +139,17 @@ def test_a_link_made_of_its_page_is_stored_without_what_it_inherits() -> None:
     assert link.headers["Proxy-Authorization"] == SECRET.encode(), "the live request keeps it"
 
 
+def test_a_header_that_must_not_be_sent_is_not_inherited_from_a_page_that_lacks_it() -> None:
+    page = Request(URL)
+    outgoing = sent(page)
+    links = [Request(URL + "/2", headers={"Authorization": None})]
+    links.append(page.replace(headers={**page.headers, "Authorization": None}))
+    for link in links:
+        stored = outgoing.stored_link(link)
+        headers = link.headers if stored is None else stored.headers
+        assert dict(headers) == {b"Authorization": []}
+
+
 def test_a_list_of_values_that_a_middleware_appends_to() -> None:
     request = Request(URL, headers={"X-Many": ["1"]})
     outgoing = Outgoing(request)

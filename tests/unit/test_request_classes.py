@@ -29,9 +29,11 @@ GOOD += [JsonRequest(URL, method="PUT", body=b"{}", headers={"Accept": "text/pla
 GOOD += [XmlRpcRequest(URL, methodname="login", params=("user", 5), encoding="latin-1")]
 GOOD += [TokenRequest(URL, token={1, 2}, number=5), cc.Posting(URL), cc.Mixed(URL, body="x")]
 GOOD += [TokenRequest(URL, method="POST", body=b"\xff", callback=SPIDER.parse_page)]
+GOOD += [cc.PayloadRequest(URL, payload=[1]), cc.UserRequest(URL), cc.SlottedRequest(URL)]
+assert GOOD[-2].host  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("request_", GOOD, ids=range(11))
+@pytest.mark.parametrize("request_", GOOD, ids=range(14))
 def test_a_subclass_of_request(request_: Request) -> None:
     restarted(request_)
 
@@ -46,12 +48,21 @@ LONG, BARE, UNSORTED = TokenRequest(URL, number=5), JsonRequest(URL, data=1), Js
 LONG.number = 10
 del BARE.headers["Accept"]
 UNSORTED.dumps_kwargs.clear()
+OTHER, SLOTTED, MARKED = cc.PayloadRequest(URL), cc.SlottedRequest(URL), cc.UserRequest(URL)
+OTHER._set_body(b"other")
+SLOTTED.user = "Ann"  # what no class lists
+MARKED.mark = "x"  # type: ignore[attr-defined]
 BAD = {
     "LocalRequest cannot be found again": LocalRequest(URL),
     "Positional cannot be restored": cc.Positional(1),
     "TokenRequest does not restore its number": LONG,
     "JsonRequest does not restore its headers": BARE,
     "JsonRequest does not restore its dumps_kwargs": UNSORTED,
+    "PayloadRequest does not restore its body": OTHER,
+    "UserRequest does not restore its user: list": cc.UserRequest(URL, user="Ann"),
+    "UserRequest does not restore its mark": MARKED,
+    "SlottedRequest does not restore its user": SLOTTED,
+    "meta.'x'.: the UserRequest would not be the same": Request(URL, meta={"x": MARKED}),
 }
 
 

@@ -24,6 +24,7 @@ from scrapy_apify_rq.entries.crawlee_keys import (
     url_key_of_javascript,
 )
 from scrapy_apify_rq.entries.unique_keys import Keys, request_id
+from scrapy_apify_rq.setting_readers import KeyKind
 
 VECTORS_FILE = Path(__file__).parents[3] / "shared" / "api" / "uniquekey-vectors.json"
 
@@ -126,10 +127,16 @@ def test_ids_and_keys() -> None:
     assert keys == [f"GET|{hash_}|2d711642|{url}" for _, hash_ in HEADERS]
 
 
-def keys(**settings: Any) -> Keys:
+def test_headers_enter_a_key_as_the_entry_shows_them() -> None:
+    request = Request("http://x/a", headers={"Accept": ["a", "b"], "Authorization": "é"})
+    headers = [("accept", "a, b"), ("authorization", "é")]
+    assert keys("extended").plain(request) == extended_key(request.url, "GET", b"", headers)
+
+
+def keys(kind: KeyKind = "fingerprint", **settings: Any) -> Keys:
     crawler = Crawler(Spider, settings)
     crawler.request_fingerprinter = RequestFingerprinter(crawler)
-    return Keys(crawler, "fingerprint")
+    return Keys(crawler, kind)
 
 
 def test_a_request_that_is_not_filtered_has_a_key_of_its_own() -> None:

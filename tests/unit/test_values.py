@@ -157,6 +157,7 @@ TAGGED: list[tuple[str, Any, Any]] = [
     ("$object", cc.Slotted(1), [f"{HERE}:Slotted", [["_Slotted__private", 1], ["here", 1]]]),
     ("$object", with_attribute(cc.Name("n"), "source", 1), NAMED),
     ("$object", with_attribute(cc.Table(a=1), "title", "t"), TABLE),
+    ("$object", cc.Row((1, 2, 3)), [f"{HERE}:Row", [], {"$tuple": [1, 2, 3]}]),
     ("$object", cc.Growing(["a"]), [f"{HERE}:Growing", [["tags", ["a", "new"]]]]),
     ("$object", Link("http://a.org", "t"), LINK),
 ]
@@ -264,6 +265,13 @@ def test_deepest_possible(wrap: Callable[[Any], Any], levels: int) -> None:
     value = nested(levels, wrap)
     assert describe(through_json(value)) == describe(value)
     assert is_refused(encode, nested(101, wrap))
+
+
+def test_what_shares_its_parts_at_each_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scrapy_apify_rq.entries.values.MAX_PARTS", 1000)
+    assert is_refused(encode, nested(40, lambda x: [x, x]))
+    assert is_refused(encode, nested(12, lambda x: Product(name=x, related=x)))
+    assert len(encode([(1,)] * 999)) == 999  # type: ignore[arg-type]
 
 
 def test_little_stack_left() -> None:
