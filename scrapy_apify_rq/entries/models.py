@@ -93,7 +93,7 @@ class Entry(BaseModel):
     payload: str | dict[str, Any] | None = None
     headers: dict[str, str] | None = None
     user_data: Annotated[dict[str, Any], _null_is(dict)] = Field(default_factory=dict)
-    retry_count: Annotated[int, _null_is(int), Field(ge=0, le=_MOST_RETRIES)] = 0
+    retry_count: Annotated[int, _null_is(int), Field(ge=-_MOST_RETRIES, le=_MOST_RETRIES)] = 0
     no_retry: bool | None = None
     error_messages: Annotated[list[str], _null_is(list)] = Field(default_factory=list)
     loaded_url: str | None = None
