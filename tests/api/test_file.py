@@ -55,7 +55,8 @@ def test_a_damaged_file_is_no_bug(
         assert FILE_NAME in answer.message
         assert "Put back a copy" in answer.message
     assert not any(record.exc_info for record in caplog.records)
-    assert caplog.records[-1].levelno == logging.ERROR
+    # Whether lines of less weight are there, too, depends on the tests before this one.
+    assert logging.ERROR in [record.levelno for record in caplog.records]
 
 
 def test_a_file_that_is_replaced_by_something_else(
