@@ -130,7 +130,7 @@ class Leases:
         return self._needs_any(waiting, busy_hosts=window.busy_slots)
 
     def _needs_any(self, waiting: Amount, *, busy_hosts: int = 0) -> bool:
-        """Few enough wait for more to be claimed; without ``busy_hosts``, of whatever host."""
+        """Too little waits here. Without ``busy_hosts`` it does not matter which hosts are busy."""
         return waiting.size <= self._memory // 2 and self._appetite.is_low(
             waiting.entries, busy_hosts=busy_hosts, is_stuck=self._window.is_stuck
         )

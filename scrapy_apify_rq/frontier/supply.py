@@ -88,10 +88,12 @@ class Local:
         return {id: visit for id, visit in visits.items() if visit.lease and visit.lease < until}
 
     def share(self, *, for_others: bool) -> int | None:
-        """For a claim, which counts what is in flight, too: so many on top of ``Window.share``."""
+        """``Window.share`` for a claim, which counts what a host has in flight, too."""
         share = self.window.share(for_others=for_others)
+        if share is None or not for_others:
+            return share
         in_flight = Counter(visit.slot for visit in self.listener.in_flight.values())
-        return None if share is None else share + max(in_flight.values(), default=0)
+        return share + max(in_flight.values(), default=0)
 
     def is_at_rest(self) -> bool:
         """Nothing waits here, and nothing is in flight."""

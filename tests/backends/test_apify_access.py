@@ -70,10 +70,8 @@ async def test_an_entry_that_is_gone_does_not_keep_the_crawl_up(
         assert await client.take() == Claim([], False, alone=True)
 
 
-async def test_handled_entries_on_a_late_head_are_skipped(
-    api: Api, server: Queues, client: Apify
-) -> None:
-    await server.store(*map(entry, "abcd"))
+def hold_the_head(api: Api) -> None:
+    """From its first answer on, the head stays as it is."""
     heads: list[Any] = []
 
     def after(call: Call, data: Any) -> Any:
@@ -83,6 +81,13 @@ async def test_handled_entries_on_a_late_head_are_skipped(
         return data
 
     api.after = after
+
+
+async def test_handled_entries_on_a_late_head_are_skipped(
+    api: Api, server: Queues, client: Apify
+) -> None:
+    await server.store(*map(entry, "abcd"))
+    hold_the_head(api)
     assert await client.keys() == list("abcd")
     async with server.open() as other:
         await other.ack("a")
@@ -99,15 +104,7 @@ async def test_what_a_late_head_shows_in_vain_hides_nothing(
 ) -> None:
     """However much of it stands before the rest."""
     await server.store(*numbered(45))
-    heads: list[Any] = []
-
-    def after(call: Call, data: Any) -> Any:
-        if call.is_("GET", "/head"):
-            heads.append(data["items"])
-            data["items"] = heads[0]
-        return data
-
-    api.after = after
+    hold_the_head(api)
     async with server.open() as other:
         await other.take()
         gone = keys_of(numbered(40))
